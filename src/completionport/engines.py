@@ -1,0 +1,66 @@
+"""Which engines run here, why not, and which one a new port takes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from .interface import CompletionPort
+
+ENGINES = ("io_uring", "epoll", "selectors")
+"""All engines, the preferred one first."""
+
+_NOT_COMPILED = (
+    "the compiled module is missing",
+    "Reinstall with a C compiler at hand: pip install --force-reinstall completionport",
+)
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What is known of one engine on this machine."""
+
+    name: str
+    usable: bool
+    reason: str = ""
+    remedy: str = ""
+    features: dict[str, bool] = field(default_factory=dict)
+
+
+def probe(name: str) -> EngineReport:
+    """Look whether the engine ``name`` runs here, by asking the kernel for it."""
+    if name == "selectors":
+        return EngineReport(name, True)
+    try:
+        if name == "io_uring":
+            from .native import io_uring as native_engine
+        elif name == "epoll":
+            from .native import epoll as native_engine
+        else:
+            raise ValueError(f"unknown engine {name!r}: it is one of {', '.join(ENGINES)}")
+    except ImportError:
+        return EngineReport(name, False, *_NOT_COMPILED)
+    reason, remedy, features = native_engine.probe()
+    return EngineReport(name, not reason, reason, remedy, features)
+
+
+def port_class(engine: str | None) -> type[CompletionPort]:
+    """The implementation of the engine asked for, or of the best one here."""
+    wanted = engine if engine is not None else os.environ.get("COMPLETIONPORT_ENGINE") or None
+    if wanted is None:
+        wanted = next(name for name in ENGINES if probe(name).usable)
+    else:
+        report = probe(wanted)
+        if not report.usable:
+            raise EngineUnavailable(wanted, report.reason, report.remedy)
+    if wanted == "selectors":
+        from .portable.port import SelectorsPort
+
+        return SelectorsPort
+    from .native import ports
+
+    return ports.PORTS[wanted]

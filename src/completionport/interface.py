@@ -1,0 +1,284 @@
+"""What every engine offers: the port and its handles, documented once.
+
+The classes here carry the documentation and choose the implementation. The
+work is done in ``completionport.native`` (compiled: io_uring, epoll) and in
+``completionport.portable`` (the standard library only).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from mmap import mmap
+from typing import Any, Protocol, TypeAlias
+
+from .overlapped import Completion, Overlapped
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
+Buffers: TypeAlias = "Buffer | Sequence[Buffer]"
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Handle:
+    """A file that belongs to a port: a socket, a pipe, a regular file.
+
+    Made by `CompletionPort.associate`. Each operation returns at once with its
+    `Overlapped`; the result arrives as one packet at the port. Any thread may
+    call any method.
+
+    Operations are carried out in the order in which they were asked for: accepts,
+    receives and reads among themselves, connects, sends, writes and disconnects
+    among themselves. The packets of several operations may be taken in another
+    order when several threads take them.
+
+    The handle works on a duplicate of the file's descriptor. So an operation can
+    never reach another file that was given the same number, even when the program
+    closes ``file`` without telling the handle.
+
+    Common to all operations:
+
+    - ``overlapped``: an `Overlapped` of your own (per-I/O data), or None for a new one.
+    - Returned: that Overlapped. It, its handle and its buffers are kept alive until
+      its packet was taken.
+    - Raised at the call, and then no packet follows: `TypeError` and `ValueError` for
+      wrong arguments, `HandleClosed`, `PortClosed`, `OperationPending` when
+      ``overlapped`` is in use, and `OSError` when the operating system refuses the
+      operation at once (``ENOTCONN`` for a receive on a socket that is not connected).
+      What fails later is the ``error`` of the packet.
+    """
+
+    __slots__ = ()
+
+    key: Any
+    """The completion key given to `CompletionPort.associate` (per-handle data)."""
+    file: Any
+    """The object given to `CompletionPort.associate`."""
+
+    @property
+    def port(self) -> CompletionPort | None:
+        """The port, or None once the port object is gone. A handle does not keep its port alive."""
+        raise NotImplementedError
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called or the port was closed."""
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        """The number of the descriptor of ``file``, -1 once the handle is closed."""
+        raise NotImplementedError
+
+    def accept(self, *, overlapped: Overlapped | None = None) -> Overlapped:
+        """Take the next connection of a listening socket (``AcceptEx``).
+
+        The packet's ``transferred`` is 0 and ``overlapped.result()`` is the new
+        `socket.socket`, in blocking mode and not inheritable. It belongs to no port yet.
+        """
+        raise NotImplementedError
+
+    def connect(self, address: Any, *, overlapped: Overlapped | None = None) -> Overlapped:
+        """Connect the socket to ``address``, given as for `socket.socket.connect` (``ConnectEx``).
+
+        A host name is looked up at the call, which may block: give a numeric address
+        where that matters. Sends may be posted right behind it; receives only once the
+        packet has come.
+        """
+        raise NotImplementedError
+
+    def recv(
+        self, size_or_buffers: int | Buffers, flags: int = 0, *, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        """Receive from the socket (``WSARecv``).
+
+        ``size_or_buffers``: a number of bytes from 0 to 2**31 - 1, and then
+        ``overlapped.result()`` is a bytes object; or a writable buffer, or a sequence of
+        them that is filled in order (a WSABUF array), and then it is the number of bytes.
+        ``flags``: ``socket.MSG_PEEK``, ``MSG_WAITALL``, ``MSG_OOB`` and the like.
+
+        The packet's ``transferred`` is the number of bytes; 0 is the end of the stream.
+        With a size of 0 the packet comes when there is data (or the end) to receive, and
+        nothing is taken.
+        """
+        raise NotImplementedError
+
+    def send(
+        self, data_or_buffers: Buffers, flags: int = 0, *, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        """Send all of the data (``WSASend``).
+
+        ``data_or_buffers``: a bytes-like object, or a sequence of them that goes out in
+        order. They must not change until the packet has come.
+
+        The packet comes when the kernel has taken everything, or with an error;
+        ``transferred`` is the number of bytes that were taken.
+        """
+        raise NotImplementedError
+
+    def read(
+        self,
+        size_or_buffers: int | Buffers,
+        offset: int | None = None,
+        *,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Read from a file, a pipe or a socket (``ReadFile``).
+
+        ``size_or_buffers`` as for `recv`. ``offset``: bytes from the start of a regular
+        file, 0 to 2**63 - 1; None reads at the file's own position and moves it.
+        ``transferred`` 0 is the end of the file.
+        """
+        raise NotImplementedError
+
+    def write(
+        self,
+        data_or_buffers: Buffers,
+        offset: int | None = None,
+        *,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Write all of the data to a file, a pipe or a socket (``WriteFile``).
+
+        ``data_or_buffers`` as for `send`, ``offset`` as for `read`.
+        """
+        raise NotImplementedError
+
+    def disconnect(self, *, overlapped: Overlapped | None = None) -> Overlapped:
+        """Shut the connection down, both ways, after what was sent before (``DisconnectEx``)."""
+        raise NotImplementedError
+
+    def cancel(self, overlapped: Overlapped | None = None) -> int:
+        """Cancel one pending operation of this handle, or all of them (``CancelIoEx``).
+
+        Returned: how many operations were asked to stop; 0 where Win32 says
+        ``ERROR_NOT_FOUND``. Each gives its one packet all the same: with
+        `OperationAborted`, or with its own result where that came first.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the handle and its file (``closesocket``, ``CloseHandle``).
+
+        Every pending operation gives its packet with `OperationAborted` and the
+        handle's key. The file object is closed at once; the connection itself ends as
+        soon as the kernel has let go of the pending operations. Closing again does nothing.
+        """
+        raise NotImplementedError
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class CompletionPort:
+    """A queue of completion packets, and the threads that wait for them.
+
+    ``concurrency``: how many threads that have taken a packet may run at a time;
+    0 means as many as can run Python at once: the usable processors on a
+    free-threaded interpreter, 1 under the GIL. A thread that has taken a packet holds
+    its place until it calls `get` again (here or at another port) or ends.
+
+    ``engine``: ``"io_uring"``, ``"epoll"``, ``"selectors"``, or None for the best one
+    that runs here. The environment variable ``COMPLETIONPORT_ENGINE`` decides in
+    place of None.
+
+    Raised: `EngineUnavailable` when the engine asked for can't run, `ValueError` for an
+    unknown engine or a negative concurrency.
+
+    Use it as a context manager, or call `close`. A port that is dropped without that gives
+    a `ResourceWarning` and is closed. After ``fork()`` the child's calls raise `PortForked`.
+
+    Win32: ``CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, concurrency)``.
+    """
+
+    def __new__(cls, concurrency: int = 0, *, engine: str | None = None) -> CompletionPort:
+        if cls is CompletionPort:
+            from .engines import port_class
+
+            cls = port_class(engine)
+        return super().__new__(cls)
+
+    @property
+    def concurrency(self) -> int:
+        """How many threads that have taken packets may run at a time."""
+        raise NotImplementedError
+
+    @property
+    def engine(self) -> str:
+        """``"io_uring"``, ``"epoll"`` or ``"selectors"``."""
+        raise NotImplementedError
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        raise NotImplementedError
+
+    def associate(self, file: HasFileno | int, key: Any) -> Handle:
+        """Bind a file to this port (``CreateIoCompletionPort(file, port, key, 0)``).
+
+        ``file``: a socket or any object with ``fileno()``, or a descriptor number. It may be
+        blocking, non-blocking or have a timeout: that makes no difference here.
+        ``key``: any object; it comes with every packet of this file (per-handle data).
+
+        Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed one,
+        `AlreadyAssociated` when a port has this file already.
+        """
+        raise NotImplementedError
+
+    def get(self, timeout: float | None = None) -> Completion | None:
+        """Take the packet that has waited longest, waiting for one if need be.
+
+        ``timeout``: seconds, 0 to look without waiting, None to wait without end.
+        Returned: the `Completion`, or None when the time is over.
+
+        Any number of threads may wait; the one that came last is served first.
+        Raised: `PortClosed`, also in threads that wait when the port is closed.
+        Signals are handled while the main thread waits (Ctrl-C raises `KeyboardInterrupt`).
+        Win32: ``GetQueuedCompletionStatus``.
+        """
+        raise NotImplementedError
+
+    def get_many(self, max_count: int, timeout: float | None = None) -> list[Completion]:
+        """Take up to ``max_count`` (at least 1) packets at once.
+
+        It waits as `get` does for the first one and takes what else is there; an empty
+        list when the time is over. Win32: ``GetQueuedCompletionStatusEx``.
+        """
+        raise NotImplementedError
+
+    def post(self, transferred: Any = 0, key: Any = None, overlapped: Any = None) -> None:
+        """Put a packet into the queue: the three values come out of `get` unchanged.
+
+        Raised: `PortClosed`. Win32: ``PostQueuedCompletionStatus``.
+        """
+        raise NotImplementedError
+
+    def stats(self) -> dict[str, int | str]:
+        """Numbers for a look inside; reading them costs the port nothing.
+
+        ``engine``, ``concurrency``; ``queued``: packets in the queue now; ``posted``, ``completed``
+        and ``taken``: packets so far; ``pending``: operations under way; ``handles``: open
+        handles; ``waiting``: threads in `get`; ``running``: threads that hold a place.
+        An engine may add counters of its own.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the port (``CloseHandle``).
+
+        Every waiting thread gets `PortClosed`. Operations under way are cancelled, and the
+        call returns when the kernel has let go of their buffers. Packets that were not
+        taken are dropped. The files stay open: they belong to the program. Closing again
+        does nothing.
+        """
+        raise NotImplementedError
+
+    def __enter__(self) -> CompletionPort:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,26 @@
+"""The kinds of operation that a handle carries out."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Operation(enum.IntEnum):
+    """What an Overlapped was last used for (the article's ``OperationType``)."""
+
+    NONE = 0
+    """Not used yet."""
+    ACCEPT = 1
+    """``AcceptEx``"""
+    CONNECT = 2
+    """``ConnectEx``"""
+    RECV = 3
+    """``WSARecv``"""
+    SEND = 4
+    """``WSASend``"""
+    READ = 5
+    """``ReadFile``"""
+    WRITE = 6
+    """``WriteFile``"""
+    DISCONNECT = 7
+    """``DisconnectEx``"""
