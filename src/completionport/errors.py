@@ -44,6 +44,10 @@ class OperationAborted(CompletionPortError, OSError):
         super().__init__(errno.ECANCELED, reason)
 
 
+class ConnectionClosed(CompletionPortError, ConnectionError):
+    """Something was to be sent on a server's connection after ``close()`` or ``abort()``."""
+
+
 class PortForked(CompletionPortError, RuntimeError):
     """The port was made before ``fork()`` and belongs to the parent process."""
 

@@ -71,7 +71,7 @@ class Handle:
         """The number of the descriptor of ``file``, -1 once the handle is closed."""
         raise NotImplementedError
 
-    def accept(self, *, overlapped: Overlapped | None = None) -> Overlapped:
+    def accept(self, overlapped: Overlapped | None = None) -> Overlapped:
         """Take the next connection of a listening socket (``AcceptEx``).
 
         The packet's ``transferred`` is 0 and ``overlapped.result()`` is the new
@@ -79,7 +79,7 @@ class Handle:
         """
         raise NotImplementedError
 
-    def connect(self, address: Any, *, overlapped: Overlapped | None = None) -> Overlapped:
+    def connect(self, address: Any, overlapped: Overlapped | None = None) -> Overlapped:
         """Connect the socket to ``address``, given as for `socket.socket.connect` (``ConnectEx``).
 
         A host name is looked up at the call, which may block: give a numeric address
@@ -89,7 +89,7 @@ class Handle:
         raise NotImplementedError
 
     def recv(
-        self, size_or_buffers: int | Buffers, flags: int = 0, *, overlapped: Overlapped | None = None
+        self, size_or_buffers: int | Buffers, flags: int = 0, overlapped: Overlapped | None = None
     ) -> Overlapped:
         """Receive from the socket (``WSARecv``).
 
@@ -105,7 +105,7 @@ class Handle:
         raise NotImplementedError
 
     def send(
-        self, data_or_buffers: Buffers, flags: int = 0, *, overlapped: Overlapped | None = None
+        self, data_or_buffers: Buffers, flags: int = 0, overlapped: Overlapped | None = None
     ) -> Overlapped:
         """Send all of the data (``WSASend``).
 
@@ -121,7 +121,6 @@ class Handle:
         self,
         size_or_buffers: int | Buffers,
         offset: int | None = None,
-        *,
         overlapped: Overlapped | None = None,
     ) -> Overlapped:
         """Read from a file, a pipe or a socket (``ReadFile``).
@@ -136,7 +135,6 @@ class Handle:
         self,
         data_or_buffers: Buffers,
         offset: int | None = None,
-        *,
         overlapped: Overlapped | None = None,
     ) -> Overlapped:
         """Write all of the data to a file, a pipe or a socket (``WriteFile``).
@@ -145,7 +143,7 @@ class Handle:
         """
         raise NotImplementedError
 
-    def disconnect(self, *, overlapped: Overlapped | None = None) -> Overlapped:
+    def disconnect(self, overlapped: Overlapped | None = None) -> Overlapped:
         """Shut the connection down, both ways, after what was sent before (``DisconnectEx``)."""
         raise NotImplementedError
 

@@ -1,0 +1,90 @@
+"""Which files belong to a port: no file may belong to two.
+
+Used by every engine. A socket is known by its device and inode, so that a
+second socket object for the same socket is found as well; any other file by
+its object, or by its number where a number is all there is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+from .errors import AlreadyAssociated
+
+# token -> [the file], which keeps the file's id its own. No lock, since finalizers come here
+# too: one setdefault and one pop are atomic.
+_taken: dict[Hashable, list[Any]] = {}
+
+
+class Association(NamedTuple):
+    """What `register` found out."""
+
+    token: Hashable
+    """To be given to `release`."""
+    fileno: int
+    """The number of the file's descriptor."""
+
+
+def register(file: Any) -> Association:
+    """Check ``file``, and note that it belongs to a port from now on.
+
+    Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed
+    file, `AlreadyAssociated` when it is noted already.
+    """
+    number = _descriptor(file)
+    try:
+        status = os.fstat(number)
+    except OSError:
+        raise ValueError(
+            f"the file is closed: {number} is not the number of an open descriptor"
+        ) from None
+    token: Hashable
+    if stat.S_ISSOCK(status.st_mode):
+        token = ("socket", status.st_dev, status.st_ino)
+    elif isinstance(file, int):
+        token = ("number", number, status.st_dev, status.st_ino)
+    else:
+        token = ("object", id(file))
+    entry = [file]
+    if _taken.setdefault(token, entry) is not entry:
+        raise AlreadyAssociated(f"{file!r} belongs to a completion port already")
+    return Association(token, number)
+
+
+def release(token: Hashable) -> None:
+    """Forget a file. A token that is not noted is ignored."""
+    _taken.pop(token, None)
+
+
+def _descriptor(file: Any) -> int:
+    """The descriptor number of ``file``, checked."""
+    if isinstance(file, bool):
+        raise TypeError("a socket, a file or a descriptor number was expected, not a bool")
+    if isinstance(file, int):
+        number: Any = file
+    else:
+        fileno = getattr(file, "fileno", None)
+        if not callable(fileno):
+            raise TypeError(
+                "a socket, another object with fileno(), or a descriptor number was expected, "
+                f"not {type(file).__name__}"
+            )
+        number = fileno()
+        if not isinstance(number, int):
+            raise TypeError(
+                f"fileno() of {type(file).__name__} must give an integer, "
+                f"not {type(number).__name__}"
+            )
+    if number < 0:
+        raise ValueError(f"the file is closed: its descriptor number is {number}")
+    if number > 0x7FFFFFFF:
+        raise ValueError(f"a descriptor number from 0 to 2**31 - 1 was expected, not {number}")
+    return int(number)
+
+
+if hasattr(os, "register_at_fork"):
+    # The child has none of the parent's ports.
+    os.register_at_fork(after_in_child=_taken.clear)

@@ -1,0 +1,32 @@
+"""The life of an operation between its call and its packet, the same on each engine.
+
+Unless it says otherwise a function here wants the channel's lock held.
+"""
+
+from libc.stdint cimport int64_t
+
+from .engine cimport Channel, ChannelKind, Engine, Operation, OperationQueue
+
+ctypedef enum Progress:
+    FINISHED     # `error` and `transferred` say how
+    GO_ON        # more can be done at once
+    WAIT         # nothing to be done before the descriptor is ready
+
+# Without the lock.
+cdef Channel* channel_new(Engine* engine, int descriptor, ChannelKind kind) noexcept nogil
+cdef void channel_init(Channel* channel, Engine* engine, int descriptor, ChannelKind kind) noexcept nogil
+cdef Channel* channel_retain(Channel* channel) noexcept nogil
+cdef void channel_release(Channel* channel) noexcept nogil
+cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
+cdef int cancel_operations(Channel* channel, Operation* only) noexcept nogil
+cdef void channel_close(Channel* channel) noexcept nogil
+
+# With the lock.
+cdef OperationQueue* queue_of(Operation* operation) noexcept nogil
+cdef Operation* pop_operation(OperationQueue* queue) noexcept nogil
+cdef void append_operation(OperationQueue* queue, Operation* operation) noexcept nogil
+cdef Progress account(Operation* operation, int64_t result) noexcept nogil
+cdef Progress step(Operation* operation) noexcept nogil
+cdef void settle(Operation* operation, bint wake) noexcept nogil
+cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil
+cdef void let_go_if_idle(Channel* channel) noexcept nogil

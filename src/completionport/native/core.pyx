@@ -1,0 +1,227 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The core of a port: its scheduler, its engine, its channels, and their end.
+
+Handles hold the core, the `CompletionPort` holds the core, nothing in the core holds the
+`CompletionPort`: so dropping the port is noticed at once, with operations under way too.
+"""
+
+import os
+
+from libc.stdint cimport int64_t
+
+from .atomics cimport cp_load_acquire, cp_mutex_lock, cp_mutex_unlock, cp_now_ns
+from .channels cimport channel_close, channel_release, channel_retain
+from .engine cimport Operation
+from .operations cimport drop_packet
+from .scheduler cimport (
+    Packet,
+    announce_close,
+    close_queue,
+    enter,
+    leave,
+    scheduler_new,
+    scheduler_release,
+    wait_until_alone,
+)
+from .epoll cimport epoll_new
+from .io_uring cimport io_uring_new
+
+from ..errors import PortClosed, PortForked
+
+cdef extern from "pthread.h" nogil:
+    int pthread_atfork(void (*prepare)(), void (*parent)(), void (*child)() noexcept)
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
+cdef enum:
+    # How often, a millisecond each, close() waits for the kernel to let go of a handle.
+    CLOSE_PATIENCE = 50
+
+# How many forks lie between the first process and this one; written only by a child with one thread.
+cdef int fork_count = 0
+
+
+cdef void in_child() noexcept nogil:
+    global fork_count
+    fork_count += 1
+
+
+if pthread_atfork(NULL, NULL, in_child) != 0:
+    raise MemoryError("pthread_atfork failed")
+
+
+cdef class Core:
+    def __cinit__(self, str engine, int concurrency, object port_reference):
+        cdef int error
+        self.fork_generation = fork_count
+        self.port_reference = port_reference
+        self.scheduler = scheduler_new(concurrency)
+        if self.scheduler == NULL:
+            raise MemoryError
+        if engine == "io_uring":
+            error = io_uring_new(self.scheduler, &self.engine)
+        else:
+            error = epoll_new(self.scheduler, &self.engine)
+        if error != 0:
+            raise OSError(error, f"engine {engine}: {os.strerror(error)}")
+        self.scheduler.engine = self.engine
+        self.scheduler.kernel_wait = <int (*)(void*, int64_t) noexcept nogil> self.engine.type.wait
+        self.scheduler.kernel_wake = <void (*)(void*) noexcept nogil> self.engine.type.wake
+
+    def __dealloc__(self):
+        # The port was closed before, or never came to life; in a child it is the parent's.
+        if self.engine != NULL and not self.destroyed:
+            self.engine.type.destroy(self.engine)
+        if self.scheduler != NULL:
+            scheduler_release(self.scheduler)
+
+    cdef bint forked(self) noexcept:
+        return self.fork_generation != fork_count
+
+    cdef int begin(self) except -1:
+        """Enter a call that uses scheduler or engine; they stay until `end`."""
+        if self.fork_generation != fork_count:
+            raise PortForked()
+        if not enter(self.scheduler):
+            raise PortClosed("this completion port is closed")
+        return 0
+
+    cdef int end(self) except -1:
+        leave(self.scheduler)
+        return 0
+
+    cdef int adopt(self, Channel* channel) except -1:
+        """Take a new channel into the list. The caller is between `begin` and `end`."""
+        cdef int error = self.engine.type.open_channel(self.engine, channel)
+        if error != 0:
+            raise OSError(error, os.strerror(error))
+        cp_mutex_lock(&self.channels_lock)
+        channel.following = self.channels
+        if self.channels != NULL:
+            self.channels.previous = channel
+        self.channels = channel
+        self.handles += 1
+        cp_mutex_unlock(&self.channels_lock)
+        return 0
+
+    cdef void forget(self, Channel* channel) noexcept:
+        """Close a channel, unless that was done, and take it out of the list."""
+        if self.forked():
+            # Only the number is ours here; epoll and ring are shared with the parent.
+            if channel.descriptor >= 0:
+                close(channel.descriptor)
+                channel.descriptor = -1
+            return
+        if enter(self.scheduler):
+            channel_close(channel)
+            leave(self.scheduler)
+        cp_mutex_lock(&self.channels_lock)
+        if channel.previous != NULL:
+            channel.previous.following = channel.following
+        elif self.channels == channel:
+            self.channels = channel.following
+        if channel.following != NULL:
+            channel.following.previous = channel.previous
+        channel.previous = channel.following = NULL
+        self.handles -= 1
+        cp_mutex_unlock(&self.channels_lock)
+        channel_release(channel)
+
+    cdef void settle_closing(self, Channel* channel) noexcept nogil:
+        """Give the kernel a moment to let go of a closed channel, so that its peer hears of it.
+
+        A thread that leads does the same in its own time. Between `begin` and `end`.
+        """
+        cdef int patience = CLOSE_PATIENCE
+        cdef int in_kernel = 1
+        cdef bint pause = False
+        while in_kernel != 0 and patience > 0 and self.scheduler.leader == NULL:
+            cp_mutex_lock(&channel.lock)
+            in_kernel = channel.in_kernel
+            cp_mutex_unlock(&channel.lock)
+            if in_kernel != 0:
+                self.engine.type.reap(self.engine, pause)
+                pause = True
+                patience -= 1
+
+    cdef long pending(self) noexcept:
+        """How many operations are under way."""
+        cdef long count = 0
+        cdef Channel* channel
+        cdef Operation* operation
+        cp_mutex_lock(&self.channels_lock)
+        channel = self.channels
+        while channel != NULL:
+            cp_mutex_lock(&channel.lock)
+            operation = channel.input.head
+            while operation != NULL:
+                count += 1
+                operation = operation.next
+            operation = channel.output.head
+            while operation != NULL:
+                count += 1
+                operation = operation.next
+            cp_mutex_unlock(&channel.lock)
+            channel = channel.following
+        cp_mutex_unlock(&self.channels_lock)
+        return count
+
+    cdef int close(self) except -1:
+        """Wake the waiting threads, cancel all operations, and wait for the kernel."""
+        cdef Packet* packets
+        cdef Packet* packet
+        if self.forked():
+            self.close_in_child()
+            return 0
+        with nogil:
+            cp_mutex_lock(&self.close_lock)
+            if not self.destroyed:
+                announce_close(self.scheduler)
+                wait_until_alone(self.scheduler)
+                close_channels(self)
+            packets = close_queue(self.scheduler)
+        if not self.destroyed:
+            self.destroyed = True
+            self.engine.type.destroy(self.engine)
+        cp_mutex_unlock(&self.close_lock)
+        while packets != NULL:
+            packet = packets
+            packets = packet.next
+            drop_packet(packet)
+        return 0
+
+    cdef int close_in_child(self) except -1:
+        """Let the child's copies of the descriptors go, without a word to the kernel's objects."""
+        cdef Channel* channel = self.channels
+        if self.destroyed:
+            return 0
+        self.destroyed = True
+        self.scheduler.closed = 1
+        while channel != NULL:
+            if channel.descriptor >= 0:
+                close(channel.descriptor)
+                channel.descriptor = -1
+            channel = channel.following
+        self.engine.type.destroy(self.engine)
+        return 0
+
+
+cdef void close_channels(Core core) noexcept nogil:
+    """No thread is inside any more and none can enter: the lists stand still but for `forget`."""
+    cdef Channel* channel
+    cdef bint busy = True
+    cp_mutex_lock(&core.channels_lock)
+    channel = core.channels
+    while channel != NULL:
+        channel_close(channel)
+        channel = channel.following
+    while busy:
+        busy = False
+        channel = core.channels
+        while channel != NULL:
+            busy = busy or channel.in_kernel != 0
+            channel = channel.following
+        if busy:
+            core.engine.type.wait(core.engine, cp_now_ns() + 10000000)
+    cp_mutex_unlock(&core.channels_lock)

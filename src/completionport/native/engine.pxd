@@ -1,0 +1,175 @@
+"""What an engine works on (channels, operations, streams) and what it has to offer."""
+
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+
+from .atomics cimport cp_mutex
+from .scheduler cimport Packet, Scheduler
+
+cdef extern from "sys/uio.h" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "sys/socket.h" nogil:
+    cdef struct sockaddr:
+        pass
+    cdef struct msghdr:
+        void* msg_name
+        unsigned int msg_namelen
+        iovec* msg_iov
+        size_t msg_iovlen
+        void* msg_control
+        size_t msg_controllen
+        int msg_flags
+
+cdef struct Channel
+cdef struct Operation
+cdef struct Engine
+
+ctypedef enum OperationState:
+    IDLE      # the program's
+    CLAIMED   # in the call that starts it, or in its channel's queue
+    DONE      # in the packet queue
+
+ctypedef enum ChannelKind:
+    SOCKET       # receives and sends with MSG_DONTWAIT
+    POLLABLE     # pipes, terminals and the like
+    REGULAR      # always ready
+
+cdef struct Operation:
+    Packet packet           # first: the packet queue links through it
+    uint32_t state          # OperationState, atomic
+    int code                # completionport.operation.Operation
+    void* overlapped        # one reference from the claim until the packet is taken
+    Channel* channel        # as `overlapped`, one reference
+    # All below: the channel's lock until DONE, then whoever takes the packet.
+    Operation* next         # in the channel's queue
+    bint in_kernel          # io_uring: a request that names this operation is under way
+    bint waits_only         # that request waits for readiness, it moves no data
+    bint cancelled          # cancel() or close() asked for its end
+    bint probe_only         # a receive of 0 bytes: wait, and take nothing
+    bint fill               # MSG_WAITALL
+    bint connecting
+    int flags               # of recv and send, without MSG_WAITALL
+    int error               # errno of the result
+    int64_t transferred     # bytes so far; the new descriptor for an accept
+    int64_t offset          # in the file, -1 for the file's own position
+    iovec* vector           # what is left to do; the engine may move it on
+    int vector_count
+    iovec one               # `vector` of an operation with a single buffer
+    msghdr message
+    void* address           # sockaddr of a connect, in the Overlapped
+    unsigned int address_size
+
+cdef struct ChannelOwner:
+    # Who is told instead of the packet queue; a Handle's channel has none. Channel lock held.
+    void (*settled)(Channel* channel, bint wake) noexcept nogil
+    void (*closing)(Channel* channel) noexcept nogil
+
+cdef struct OperationQueue:
+    Operation* head
+    Operation* tail
+
+cdef struct Channel:
+    cp_mutex lock
+    int references          # atomic
+    Engine* engine
+    # Constant after creation.
+    int descriptor          # a duplicate that nobody else knows; -1 once let go (lock)
+    ChannelKind kind
+    const ChannelOwner* owner
+    bint readable           # opened for it
+    bint writable
+    # lock:
+    OperationQueue input
+    OperationQueue output
+    bint closing
+    int in_kernel           # requests under way
+    uint32_t slot           # epoll: index in its table
+    uint32_t generation     # epoll: what its events must carry
+    # The port's list of channels; the port's list lock.
+    Channel* previous
+    Channel* following
+
+cdef struct Chunk:
+    # What one completion of a multishot receive brought; io_uring only.
+    Chunk* next
+    uint16_t buffer
+    int32_t size            # bytes; of a listener: the new descriptor
+
+cdef struct Block:
+    # Bytes to be sent by a stream, copied behind the structure or lying in a Python object.
+    Block* next
+    void* object            # one reference to that object, or NULL
+    char* data
+    size_t size
+    size_t room             # how much fits behind the structure
+
+cdef struct Stream:
+    # One connection or one listening socket of the server. Fields: the channel's lock.
+    Channel channel         # first
+    Packet packet
+    bint scheduled          # in the packet queue, or a thread is at it
+    bint listens            # a listening socket
+    bint single             # accept one at a time: a limit must hold exactly
+    bint wants_input        # receiving or accepting is asked for
+    bint armed              # io_uring: the multishot request is under way
+    bint stopping           # io_uring: and its end was asked for
+    bint readable           # epoll: there may be more to receive or accept
+    bint hung_up            # epoll: the end or an error is there, behind what can be received
+    bint ended              # the peer will send no more
+    bint close_when_sent
+    bint was_full           # the kernel did not take all at once: `drained` is owed
+    int error               # errno that ends the stream
+    Chunk* first_chunk      # io_uring: received, or accepted, and not looked at yet
+    Chunk* last_chunk
+    Chunk* current          # with the worker, until `release_input`
+    Block* first_block      # to be sent; the first one is in `output` while that is under way
+    Block* last_block
+    size_t queued_bytes     # what is left to be sent
+    bint sending            # `output` is in the channel's output queue
+    Operation output
+    void* owner             # the Connection; one reference from its birth to its `closed`
+    int64_t active_ns       # when bytes last moved, CLOCK_MONOTONIC
+    int64_t sent_bytes
+
+cdef struct EngineType:
+    const char* name
+    # Sends are cheaper together, with the next wait, than by a system call each.
+    bint batches_sends
+    # Wait for completions until the deadline and bring them to the packet queue; 0 or an errno.
+    int (*wait)(Engine* engine, int64_t deadline_ns) noexcept nogil
+    # Make a thread return from `wait`.
+    void (*wake)(Engine* engine) noexcept nogil
+    # Channel lock for all of these. A channel comes, and goes (its descriptor is closed next).
+    int (*open_channel)(Engine* engine, Channel* channel) noexcept nogil
+    void (*close_channel)(Engine* engine, Channel* channel) noexcept nogil
+    # True for an operation that the kernel completes by itself, without a first try by system call.
+    bint (*is_native)(Operation* operation) noexcept nogil
+    # The operation at the head of its queue could not be done at once: carry it out.
+    void (*start)(Engine* engine, Operation* operation) noexcept nogil
+    # Stop it. True: it is stopped. False: its completion will tell.
+    bint (*cancel)(Engine* engine, Operation* operation) noexcept nogil
+    # Accept or receive until told otherwise; what comes is told by `stream_event`.
+    void (*start_input)(Engine* engine, Stream* stream) noexcept nogil
+    void (*stop_input)(Engine* engine, Stream* stream) noexcept nogil
+    # The next piece received: its size, 0 for the end, or a negative errno (EAGAIN: nothing yet,
+    # and `stream_schedule` will tell). It stays valid until `release_input`. `scratch` is for
+    # engines that have no buffers of their own. For a listener: the descriptor of a connection.
+    int64_t (*next_input)(Engine* engine, Stream* stream, char* scratch, size_t scratch_size,
+                          char** data) noexcept nogil
+    # No lock:
+    void (*release_input)(Engine* engine, Stream* stream) noexcept nogil
+    # What was started so far goes to the kernel now.
+    void (*submit)(Engine* engine) noexcept nogil
+    # Bring what has completed to the packet queue, waiting for a moment if asked to.
+    void (*reap)(Engine* engine, bint pause) noexcept nogil
+    # Buffers for start_input; 0 or an errno.
+    int (*provide_buffers)(Engine* engine, size_t size) noexcept nogil
+    void (*destroy)(Engine* engine) noexcept nogil
+
+cdef struct Engine:
+    const EngineType* type
+    Scheduler* scheduler
+    # Sent blocks whose object wants the GIL to be let go: atomic, taken as a whole.
+    Block* garbage

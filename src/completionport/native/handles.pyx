@@ -1,0 +1,298 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Handles: arguments in, operations out. `completionport.interface.Handle` documents the methods."""
+
+import errno as errnos
+import fcntl
+import os
+import socket
+import stat
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+from .channels cimport cancel_operations, channel_close, channel_new, submit_operation
+from .core cimport Core
+from .engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
+from .operations cimport HandleBase, OverlappedBase
+
+from .. import association
+from ..addresses import pack
+from ..errors import HandleClosed, PortClosed
+from ..operation import Operation as OperationCode
+from ..overlapped import Overlapped
+
+cdef extern from "sys/socket.h" nogil:
+    enum:
+        MSG_WAITALL
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EBADF
+
+cdef int ACCEPT = OperationCode.ACCEPT
+cdef int CONNECT = OperationCode.CONNECT
+cdef int RECV = OperationCode.RECV
+cdef int SEND = OperationCode.SEND
+cdef int READ = OperationCode.READ
+cdef int WRITE = OperationCode.WRITE
+cdef int DISCONNECT = OperationCode.DISCONNECT
+
+cdef object new_overlapped = Overlapped
+cdef object LARGEST_OFFSET = 2**63 - 1
+
+
+def refusal(int error):
+    return OSError(error, os.strerror(error))
+
+
+cdef class Handle(HandleBase):
+    cdef Core core
+    cdef Channel* channel
+    cdef object file_
+    cdef int number          # of the program's descriptor
+    cdef object token        # in the registry of associated files
+    cdef bint listening      # seen to be, which does not change
+    cdef object __weakref__
+
+    def __init__(self, Core core, file, key):
+        cdef ChannelKind kind
+        cdef int duplicate
+        if self.channel != NULL:
+            raise RuntimeError("a handle is made by CompletionPort.associate()")
+        token, number = association.register(file)
+        try:
+            mode = os.fstat(number).st_mode
+            kind = (
+                SOCKET if stat.S_ISSOCK(mode)
+                else REGULAR if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)
+                else POLLABLE
+            )
+            access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+            duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
+            self.channel = channel_new(core.engine, duplicate, kind)
+            if self.channel == NULL:
+                os.close(duplicate)
+                raise MemoryError
+            self.channel.readable = access != os.O_WRONLY
+            self.channel.writable = access != os.O_RDONLY
+            self.key = key
+            self.file_ = file
+            self.number = number
+            self.token = token
+            self.core = core
+            core.adopt(self.channel)
+        except BaseException:
+            association.release(token)
+            self.token = None
+            raise
+
+    def __dealloc__(self):
+        # Nothing is pending: an operation under way would have kept the handle.
+        if self.token is not None:
+            association.release(self.token)
+        if self.channel != NULL:
+            self.core.forget(self.channel)
+
+    @property
+    def file(self):
+        return self.file_
+
+    @property
+    def port(self):
+        return self.core.port_reference()
+
+    @property
+    def closed(self):
+        return self.channel.closing or self.core.scheduler.closed != 0
+
+    def fileno(self):
+        return -1 if self.closed else self.number
+
+    def __repr__(self):
+        state = "closed" if self.closed else f"descriptor {self.number}"
+        return f"<Handle {state}, key {self.key!r}>"
+
+    # -- operations
+
+    cdef OverlappedBase prepare(self, overlapped, int code):
+        cdef OverlappedBase operation
+        if overlapped is None:
+            operation = <OverlappedBase> new_overlapped()
+        elif isinstance(overlapped, OverlappedBase):
+            operation = <OverlappedBase> overlapped
+        else:
+            raise TypeError(
+                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
+            )
+        if self.channel.closing:
+            raise HandleClosed("this handle is closed: associate a new file with the port")
+        operation.claim(self, code)
+        return operation
+
+    cdef object launch(self, OverlappedBase operation):
+        """Start a prepared operation: it is under way, or an exception says why not."""
+        cdef int error
+        cdef bint may_wait = self.channel.kind == REGULAR
+        self.core.begin()
+        Py_INCREF(operation)
+        operation.operation_.overlapped = <void*> operation
+        if may_wait:
+            with nogil:
+                error = submit_operation(self.channel, &operation.operation_)
+        else:
+            error = submit_operation(self.channel, &operation.operation_)
+        self.core.end()
+        if error != 0:
+            Py_DECREF(operation)
+            if error == EBADF and self.channel.closing:
+                raise HandleClosed("this handle is closed: associate a new file with the port")
+            raise refusal(error)
+        return operation
+
+    cdef int need_socket(self) except -1:
+        if self.channel.kind != SOCKET:
+            raise OSError(errnos.ENOTSOCK, "this operation needs a socket; use read() or write()")
+        return 0
+
+    def accept(self, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, ACCEPT)
+        try:
+            self.need_socket()
+            if not self.listening:
+                with socket.socket(fileno=os.dup(self.channel.descriptor)) as probe:
+                    if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        raise OSError(errnos.EINVAL, "accept() needs a listening socket")
+                self.listening = True
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def connect(self, address, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, CONNECT)
+        try:
+            self.need_socket()
+            with socket.socket(fileno=os.dup(self.channel.descriptor)) as probe:
+                operation.set_address(pack(probe.family, probe.type, address))
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def recv(self, size_or_buffers, int flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, RECV)
+        try:
+            self.need_socket()
+            operation.pin_input(size_or_buffers, "recv")
+            operation.operation_.flags = flags & ~MSG_WAITALL
+            operation.operation_.fill = flags & MSG_WAITALL != 0
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def send(self, data_or_buffers, int flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SEND)
+        try:
+            self.need_socket()
+            operation.pin_output(data_or_buffers, "send")
+            operation.operation_.flags = flags
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def read(self, size_or_buffers, offset=None, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, READ)
+        try:
+            self.set_offset(operation, offset)
+            if not self.channel.readable:
+                raise OSError(errnos.EBADF, "the file is not open for reading")
+            operation.pin_input(size_or_buffers, "read")
+            if self.channel.kind == REGULAR:
+                operation.operation_.probe_only = False
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def write(self, data_or_buffers, offset=None, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, WRITE)
+        try:
+            self.set_offset(operation, offset)
+            if not self.channel.writable:
+                raise OSError(errnos.EBADF, "the file is not open for writing")
+            operation.pin_output(data_or_buffers, "write")
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def disconnect(self, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, DISCONNECT)
+        try:
+            self.need_socket()
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    cdef int set_offset(self, OverlappedBase operation, offset) except -1:
+        if offset is None:
+            return 0
+        if not isinstance(offset, int):
+            raise TypeError(f"offset must be an integer or None, not {type(offset).__name__}")
+        if not 0 <= offset <= LARGEST_OFFSET:
+            raise ValueError(f"offset must be from 0 to 2**63 - 1, not {offset}")
+        if self.channel.kind != REGULAR:
+            raise OSError(errnos.ESPIPE, "only a regular file takes an offset")
+        operation.operation_.offset = offset
+        return 0
+
+    # -- the end of operations and of the handle
+
+    def cancel(self, overlapped=None):
+        cdef int count
+        if overlapped is not None and not isinstance(overlapped, OverlappedBase):
+            raise TypeError(
+                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
+            )
+        try:
+            self.core.begin()
+        except PortClosed:
+            return 0
+        if overlapped is None:
+            count = cancel_operations(self.channel, NULL)
+        else:
+            count = cancel_operations(self.channel, &(<OverlappedBase> overlapped).operation_)
+        self.core.end()
+        return count
+
+    def close(self):
+        cdef object token = self.token
+        if self.channel == NULL:
+            return
+        try:
+            self.core.begin()
+        except PortClosed:
+            pass
+        else:
+            # The program's own number goes at once: operations are on the duplicate.
+            if not self.channel.closing:
+                channel_close(self.channel)
+                with nogil:
+                    self.core.settle_closing(self.channel)
+            self.core.end()
+        if token is not None:
+            self.token = None
+            association.release(token)
+            if isinstance(self.file_, int):
+                os.close(self.number)
+            else:
+                self.file_.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()

@@ -1,0 +1,41 @@
+"""Overlapped and Completion: an operation as Python sees it."""
+
+from .engine cimport Operation
+from .scheduler cimport Packet, Taken
+
+cdef class OverlappedBase:
+    cdef Operation operation_
+    cdef object handle_
+    cdef object error_
+    cdef object value_
+    cdef object code_
+    cdef bytes received       # the target of recv(int)
+    cdef Py_buffer single     # pinned buffers, until the packet is taken
+    cdef Py_buffer* many
+    cdef int pinned
+    cdef object vectors       # memory of the iovec array, and the address of a connect
+    cdef object __weakref__
+
+    cdef int claim(self, object handle, int code) except -1
+    cdef int pin_input(self, object size_or_buffers, str caller) except -1
+    cdef int pin_output(self, object data_or_buffers, str caller) except -1
+    cdef int pin_one(self, object buffer, bint writable, str caller) except -1
+    cdef int pin_list(self, object buffers, bint writable, str caller) except -1
+    cdef int set_address(self, bytes address) except -1
+    cdef void unpin(self) noexcept
+    cdef int withdraw(self) except -1
+    cdef object conclude(self)
+
+cdef class Completion:
+    cdef readonly object transferred
+    cdef readonly object key
+    cdef readonly object overlapped
+    cdef readonly object error
+
+cdef class HandleBase:
+    cdef readonly object key
+
+cdef OverlappedBase overlapped_of(Packet* packet)
+cdef object completion_of(Taken* taken)
+cdef int drop_packet(Packet* packet) except -1
+cdef Completion new_completion(object transferred, object key, object overlapped, object error)

@@ -1,0 +1,393 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Overlapped and Completion, and what becomes of a packet when it is taken.
+
+Everything here runs with the GIL held or, free-threaded, with an attached thread state.
+"""
+
+import os
+import socket
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_CheckBuffer,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from .atomics cimport cp_load_acquire, cp_store_release, cp_swap_if
+from .channels cimport channel_release
+from .engine cimport CLAIMED, IDLE, iovec
+from .scheduler cimport PACKET_OPERATION, PACKET_POSTED, PostedPacket
+
+from ..errors import OperationAborted, OperationPending
+from ..operation import Operation as OperationCode
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject** data, Py_ssize_t size) except -1
+
+cdef extern from "errno.h" nogil:
+    enum:
+        ECANCELED
+
+cdef enum:
+    LARGEST = 0x7fffffff
+
+cdef tuple CODES = tuple(OperationCode)
+cdef int ACCEPT = OperationCode.ACCEPT
+cdef int RECV = OperationCode.RECV
+cdef int SEND = OperationCode.SEND
+cdef int READ = OperationCode.READ
+
+
+cdef class HandleBase:
+    """So that this module can read a handle's key."""
+
+
+cdef class OverlappedBase:
+    """See `completionport.Overlapped`, which documents it."""
+
+    def __cinit__(self):
+        self.operation_.packet.kind = PACKET_OPERATION
+        self.code_ = CODES[0]
+
+    def __dealloc__(self):
+        self.unpin()
+
+    @property
+    def operation(self):
+        return self.code_
+
+    @property
+    def handle(self):
+        return self.handle_
+
+    @property
+    def pending(self):
+        return cp_load_acquire(&self.operation_.state) != IDLE
+
+    @property
+    def transferred(self):
+        if self.pending or self.operation_.code == ACCEPT:
+            return 0
+        return self.operation_.transferred
+
+    @property
+    def error(self):
+        return None if self.pending else self.error_
+
+    def result(self):
+        if self.pending:
+            raise OperationPending(
+                f"the {self.code_.name.lower()} is still pending: take its packet from the port first"
+            )
+        if self.operation_.code == 0:
+            raise ValueError("this Overlapped has not been used for an operation yet")
+        if self.error_ is not None:
+            raise self.error_
+        return self.value_
+
+    def cancel(self):
+        handle = self.handle_
+        return self.pending and handle is not None and handle.cancel(self) > 0
+
+    def __repr__(self):
+        state = "pending" if self.pending else "failed" if self.error_ is not None else "done"
+        if self.operation_.code == 0:
+            state = "not used yet"
+        return f"<{type(self).__name__} {self.code_.name.lower()}, {state}>"
+
+    # -- the life cycle
+
+    cdef int claim(self, object handle, int code) except -1:
+        if not cp_swap_if(&self.operation_.state, IDLE, CLAIMED):
+            raise OperationPending(
+                f"this Overlapped is in use for a pending {self.code_.name.lower()}: "
+                "take its packet from the port first, or use another one"
+            )
+        self.code_ = CODES[code]
+        self.handle_ = handle
+        self.error_ = None
+        self.value_ = None
+        # `packet.kind`, `state` and `channel` stay as they are.
+        self.operation_.code = code
+        self.operation_.next = NULL
+        self.operation_.in_kernel = False
+        self.operation_.waits_only = False
+        self.operation_.cancelled = False
+        self.operation_.probe_only = False
+        self.operation_.fill = False
+        self.operation_.connecting = False
+        self.operation_.flags = 0
+        self.operation_.error = 0
+        self.operation_.transferred = 0
+        self.operation_.offset = -1
+        self.operation_.vector = NULL
+        self.operation_.vector_count = 0
+        memset(&self.operation_.message, 0, sizeof(self.operation_.message))
+        return 0
+
+    cdef int withdraw(self) except -1:
+        """The operation failed at once: no packet comes, the object is free again."""
+        self.unpin()
+        self.received = None
+        cp_store_release(&self.operation_.state, IDLE)
+        return 0
+
+    cdef int pin_input(self, object size_or_buffers, str caller) except -1:
+        cdef Py_ssize_t size
+        cdef Operation* op = &self.operation_
+        if isinstance(size_or_buffers, int):
+            if not 0 <= size_or_buffers <= LARGEST:
+                raise ValueError(
+                    f"{caller}() takes a size of 0 to {LARGEST} bytes, not {size_or_buffers}"
+                )
+            size = size_or_buffers
+            self.received = PyBytes_FromStringAndSize(NULL, size) if size > 0 else b""
+            op.one.iov_base = PyBytes_AS_STRING(self.received)
+            op.one.iov_len = size
+        elif PyObject_CheckBuffer(size_or_buffers):
+            self.pin_one(size_or_buffers, True, caller)
+        elif isinstance(size_or_buffers, (list, tuple)):
+            self.pin_list(size_or_buffers, True, caller)
+            return 0
+        else:
+            raise TypeError(
+                f"{caller}() takes a size in bytes, a writable buffer or a list of them, "
+                f"not {type(size_or_buffers).__name__}"
+            )
+        op.vector = &op.one
+        op.vector_count = 1
+        op.probe_only = op.one.iov_len == 0
+        return 0
+
+    cdef int pin_output(self, object data_or_buffers, str caller) except -1:
+        cdef Operation* op = &self.operation_
+        if PyObject_CheckBuffer(data_or_buffers):
+            self.pin_one(data_or_buffers, False, caller)
+            op.vector = &op.one
+            op.vector_count = 1
+        elif isinstance(data_or_buffers, (list, tuple)):
+            self.pin_list(data_or_buffers, False, caller)
+        else:
+            raise TypeError(
+                f"{caller}() takes a bytes-like object or a list of them, "
+                f"not {type(data_or_buffers).__name__}"
+            )
+        return 0
+
+    cdef int pin_one(self, object buffer, bint writable, str caller) except -1:
+        get_buffer(buffer, &self.single, writable, caller)
+        self.pinned = 1
+        self.operation_.one.iov_base = self.single.buf
+        self.operation_.one.iov_len = self.single.len
+        return 0
+
+    cdef int pin_list(self, object buffers, bint writable, str caller) except -1:
+        cdef Py_ssize_t count = len(buffers)
+        cdef Py_ssize_t i
+        cdef iovec* entries
+        cdef size_t total = 0
+        if count == 0:
+            raise ValueError(f"{caller}() takes at least one buffer, the list is empty")
+        self.many = <Py_buffer*> PyMem_Malloc(count * sizeof(Py_buffer))
+        if self.many == NULL:
+            raise MemoryError
+        self.vectors = PyBytes_FromStringAndSize(NULL, count * sizeof(iovec))
+        entries = <iovec*> PyBytes_AS_STRING(self.vectors)
+        for i in range(count):
+            get_buffer(buffers[i], &self.many[i], writable, caller)
+            self.pinned += 1
+            entries[i].iov_base = self.many[i].buf
+            entries[i].iov_len = self.many[i].len
+            total += self.many[i].len
+        self.operation_.vector = entries
+        self.operation_.vector_count = <int> count
+        self.operation_.probe_only = writable and total == 0
+        return 0
+
+    cdef int set_address(self, bytes address) except -1:
+        self.vectors = address
+        self.operation_.address = PyBytes_AS_STRING(address)
+        self.operation_.address_size = <unsigned int> len(address)
+        return 0
+
+    cdef void unpin(self) noexcept:
+        cdef int i
+        if self.many != NULL:
+            for i in range(self.pinned):
+                PyBuffer_Release(&self.many[i])
+            PyMem_Free(self.many)
+            self.many = NULL
+        elif self.pinned:
+            PyBuffer_Release(&self.single)
+        self.pinned = 0
+
+    cdef object conclude(self):
+        """The packet is taken: say what came of it and let the buffers go. Returns the error."""
+        cdef Operation* op = &self.operation_
+        cdef PyObject* shrunk
+        cdef object error = None
+        self.unpin()
+        self.vectors = None
+        if op.error != 0:
+            if op.error == ECANCELED:
+                error = OperationAborted()
+            else:
+                error = OSError(op.error, os.strerror(op.error))
+            self.received = None
+        elif op.code == ACCEPT:
+            try:
+                self.value_ = socket.socket(fileno=op.transferred)
+            except BaseException:
+                os.close(op.transferred)
+                raise
+            self.value_.settimeout(None)
+        elif self.received is not None:
+            if op.transferred != len(self.received):
+                # The only reference moves out, so the object may be resized in place.
+                shrunk = <PyObject*> self.received
+                Py_INCREF(self.received)
+                self.received = None
+                _PyBytes_Resize(&shrunk, op.transferred)
+                self.value_ = <object> shrunk
+                Py_XDECREF(shrunk)
+            else:
+                self.value_ = self.received
+                self.received = None
+        else:
+            self.value_ = op.transferred
+        self.error_ = error
+        channel_release(op.channel)
+        op.channel = NULL
+        cp_store_release(&op.state, IDLE)
+        return error
+
+    # -- for engines written in Python: the same life cycle without buffers and channel
+
+    def _begin(self, handle, operation):
+        self.claim(handle, operation)
+
+    def _finish(self, transferred, error, value):
+        self.operation_.transferred = transferred
+        self.error_ = error
+        self.value_ = value
+        cp_store_release(&self.operation_.state, IDLE)
+
+    def _withdraw(self):
+        self.withdraw()
+
+
+cdef int get_buffer(object buffer, Py_buffer* view, bint writable, str caller) except -1:
+    if not PyObject_CheckBuffer(buffer):
+        raise TypeError(f"{caller}() takes bytes-like objects, not {type(buffer).__name__}")
+    try:
+        PyObject_GetBuffer(buffer, view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+    except BufferError as reason:
+        if writable:
+            raise TypeError(
+                f"{caller}() needs a writable, contiguous buffer; {type(buffer).__name__}: {reason}"
+            ) from None
+        raise TypeError(f"{caller}() needs a contiguous buffer: {reason}") from None
+    return 0
+
+
+@cython.freelist(64)
+cdef class Completion:
+    """A packet as it was taken; unpacks as ``transferred, key, overlapped, error``."""
+
+    def __init__(self, transferred, key, overlapped, error=None):
+        self.transferred = transferred
+        self.key = key
+        self.overlapped = overlapped
+        self.error = error
+
+    def __iter__(self):
+        return iter((self.transferred, self.key, self.overlapped, self.error))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return (self.transferred, self.key, self.overlapped, self.error)[index]
+
+    def __eq__(self, other):
+        if not isinstance(other, (Completion, tuple)):
+            return NotImplemented
+        return tuple(self) == tuple(other)
+
+    __hash__ = None
+
+    def __repr__(self):
+        return (
+            f"Completion(transferred={self.transferred!r}, key={self.key!r}, "
+            f"overlapped={self.overlapped!r}, error={self.error!r})"
+        )
+
+
+cdef Completion new_completion(object transferred, object key, object overlapped, object error):
+    cdef Completion completion = Completion.__new__(Completion)
+    completion.transferred = transferred
+    completion.key = key
+    completion.overlapped = overlapped
+    completion.error = error
+    return completion
+
+
+cdef OverlappedBase overlapped_of(Packet* packet):
+    """The Overlapped of a taken packet; the packet's reference moves to the caller."""
+    cdef PyObject* pointer = <PyObject*> (<Operation*> packet).overlapped
+    cdef OverlappedBase overlapped = <OverlappedBase> pointer
+    Py_XDECREF(pointer)
+    return overlapped
+
+
+cdef object completion_of(Taken* taken):
+    """A packet becomes a Completion, which takes the packet's references over."""
+    cdef OverlappedBase overlapped
+    cdef Completion completion
+    cdef object error
+    if taken.packet == NULL:
+        completion = Completion.__new__(Completion)
+        completion.transferred = <object> taken.transferred
+        completion.key = <object> taken.key
+        completion.overlapped = <object> taken.overlapped
+        Py_XDECREF(<PyObject*> taken.transferred)
+        Py_XDECREF(<PyObject*> taken.key)
+        Py_XDECREF(<PyObject*> taken.overlapped)
+        return completion
+    overlapped = overlapped_of(taken.packet)
+    error = overlapped.conclude()
+    return new_completion(
+        0 if overlapped.operation_.code == ACCEPT else overlapped.operation_.transferred,
+        (<HandleBase> overlapped.handle_).key, overlapped, error,
+    )
+
+
+cdef int drop_packet(Packet* packet) except -1:
+    """A packet that nobody will take: the port is closed."""
+    cdef PostedPacket* posted
+    cdef OverlappedBase overlapped
+    cdef Operation* op
+    if packet.kind == PACKET_OPERATION:
+        overlapped = overlapped_of(packet)
+        op = &overlapped.operation_
+        if op.code == ACCEPT and op.error == 0:
+            os.close(op.transferred)
+        op.error = ECANCELED
+        overlapped.conclude()
+    elif packet.kind == PACKET_POSTED:
+        posted = <PostedPacket*> packet
+        Py_XDECREF(<PyObject*> posted.transferred)
+        Py_XDECREF(<PyObject*> posted.key)
+        Py_XDECREF(<PyObject*> posted.overlapped)
+        free(posted)
+    # A stream's packet lies in the stream, which its server lets go.
+    return 0

@@ -1,0 +1,209 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The compiled completion port. `completionport.interface.CompletionPort` documents the methods."""
+
+import math
+import os
+import sys
+import warnings
+import weakref
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+
+from .atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
+from .core cimport Core
+from .operations cimport completion_of
+from .scheduler cimport (
+    FOREVER,
+    POLL,
+    TAKE_CLOSED,
+    TAKE_INTERRUPTED,
+    TAKE_PACKET,
+    TAKE_TIMEOUT,
+    Scheduler,
+    Taken,
+    TakeStatus,
+    enter,
+    leave,
+    post,
+    take,
+    take_ready,
+)
+
+from ..errors import PortClosed
+from ..workers import default_concurrency
+
+
+
+cdef int64_t deadline_of(object timeout) except? -2:
+    cdef double seconds
+    cdef int64_t now
+    if timeout is None:
+        return FOREVER
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(
+            f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
+        )
+    seconds = timeout
+    if not seconds >= 0:
+        raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
+    if seconds == 0:
+        return POLL
+    now = cp_now_ns()
+    # Beyond a hundred years it makes no difference, and the sum would not fit.
+    return now + <int64_t> (min(seconds, 3.2e9) * 1e9) if seconds < 3.2e9 else FOREVER
+
+
+cdef class Port:
+    cdef Core core
+    cdef object engine_name
+
+    def __init__(self, concurrency=0, *, engine=None):
+        if self.core is not None:
+            raise RuntimeError("a completion port is initialised once")
+        if not isinstance(concurrency, int):
+            raise TypeError(f"concurrency must be an integer, not {type(concurrency).__name__}")
+        if not 0 <= concurrency <= 0x7FFFFFFF:
+            raise ValueError(f"concurrency must be 0 or more threads, not {concurrency}")
+        self.engine_name = self.ENGINE
+        self.core = Core(
+            self.engine_name, concurrency or default_concurrency(), weakref.ref(self)
+        )
+
+    def __dealloc__(self):
+        if self.core is not None:
+            self.core.close()
+
+    def __del__(self):
+        if self.core is not None and not self.closed and not self.core.forked():
+            warnings.warn(
+                f"{self!r} was not closed: call close(), or use it in a with statement",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __repr__(self):
+        state = "closed" if self.closed else f"concurrency {self.concurrency}"
+        return f"<CompletionPort {self.engine_name}, {state}>"
+
+    @property
+    def core_(self):
+        """The core, for the server that runs on this port."""
+        return self.core
+
+    @property
+    def concurrency(self):
+        return self.core.scheduler.concurrency
+
+    @property
+    def engine(self):
+        return self.engine_name
+
+    @property
+    def closed(self):
+        return self.core.scheduler.closed != 0
+
+    def associate(self, file, key):
+        self.core.begin()
+        try:
+            return self.HANDLE(self.core, file, key)
+        finally:
+            self.core.end()
+
+    def post(self, transferred=0, key=None, overlapped=None):
+        cdef bint posted
+        self.core.begin()
+        Py_INCREF(transferred)
+        Py_INCREF(key)
+        Py_INCREF(overlapped)
+        posted = post(
+            self.core.scheduler, <PyObject*> transferred, <PyObject*> key, <PyObject*> overlapped
+        )
+        leave(self.core.scheduler)
+        if not posted:
+            Py_DECREF(transferred)
+            Py_DECREF(key)
+            Py_DECREF(overlapped)
+            raise PortClosed("this completion port is closed")
+
+    def get(self, timeout=None):
+        cdef Taken taken
+        cdef int64_t deadline = deadline_of(timeout) if timeout is not None else FOREVER
+        self.core.begin()
+        if take_ready(self.core.scheduler, &taken, False):
+            leave(self.core.scheduler)
+            return completion_of(&taken)
+        leave(self.core.scheduler)
+        if not self.wait(deadline, &taken):
+            return None
+        return completion_of(&taken)
+
+    def get_many(self, max_count, timeout=None):
+        cdef Taken taken
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef Py_ssize_t count
+        if not isinstance(max_count, int):
+            raise TypeError(f"max_count must be an integer, not {type(max_count).__name__}")
+        if max_count < 1:
+            raise ValueError(f"max_count must be 1 or more, not {max_count}")
+        count = min(max_count, sys.maxsize)
+        completions = []
+        if not self.wait(deadline, &taken):
+            return completions
+        completions.append(completion_of(&taken))
+        while len(completions) < count and enter(self.core.scheduler):
+            if not take_ready(self.core.scheduler, &taken, True):
+                leave(self.core.scheduler)
+                break
+            leave(self.core.scheduler)
+            completions.append(completion_of(&taken))
+        return completions
+
+    cdef bint wait(self, int64_t deadline, Taken* taken) except -1:
+        """Take a packet as `get` does; False when the time is over."""
+        cdef TakeStatus status
+        cdef Scheduler* scheduler = self.core.scheduler
+        while True:
+            self.core.begin()
+            with nogil:
+                status = take(scheduler, deadline, taken)
+                leave(scheduler)
+            if status == TAKE_PACKET:
+                return True
+            if status == TAKE_TIMEOUT:
+                return False
+            if status == TAKE_CLOSED:
+                raise PortClosed("this completion port was closed while a thread waited in it")
+            PyErr_CheckSignals()
+
+    def stats(self):
+        cdef Scheduler* s = self.core.scheduler
+        cdef Scheduler copy
+        cp_mutex_lock(&s.lock)
+        copy = s[0]
+        cp_mutex_unlock(&s.lock)
+        return {
+            "engine": self.engine_name,
+            "concurrency": copy.concurrency,
+            "queued": copy.queued,
+            "posted": copy.posted,
+            "completed": copy.completed,
+            "taken": copy.taken,
+            "pending": self.core.pending(),
+            "handles": self.core.handles,
+            "waiting": copy.waiting,
+            "running": copy.running,
+            "wakeups": copy.wakeups,
+        }
+
+    def close(self):
+        self.core.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()

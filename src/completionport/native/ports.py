@@ -1,0 +1,30 @@
+"""The compiled ports under their public types, one for each engine."""
+
+from __future__ import annotations
+
+from ..interface import CompletionPort
+from ..interface import Handle as PublicHandle
+from . import handles, port
+
+
+class Handle(handles.Handle, PublicHandle):
+    """A handle of a compiled engine."""
+
+    __slots__ = ()
+
+
+class IoUringPort(port.Port, CompletionPort):
+    """A completion port on io_uring."""
+
+    ENGINE = "io_uring"
+    HANDLE = Handle
+
+
+class EpollPort(port.Port, CompletionPort):
+    """A completion port on epoll."""
+
+    ENGINE = "epoll"
+    HANDLE = Handle
+
+
+PORTS: dict[str, type[CompletionPort]] = {"io_uring": IoUringPort, "epoll": EpollPort}

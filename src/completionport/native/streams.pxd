@@ -1,0 +1,16 @@
+"""Streams: the server's connections and listening sockets, below Python.
+
+A stream is a strand: it is in the packet queue at most once, and at most one thread is at it.
+"""
+
+from libc.stdint cimport int64_t
+
+from .engine cimport Block, Engine, Stream
+
+cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil
+cdef Block* take_garbage(Engine* engine) noexcept nogil
+# With the channel's lock:
+cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil
+cdef int stream_append(Stream* stream, const char* data, size_t size, void* object) noexcept nogil
+cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noexcept nogil
+cdef void stream_start_output(Stream* stream) noexcept nogil

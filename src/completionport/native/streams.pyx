@@ -1,0 +1,196 @@
+# cython: language_level=3, freethreading_compatible=True
+"""What a connection or a listening socket does between the kernel and a worker.
+
+Sending: what the kernel does not take at once waits in blocks. Small data is copied, so that a
+finished send needs no Python; large bytes objects are referenced, and given to `garbage` when sent.
+"""
+
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from .atomics cimport cp_now_ns
+from .channels cimport WAIT, append_operation, channel_init, step
+from .engine cimport Channel, ChannelOwner, Operation, SOCKET
+from .scheduler cimport PACKET_STREAM, push
+
+cdef extern from "errno.h" nogil:
+    int errno
+    enum:
+        EAGAIN, EINTR, ENOMEM
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t send(int descriptor, const void* data, size_t size, int flags)
+    enum:
+        MSG_DONTWAIT, MSG_NOSIGNAL
+
+cdef extern from *:
+    """
+    enum { CP_SEND = 4 };
+    #define cp_exchange_pointer(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
+    #define cp_push_pointer(list, item)                                                            \\
+        do {                                                                                       \\
+            (item)->next = __atomic_load_n((list), __ATOMIC_RELAXED);                              \\
+        } while (!__atomic_compare_exchange_n((list), &(item)->next, (item), 1, __ATOMIC_RELEASE,  \\
+                                              __ATOMIC_RELAXED))
+    """
+    enum:
+        CP_SEND
+    Block* cp_exchange_pointer(Block** list, Block* value) nogil
+    void cp_push_pointer(Block** list, Block* item) nogil
+
+cdef enum:
+    SMALLEST_BLOCK = 512
+
+
+cdef ChannelOwner stream_owner
+stream_owner.settled = output_settled
+stream_owner.closing = closing
+
+
+cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil:
+    cdef Stream* stream = <Stream*> calloc(1, sizeof(Stream))
+    if stream != NULL:
+        channel_init(&stream.channel, engine, descriptor, SOCKET)
+        stream.channel.owner = &stream_owner
+        stream.packet.kind = PACKET_STREAM
+        stream.output.code = CP_SEND
+        stream.output.channel = &stream.channel
+    return stream
+
+
+cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil:
+    """Have a worker look at the stream, now or when the one that is at it is done."""
+    if not stream.scheduled:
+        stream.scheduled = True
+        push(stream.channel.engine.scheduler, &stream.packet, wake)
+
+
+cdef void closing(Channel* channel) noexcept nogil:
+    cdef Stream* stream = <Stream*> channel
+    stream.wants_input = False
+    if stream.armed and not stream.stopping:
+        channel.engine.type.stop_input(channel.engine, stream)
+    drop_blocks(stream)
+    stream_schedule(stream, True)
+
+
+# -- sending --------------------------------------------------------------------------------------
+
+
+cdef int stream_append(Stream* stream, const char* data, size_t size, void* object) noexcept nogil:
+    """Queue bytes to be sent; with ``object`` they lie in it and its reference is taken over."""
+    cdef Block* block = stream.last_block
+    cdef size_t room
+    if object == NULL and block != NULL and block.room - block.size >= size and not (
+        stream.sending and block == stream.first_block
+    ):
+        memcpy(block.data + block.size, data, size)
+        block.size += size
+        stream.queued_bytes += size
+        return 0
+    room = 0 if object != NULL else max(size, <size_t> SMALLEST_BLOCK)
+    block = <Block*> malloc(sizeof(Block) + room)
+    if block == NULL:
+        return ENOMEM
+    block.next = NULL
+    block.object = object
+    block.size = size
+    block.room = room
+    if object != NULL:
+        block.data = <char*> data
+    else:
+        block.data = <char*> (block + 1)
+        memcpy(block.data, data, size)
+    if stream.first_block == NULL:
+        stream.first_block = block
+    else:
+        stream.last_block.next = block
+    stream.last_block = block
+    stream.queued_bytes += size
+    return 0
+
+
+cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noexcept nogil:
+    """Send what the kernel takes at once: the number of bytes, or a negative errno."""
+    cdef ssize_t sent
+    while True:
+        sent = send(stream.channel.descriptor, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent >= 0:
+            stream.sent_bytes += sent
+            return sent
+        if errno == EAGAIN:
+            return 0
+        if errno != EINTR:
+            return -errno
+
+
+cdef void stream_start_output(Stream* stream) noexcept nogil:
+    """Have the engine send the first block, and the others after it."""
+    cdef Operation* output = &stream.output
+    if stream.sending or stream.first_block == NULL or stream.channel.closing:
+        return
+    stream.sending = True
+    output.one.iov_base = stream.first_block.data
+    output.one.iov_len = stream.first_block.size
+    output.vector = &output.one
+    output.vector_count = 1
+    output.transferred = 0
+    output.error = 0
+    output.cancelled = False
+    append_operation(&stream.channel.output, output)
+    if not output.in_kernel and stream.channel.output.head == output:
+        stream.channel.engine.type.start(stream.channel.engine, output)
+
+
+cdef void free_block(Stream* stream, Block* block) noexcept nogil:
+    if block.object == NULL:
+        free(block)
+    else:
+        cp_push_pointer(&stream.channel.engine.garbage, block)
+
+
+cdef Block* take_garbage(Engine* engine) noexcept nogil:
+    """The blocks whose objects the caller, with the GIL, has to let go; then it frees them."""
+    if engine.garbage == NULL:
+        return NULL
+    return cp_exchange_pointer(&engine.garbage, NULL)
+
+
+cdef void drop_blocks(Stream* stream) noexcept nogil:
+    cdef Block* block = stream.first_block
+    cdef Block* following
+    if stream.sending:
+        # The kernel may still read it: `output_settled` comes.
+        block = block.next
+        stream.first_block.next = NULL
+        stream.last_block = stream.first_block
+    else:
+        stream.first_block = stream.last_block = NULL
+    while block != NULL:
+        following = block.next
+        stream.queued_bytes -= block.size
+        free_block(stream, block)
+        block = following
+
+
+cdef void output_settled(Channel* channel, bint wake) noexcept nogil:
+    """A block was sent, or failed."""
+    cdef Stream* stream = <Stream*> channel
+    cdef Block* block = stream.first_block
+    stream.sending = False
+    stream.sent_bytes += stream.output.transferred
+    stream.queued_bytes -= block.size
+    stream.first_block = block.next
+    if block.next == NULL:
+        stream.last_block = NULL
+    free_block(stream, block)
+    if channel.closing:
+        return
+    if stream.output.error != 0:
+        stream.error = stream.output.error
+        drop_blocks(stream)
+        stream_schedule(stream, wake)
+    elif stream.first_block != NULL:
+        stream_start_output(stream)
+    elif stream.was_full or stream.close_when_sent:
+        stream_schedule(stream, wake)

@@ -1,0 +1,1 @@
+"""The completion port on the standard library alone."""

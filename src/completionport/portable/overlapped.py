@@ -1,0 +1,138 @@
+"""Overlapped and Completion in Python; ``native.operations`` has their compiled twins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from ..errors import OperationPending
+from ..operation import Operation
+
+if TYPE_CHECKING:
+    from ..interface import Handle
+
+
+class Completion(NamedTuple):
+    """One packet taken from a port; unpacks as transferred, key, overlapped, error."""
+
+    transferred: Any
+    """Bytes moved, or what was posted."""
+    key: Any
+    """The key given to `CompletionPort.associate`, or what was posted."""
+    overlapped: Any
+    """The Overlapped of the operation, or what was posted."""
+    error: OSError | None = None
+    """What went wrong, None when the operation succeeded or the packet was posted."""
+
+
+class OverlappedBase:
+    """State of one operation. `completionport.Overlapped` has the documentation.
+
+    An engine uses `_begin`, `_finish` and `_withdraw`, and nothing else. The fields are
+    written by whoever claimed the object (`_begin`), until it gives it back.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_error",
+        "_handle",
+        "_idle",
+        "_operation",
+        "_transferred",
+        "_value",
+    )
+
+    _idle: list[None]
+    _operation: Operation
+    _handle: Handle | None
+    _transferred: int
+    _error: OSError | None
+    _value: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Not in __init__: subclasses need not call that.
+        self = super().__new__(cls)
+        # One item while the object is free. Taking it is one atomic step, with no lock that
+        # a finalizer could meet a second time.
+        self._idle = [None]
+        self._operation = Operation.NONE
+        self._handle = None
+        self._transferred = 0
+        self._error = None
+        self._value = None
+        return self
+
+    @property
+    def operation(self) -> Operation:
+        return self._operation
+
+    @property
+    def handle(self) -> Handle | None:
+        return self._handle
+
+    @property
+    def pending(self) -> bool:
+        return not self._idle
+
+    @property
+    def transferred(self) -> int:
+        return self._transferred
+
+    @property
+    def error(self) -> OSError | None:
+        return self._error
+
+    def result(self) -> Any:
+        if not self._idle:
+            raise OperationPending(
+                f"the {self._operation.name.lower()} is under way: its packet was not taken yet"
+            )
+        if self._operation is Operation.NONE:
+            raise ValueError("there is no result: this Overlapped was not used for an operation")
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def cancel(self) -> bool:
+        handle = self._handle
+        if self._idle or handle is None:
+            return False
+        return handle.cancel(self) > 0  # type: ignore[arg-type]
+
+    def _begin(self, handle: Handle, operation: Operation) -> None:
+        """Claim the object for one operation; `OperationPending` when it is in use."""
+        try:
+            self._idle.pop()
+        except IndexError:
+            raise OperationPending(
+                f"this Overlapped is in use for a {self._operation.name.lower()} whose packet was "
+                "not taken yet: use another one, or wait for the packet"
+            ) from None
+        self._operation = operation
+        self._handle = handle
+        self._transferred = 0
+        self._error = None
+        self._value = None
+
+    def _finish(self, transferred: int, error: OSError | None, value: Any) -> None:
+        """Give the object back to the program with the outcome of its operation."""
+        self._transferred = transferred
+        self._error = error
+        self._value = value
+        self._idle.append(None)
+
+    def _withdraw(self) -> None:
+        """Give the object back as if the operation had never been asked for."""
+        self._operation = Operation.NONE
+        self._handle = None
+        self._idle.append(None)
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if self._operation is Operation.NONE:
+            return f"<{name} not used>"
+        what = self._operation.name.lower()
+        if not self._idle:
+            return f"<{name} {what}, pending>"
+        if self._error is not None:
+            return f"<{name} {what}, {self._error!r}>"
+        return f"<{name} {what}, {self._transferred} bytes>"

@@ -1,0 +1,150 @@
+"""Fixtures: the engines, ports that leave nothing behind, pairs of connected sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import (
+    descriptors,
+    has_ipv6,
+    native_threads,
+    tcp_pair,
+    unix_pair,
+    wait_until,
+)
+
+from completionport import CompletionPort
+from completionport.engines import ENGINES, probe
+
+PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {
+    "tcp": tcp_pair,
+    "tcp6": lambda: tcp_pair(socket.AF_INET6),
+    "unix": unix_pair,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine",
+        action="append",
+        choices=ENGINES,
+        metavar="NAME",
+        help=f"run the tests on this engine only (may be given again): {', '.join(ENGINES)}",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" not in metafunc.fixturenames:
+        return
+    parameters = []
+    for name in metafunc.config.getoption("--engine") or ENGINES:
+        report = probe(name)
+        skip = pytest.mark.skip(reason=f"{name} does not run here: {report.reason}")
+        parameters.append(pytest.param(name, marks=() if report.usable else (skip,)))
+    metafunc.parametrize("engine", parameters, indirect=True, scope="module")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of each usable engine in turn."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test ends with the threads and descriptors that it began with."""
+    threads, files = set(threading.enumerate()), descriptors()
+    natives = native_threads()
+    yield
+    if request.node.stash.get(FAILED, False):
+        return  # the failed test's frames are kept for the report, and so are its sockets
+
+    def left() -> list[Any]:
+        gc.collect()
+        more: list[Any] = [thread for thread in threading.enumerate() if thread not in threads]
+        more += [item for item in native_threads().items() if item[0] not in natives]
+        more += [item for item in descriptors().items() if item not in files.items()]
+        return more
+
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not left(), timeout=5)
+    assert left() == []
+
+
+@pytest.fixture
+def make_port(engine: str, nothing_left: None) -> Iterator[Callable[..., CompletionPort]]:
+    """Ports on the engine under test, closed at the end, with nothing under way afterwards."""
+    ports: list[CompletionPort] = []
+
+    def make(concurrency: int = 0) -> CompletionPort:
+        port = CompletionPort(concurrency, engine=engine)
+        ports.append(port)
+        return port
+
+    yield make
+    for port in ports:
+        port.close()
+        numbers = port.stats()
+        assert (numbers["pending"], numbers["queued"]) == (0, 0), numbers
+        wait_until(lambda port=port: port.stats()["waiting"] == 0, "no thread in get()")
+
+
+@pytest.fixture
+def port(make_port: Callable[..., CompletionPort]) -> CompletionPort:
+    return make_port()
+
+
+@pytest.fixture
+def make_pair(nothing_left: None) -> Iterator[Callable[..., tuple[socket.socket, socket.socket]]]:
+    """Pairs of connected sockets: the first one for the port, the second one with a timeout."""
+    with contextlib.ExitStack() as stack:
+
+        def make(kind: str = "tcp") -> tuple[socket.socket, socket.socket]:
+            near, far = PAIRS[kind]()
+            stack.enter_context(contextlib.closing(near))
+            stack.enter_context(contextlib.closing(far))
+            return near, far
+
+        yield make
+
+
+@pytest.fixture
+def tcp(make_pair: Callable[..., Any]) -> tuple[socket.socket, socket.socket]:
+    return make_pair("tcp")
+
+
+@pytest.fixture(
+    params=[
+        "tcp",
+        pytest.param("tcp6", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
+        "unix",
+    ]
+)
+def pair(
+    request: pytest.FixtureRequest, make_pair: Callable[..., Any]
+) -> tuple[socket.socket, socket.socket]:
+    """A pair of each kind in turn."""
+    return make_pair(request.param)
+
+
+@pytest.fixture
+def listener(nothing_left: None) -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as sock:
+        yield sock

@@ -1,0 +1,251 @@
+"""What the tests share: waiting for a condition, sockets, threads, other interpreters."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import completionport
+
+LONG = 20.0
+"""Seconds after which something that has to happen counts as not happening."""
+
+TESTS = Path(__file__).parent
+PACKAGE = Path(completionport.__file__).parents[1]
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = LONG) -> Any:
+    """Look again and again until the condition holds; the one place that polls."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not come about in {timeout} s: {what or condition}")
+        time.sleep(0.0005)
+    return value
+
+
+def wait_for_stats(port: Any, timeout: float = LONG, **expected: int) -> None:
+    """Wait until the port's numbers are these."""
+    seen: dict[str, Any] = {}
+
+    def reached() -> bool:
+        seen.update(port.stats())
+        return all(seen[name] == value for name, value in expected.items())
+
+    deadline = time.monotonic() + timeout
+    while not reached():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"expected {expected}, the port has {seen}")
+        time.sleep(0.0005)
+
+
+def take(port: Any, count: int, timeout: float = LONG) -> list[Any]:
+    """Take exactly so many packets, each within the time."""
+    packets: list[Any] = []
+    while len(packets) < count:
+        done = port.get(timeout)
+        assert done is not None, f"{len(packets)} of {count} packets came; {port.stats()}"
+        packets.append(done)
+    return packets
+
+
+def take_one(port: Any, timeout: float = LONG) -> Any:
+    return take(port, 1, timeout)[0]
+
+
+def assert_quiet(port: Any) -> None:
+    """No packet is there and none can come any more."""
+    assert port.get(0) is None
+    numbers = port.stats()
+    assert (numbers["pending"], numbers["queued"]) == (0, 0), numbers
+
+
+def outcome(port: Any, start: Callable[[], Any]) -> Any:
+    """The error of an operation, None without one: raised at the call or in its packet.
+
+    Which of the two it is depends on whether the kernel knows at once.
+    """
+    try:
+        operation = start()
+    except OSError as error:
+        return error
+    done = take_one(port)
+    assert done.overlapped is operation
+    return done.error
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = sock.recv(min(size, 1 << 20))
+        assert part, f"the stream ended {size} bytes early"
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def read_to_end(sock: socket.socket) -> bytes:
+    parts = []
+    while part := sock.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes in which every place differs from its neighbourhood: a shift or a swap shows."""
+    step = 251
+    block = bytes((index * 7 + seed + index // step) % 256 for index in range(step * 64))
+    return (block * (size // len(block) + 1))[:size]
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def tcp_pair(family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
+    host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    with socket.create_server((host, 0), family=family) as listener:
+        near = socket.create_connection(listener.getsockname()[:2])
+        far, _ = listener.accept()
+    for sock in (near, far):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    near.settimeout(None)
+    far.settimeout(LONG)
+    return near, far
+
+
+def unix_pair() -> tuple[socket.socket, socket.socket]:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    far.settimeout(LONG)
+    return near, far
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a TCP socket so that its peer gets a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    sock.close()
+
+
+class Background(threading.Thread):
+    """A function on a thread of its own; `outcome` gives what it returned or raises what it raised."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        super().__init__(daemon=True)
+        self._work: Callable[[], Any] | None = lambda: function(*args)
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            assert self._work is not None
+            self._value = self._work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._work = None
+
+    def outcome(self, timeout: float = LONG) -> Any:
+        self.join(timeout)
+        assert not self.is_alive(), f"the thread did not end in {timeout} s"
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None
+        return self._value
+
+
+def descriptors() -> dict[int, str]:
+    """The descriptors of this process and what they stand for."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return {number: what for number, what in found.items() if not what.endswith("/fd")}
+
+
+def native_threads() -> dict[int, str]:
+    """The threads of this process as the kernel sees them.
+
+    io_uring's own workers are left out: the kernel keeps one around for later.
+    """
+    found = {}
+    for name in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            found[int(name)] = Path(f"/proc/self/task/{name}/comm").read_text().strip()
+    return {number: what for number, what in found.items() if not what.startswith("iou-")}
+
+
+def _environment(engine: str | None, extra: dict[str, str]) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment.pop("COMPLETIONPORT_ENGINE", None)
+    environment.pop("PYTHONWARNINGS", None)
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), str(TESTS)])
+    environment["PYTHONFAULTHANDLER"] = "1"
+    environment["PYTHONUNBUFFERED"] = "1"
+    if engine is not None:
+        environment["COMPLETIONPORT_ENGINE"] = engine
+    environment.update(extra)
+    return environment
+
+
+def _command(script: str, options: tuple[str, ...]) -> list[str]:
+    return [sys.executable, *options, "-c", textwrap.dedent(script)]
+
+
+def run_python(
+    script: str,
+    *,
+    engine: str | None = None,
+    options: tuple[str, ...] = (),
+    status: int = 0,
+    timeout: float = 60,
+    **extra: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in an interpreter of its own and check how it ends."""
+    done = subprocess.run(
+        _command(script, options),
+        env=_environment(engine, extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@contextlib.contextmanager
+def python_process(
+    script: str, *, engine: str | None = None, **extra: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A script that runs next to the test; it is killed when it is still there at the end."""
+    process = subprocess.Popen(
+        _command(script, ()),
+        env=_environment(engine, extra),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()

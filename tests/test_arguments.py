@@ -1,0 +1,361 @@
+"""Wrong arguments raise at the call and say what was expected (rule 16)."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+
+import pytest
+from support import assert_quiet, take_one
+
+from completionport import (
+    AlreadyAssociated,
+    CompletionPort,
+    Overlapped,
+)
+
+TOO_BIG = (ValueError, OverflowError)
+
+
+class TestPort:
+    @pytest.mark.parametrize(
+        ("value", "error", "message"),
+        [
+            (-1, ValueError, "concurrency"),
+            (-(2**70), TOO_BIG, "concurrency"),
+            (2**70, TOO_BIG, "concurrency"),
+            ("4", TypeError, r"concurrency|int"),
+            (1.5, TypeError, r"concurrency|int"),
+            (None, TypeError, r"concurrency|int"),
+        ],
+    )
+    def test_concurrency(self, engine, value, error, message):
+        with pytest.raises(error, match=message):
+            CompletionPort(value, engine=engine)
+
+    def test_the_engine_is_given_by_name(self, engine):
+        with pytest.raises(TypeError):
+            CompletionPort(0, engine)
+        with pytest.raises(TypeError):
+            CompletionPort(engine=engine, workers=3)
+
+    @pytest.mark.parametrize("name", ["iocp", "EPOLL", " epoll"])
+    def test_an_unknown_engine(self, name):
+        with pytest.raises(ValueError, match=f"{name}.*io_uring, epoll, selectors"):
+            CompletionPort(engine=name)
+
+    @pytest.mark.parametrize("call", ["get", "get_many"])
+    @pytest.mark.parametrize(
+        ("timeout", "error"),
+        [
+            (-1, ValueError),
+            (-0.001, ValueError),
+            (float("nan"), ValueError),
+            ("1", TypeError),
+            ([], TypeError),
+        ],
+    )
+    def test_timeout(self, port, call, timeout, error):
+        port.post("stays there")
+        with pytest.raises(error, match=r"timeout|number|real|float|NaN"):
+            port.get(timeout) if call == "get" else port.get_many(1, timeout)
+        assert take_one(port).transferred == "stays there"
+
+    @pytest.mark.parametrize(
+        ("count", "error"),
+        [(0, ValueError), (-1, ValueError), ("1", TypeError), (1.5, TypeError), (None, TypeError)],
+    )
+    def test_max_count(self, port, count, error):
+        port.post("stays there")
+        with pytest.raises(error, match=r"max_count|int"):
+            port.get_many(count)
+        assert take_one(port).transferred == "stays there"
+
+    def test_a_huge_max_count_is_fine_or_refused(self, port):
+        port.post(1)
+        with contextlib.suppress(*TOO_BIG):
+            assert len(port.get_many(2**70, 0)) == 1
+
+    def test_post_takes_three_values_at_most(self, port):
+        with pytest.raises(TypeError):
+            port.post(1, 2, 3, 4)
+        with pytest.raises(TypeError):
+            port.post(bytes=1)
+        assert_quiet(port)
+
+    def test_get_without_max_count(self, port):
+        with pytest.raises(TypeError):
+            port.get_many()
+
+
+class TestAssociate:
+    @pytest.mark.parametrize("thing", [object(), "text", None, 1.5, b"bytes", []], ids=repr)
+    def test_an_object_with_no_descriptor(self, port, thing):
+        with pytest.raises(TypeError, match=r"fileno|descriptor"):
+            port.associate(thing, "key")
+        assert port.stats()["handles"] == 0
+
+    def test_a_key_is_needed(self, port, tcp):
+        near, _ = tcp
+        with pytest.raises(TypeError, match="key"):
+            port.associate(near)
+        with pytest.raises(TypeError):
+            port.associate()
+
+    def test_a_closed_socket(self, port):
+        sock = socket.socket()
+        sock.close()
+        with pytest.raises(ValueError, match=r"closed|descriptor"):
+            port.associate(sock, "key")
+
+    def test_a_closed_file(self, port, tmp_path):
+        file = (tmp_path / "file").open("w")
+        file.close()
+        with pytest.raises(ValueError, match="closed"):
+            port.associate(file, "key")
+
+    @pytest.mark.parametrize("number", [-1, -100])
+    def test_a_negative_number(self, port, number):
+        with pytest.raises(ValueError, match=r"descriptor|closed|negative"):
+            port.associate(number, "key")
+
+    def test_a_number_that_is_not_open(self, port):
+        number = os.open("/dev/null", os.O_RDONLY)
+        os.close(number)
+        with pytest.raises(ValueError, match=r"descriptor|closed|open"):
+            port.associate(number, "key")
+        assert port.stats()["handles"] == 0
+
+    def test_a_number_that_is_too_big(self, port):
+        with pytest.raises(TOO_BIG):
+            port.associate(2**40, "key")
+
+    @pytest.mark.parametrize("answer", ["5", None, 5.0], ids=repr)
+    def test_a_fileno_that_gives_no_number(self, port, answer):
+        class Odd:
+            def fileno(self):
+                return answer
+
+        with pytest.raises(TypeError, match=r"fileno|descriptor|int"):
+            port.associate(Odd(), "key")
+
+    def test_a_fileno_that_raises(self, port):
+        class Broken:
+            def fileno(self):
+                raise RuntimeError("as expected")
+
+        with pytest.raises(RuntimeError, match="as expected"):
+            port.associate(Broken(), "key")
+
+    def test_a_socket_that_was_associated_before(self, make_port, tcp):
+        near, far = tcp
+        port, other = make_port(), make_port()
+        with port.associate(near, "key") as handle:
+            for where in (port, other):
+                with pytest.raises(AlreadyAssociated, match="already"):
+                    where.associate(near, "another key")
+            assert issubclass(AlreadyAssociated, ValueError)
+            handle.recv(10)
+            far.sendall(b"unharmed")
+            assert take_one(port).key == "key"
+
+    def test_a_socket_that_was_associated_before_by_its_number(self, port, tcp):
+        near, _ = tcp
+        with port.associate(near, "key"):
+            with pytest.raises(AlreadyAssociated):
+                port.associate(near.fileno(), "another key")
+
+    def test_the_next_socket_with_the_same_number_is_another_one(self, port, make_pair):
+        near, _ = make_pair()
+        number = near.fileno()
+        port.associate(near, "key").close()
+        again, far = make_pair()
+        assert number in (again.fileno(), far.fileno())
+        for sock in (again, far):
+            port.associate(sock, "key").close()
+
+
+@pytest.fixture
+def handle(port, tcp):
+    near, _ = tcp
+    with port.associate(near, "key") as handle:
+        yield handle
+        assert_quiet(port)
+
+
+NOT_A_SIZE_OR_BUFFER = [
+    (-1, ValueError, r"size|negative|bytes"),
+    (-(2**70), TOO_BIG, ""),
+    (2**31, ValueError, r"size|bytes"),
+    (2**70, TOO_BIG, ""),
+    (1.5, TypeError, r"buffer|int"),
+    (None, TypeError, r"buffer|int"),
+    ("text", TypeError, r"buffer|bytes"),
+    (object(), TypeError, r"buffer|int"),
+    ({}, TypeError, r"buffer|int"),
+    (b"read-only", TypeError, r"writable|read-only"),
+    (memoryview(b"read-only"), TypeError, r"writable|read-only"),
+    ([b"read-only"], TypeError, r"writable|read-only"),
+    ([bytearray(1), 5], TypeError, "buffer"),
+    ([bytearray(1), None], TypeError, "buffer"),
+    (["text"], TypeError, "buffer"),
+    (memoryview(bytearray(10))[::2], (TypeError, ValueError, BufferError), "contiguous"),
+]
+
+NOT_DATA = [
+    (5, TypeError, r"buffer|bytes"),
+    (None, TypeError, r"buffer|bytes"),
+    ("text", TypeError, r"buffer|bytes"),
+    (object(), TypeError, r"buffer|bytes"),
+    ([b"one", "two"], TypeError, r"buffer|bytes"),
+    ([b"one", 2], TypeError, r"buffer|bytes"),
+    ({b"one": 1}, TypeError, r"buffer|bytes"),
+    (memoryview(bytes(10))[::2], (TypeError, ValueError, BufferError), "contiguous"),
+]
+
+
+@pytest.mark.parametrize("call", ["recv", "read"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"), NOT_A_SIZE_OR_BUFFER, ids=lambda value: repr(value)[:30]
+)
+def test_sizes_and_buffers_to_fill(handle, call, value, error, message):
+    with pytest.raises(error, match=message):
+        getattr(handle, call)(value)
+
+
+@pytest.mark.parametrize("call", ["send", "write"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"), NOT_DATA, ids=lambda value: repr(value)[:30]
+)
+def test_data_to_send(handle, call, value, error, message):
+    with pytest.raises(error, match=message):
+        getattr(handle, call)(value)
+
+
+def test_buffers_are_let_go_when_a_later_one_is_wrong(handle):
+    buffer = bytearray(10)
+    with pytest.raises(TypeError):
+        handle.recv([buffer, "text"])
+    with pytest.raises(TypeError):
+        handle.send([buffer, "text"])
+    with pytest.raises(TypeError):
+        handle.recv(buffer, "flags")
+    with pytest.raises(TypeError):
+        handle.recv(buffer, overlapped=object())
+    buffer.extend(b"may be resized")
+
+
+@pytest.mark.parametrize("call", ["recv", "send"])
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [("x", TypeError), (1.5, TypeError), (None, TypeError), (2**70, TOO_BIG), (2**40, TOO_BIG)],
+)
+def test_flags(handle, call, flags, error):
+    with pytest.raises(error, match=r"flags|int|large"):
+        getattr(handle, call)(bytearray(1), flags)
+
+
+@pytest.mark.parametrize("call", ["read", "write"])
+@pytest.mark.parametrize(
+    ("offset", "error"),
+    [
+        (-1, ValueError),
+        (2**63, TOO_BIG),
+        (2**70, TOO_BIG),
+        ("0", TypeError),
+        (0.0, TypeError),
+    ],
+)
+def test_offset(handle, call, offset, error):
+    with pytest.raises(error, match=r"offset|int|large"):
+        getattr(handle, call)(bytearray(1), offset)
+
+
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        (None, TypeError),
+        ("127.0.0.1", TypeError),
+        (("127.0.0.1",), TypeError),
+        (("127.0.0.1", "port"), TypeError),
+        (("127.0.0.1", 70000), TOO_BIG),
+        (("127.0.0.1", -1), TOO_BIG),
+        ((5, 5), TypeError),
+    ],
+    ids=repr,
+)
+def test_addresses(port, address, error):
+    with socket.socket() as sock, port.associate(sock, "key") as handle:
+        with pytest.raises(error):
+            handle.connect(address)
+        assert_quiet(port)
+
+
+def test_a_host_that_is_not_known(port):
+    with socket.socket() as sock, port.associate(sock, "key") as handle:
+        with pytest.raises(socket.gaierror):
+            handle.connect(("name.invalid", 80))
+        assert_quiet(port)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda handle, value: handle.accept(overlapped=value),
+        lambda handle, value: handle.connect(("127.0.0.1", 1), overlapped=value),
+        lambda handle, value: handle.recv(1, overlapped=value),
+        lambda handle, value: handle.send(b"x", overlapped=value),
+        lambda handle, value: handle.read(1, overlapped=value),
+        lambda handle, value: handle.write(b"x", overlapped=value),
+        lambda handle, value: handle.disconnect(overlapped=value),
+    ],
+    ids=["accept", "connect", "recv", "send", "read", "write", "disconnect"],
+)
+def test_overlapped(handle, start):
+    for value in (object(), 5, "text", Overlapped):
+        with pytest.raises(TypeError, match="Overlapped"):
+            start(handle, value)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda handle: handle.recv(),
+        lambda handle: handle.send(),
+        lambda handle: handle.read(),
+        lambda handle: handle.write(),
+        lambda handle: handle.connect(),
+        lambda handle: handle.accept(5),
+        lambda handle: handle.recv(1, 0, Overlapped()),
+        lambda handle: handle.send(b"x", 0, Overlapped()),
+        lambda handle: handle.disconnect(5),
+        lambda handle: handle.recv(1, size=5),
+    ],
+    ids=range(10),
+)
+def test_missing_and_superfluous_arguments(handle, start):
+    with pytest.raises(TypeError):
+        start(handle)
+
+
+@pytest.mark.parametrize("value", [object(), 5, "text"], ids=repr)
+def test_cancel(handle, value):
+    with pytest.raises(TypeError, match="Overlapped"):
+        handle.cancel(value)
+
+
+def test_odd_but_right_arguments(handle, port):
+    class Index:
+        def __index__(self):
+            return 3
+
+    operation = handle.recv(Index())
+    handle.cancel(operation)
+    take_one(port)
+    handle.send(array.array("d", [1.0]))
+    assert take_one(port).transferred == 8
+    handle.recv(2**31 - 1) if os.environ.get("COMPLETIONPORT_HUGE") else handle.recv(True)
+    handle.cancel()
+    take_one(port)

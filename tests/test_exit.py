@@ -1,0 +1,236 @@
+"""The interpreter can exit whatever threads do at that moment (rule 15)."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+from support import python_process, run_python
+
+WAITING = """
+import sys, threading
+from completionport import CompletionPort
+from support import unix_pair, wait_for_stats
+
+port = CompletionPort(4)
+near, far = unix_pair()
+handle = port.associate(near, "key")
+handle.recv(10)
+threads = [threading.Thread(target=port.get, daemon=True) for _ in range(5)]
+for thread in threads:
+    thread.start()
+wait_for_stats(port, waiting=5)
+"""
+
+BUSY = """
+import sys, threading
+from completionport import CompletionPort
+from support import unix_pair, wait_until
+
+port = CompletionPort(4)
+near, far = unix_pair()
+one, two = port.associate(near, "one"), port.associate(far, "two")
+packets = 0
+
+def work():
+    global packets
+    while True:
+        transferred, key, overlapped, error = port.get()
+        packets += 1
+        handle = one if key == "one" else two
+        if overlapped.operation == 3:
+            handle.send(overlapped.result())
+        else:
+            handle.recv(100)
+
+for handle in (one, two):
+    for _ in range(10):
+        handle.send(b"x" * 50)
+threads = [threading.Thread(target=work, daemon=True) for _ in range(5)]
+for thread in threads:
+    thread.start()
+wait_until(lambda: packets > 100)
+"""
+
+
+def run(script, engine, **options):
+    done = run_python(script, engine=engine, timeout=30, **options)
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("state", [WAITING, BUSY], ids=["waiting", "busy"])
+class TestWorkersAtTheEnd:
+    def test_the_main_thread_falls_off_the_end(self, engine, state):
+        assert run(state + "print('end')", engine) == "end\n"
+
+    def test_sys_exit(self, engine, state):
+        done = run_python(state + "sys.exit(7)", engine=engine, timeout=30, status=7)
+        assert done.stderr == ""
+
+    def test_an_exception(self, engine, state):
+        done = run_python(state + "raise KeyError('x')", engine=engine, timeout=30, status=1)
+        assert done.stderr.rstrip().endswith("KeyError: 'x'")
+
+    def test_the_names_are_gone_first(self, engine, state):
+        run(state + "del port, handle, threads, near, far", engine)
+
+    def test_again_and_again(self, engine, state):
+        for _ in range(3):
+            run(state, engine)
+
+
+def test_workers_that_are_no_daemons_end_when_the_port_is_closed(engine):
+    script = WAITING.replace("daemon=True", "daemon=False").replace(
+        "target=port.get", "target=quiet"
+    )
+    script = script.replace(
+        "threads = [",
+        """
+def quiet():
+    try:
+        port.get()
+    except PortClosed:
+        print("closed")
+
+threads = [""",
+    ).replace("import CompletionPort", "import CompletionPort, PortClosed")
+    assert run(script + "port.close()", engine) == "closed\n" * 5
+
+
+def test_a_port_is_closed_at_exit(engine):
+    run(WAITING.replace("Thread(target=port.get", "Thread(target=quiet").replace(
+        "threads = [",
+        """
+import atexit
+from completionport import PortClosed
+
+def quiet():
+    try:
+        port.get()
+    except PortClosed:
+        pass
+
+atexit.register(port.close)
+threads = [""",
+    ), engine)
+
+
+def test_operations_under_way_at_the_end(engine):
+    run(
+        """
+        from completionport import CompletionPort
+        from support import unix_pair
+
+        port = CompletionPort()
+        near, far = unix_pair()
+        handle = port.associate(near, "key")
+        buffer = bytearray(100)
+        handle.recv(buffer)
+        handle.recv(10)
+        handle.send(bytes(8_000_000))
+        port.post(1, 2, 3)
+        assert port.get(0.01) is not None
+        """,
+        engine,
+    )
+
+
+def test_a_port_in_a_thread_local(engine):
+    run(
+        """
+        import threading
+        from completionport import CompletionPort
+
+        local = threading.local()
+        local.port = CompletionPort()
+        local.port.post(1)
+        local.port.get()
+
+        def work():
+            local.port = CompletionPort()
+            local.port.post(1)
+            local.port.get()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        """,
+        engine,
+    )
+
+
+def test_an_exit_hook_that_uses_the_port(engine):
+    output = run(
+        """
+        import atexit
+        from completionport import CompletionPort
+
+        port = CompletionPort()
+
+        @atexit.register
+        def last():
+            port.post("late")
+            print(port.get().transferred)
+            port.close()
+        """,
+        engine,
+    )
+    assert output == "late\n"
+
+
+def test_ctrl_c_ends_a_program_that_waits_in_get(engine):
+    script = """
+        import threading
+        from completionport import CompletionPort
+        from support import wait_for_stats
+
+        port = CompletionPort(8)
+        for _ in range(3):
+            threading.Thread(target=port.get, daemon=True).start()
+        wait_for_stats(port, waiting=3)
+        threading.Thread(
+            target=lambda: (wait_for_stats(port, waiting=4), print("ready", flush=True)),
+            daemon=True,
+        ).start()
+        try:
+            port.get()
+        except KeyboardInterrupt:
+            print("interrupted")
+        """
+    with python_process(script, engine=engine) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output, errors) == (0, "interrupted\n", "")
+
+
+def test_an_unhandled_ctrl_c_ends_the_program_too(engine):
+    script = WAITING + "print('ready', flush=True)\nport.get()"
+    with python_process(script, engine=engine) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.mark.skipif(
+    getattr(sys, "_is_gil_enabled", lambda: True)(), reason="this interpreter has the GIL"
+)
+def test_the_package_leaves_the_gil_off(engine):
+    """An extension module that does not declare itself safe switches the GIL on, with a warning."""
+    run_python(
+        """
+        import sys
+        from completionport import CompletionPort, Handler, Server
+
+        with CompletionPort() as port:
+            port.post(1)
+            port.get()
+        assert not sys._is_gil_enabled()
+        """,
+        engine=engine,
+        options=("-W", "error"),
+    )

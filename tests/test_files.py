@@ -1,0 +1,335 @@
+"""read() and write() on regular files, pipes and other descriptors."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+import pytest
+from support import (
+    Background,
+    assert_quiet,
+    outcome,
+    pattern,
+    take,
+    take_one,
+)
+
+from completionport import Operation, OperationAborted
+
+
+@pytest.fixture
+def file(tmp_path, nothing_left):
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    with path.open("r+b", buffering=0) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pipe(nothing_left):
+    reading, writing = os.pipe()
+    with open(reading, "rb", 0) as reader, open(writing, "wb", 0) as writer:
+        yield reader, writer
+
+
+class TestRegularFiles:
+    def test_read_at_an_offset(self, port, file):
+        with port.associate(file, "file") as handle:
+            operation = handle.read(4, 3)
+            assert operation.operation is Operation.READ
+            assert tuple(take_one(port)) == (4, "file", operation, None)
+            assert operation.result() == b"3456"
+
+    def test_write_at_an_offset(self, port, file):
+        with port.associate(file, "file") as handle:
+            operation = handle.write(b"abc", 8)
+            assert operation.operation is Operation.WRITE
+            assert tuple(take_one(port)) == (3, "file", operation, None)
+            with open(file.name, "rb") as other:
+                assert other.read() == b"01234567abc"
+
+    def test_an_offset_leaves_the_position_alone(self, port, file):
+        with port.associate(file, "file") as handle:
+            handle.read(4, 3)
+            handle.write(b"x", 0)
+            take(port, 2)
+            assert file.tell() == 0
+
+    def test_without_an_offset_the_position_moves(self, port, file):
+        with port.associate(file, "file") as handle:
+            operations = [handle.read(3) for _ in range(5)]
+            take(port, 5)
+            results = [operation.result() for operation in operations]
+            assert results == [b"012", b"345", b"678", b"9", b""]
+            assert file.tell() == 10
+            handle.write(b"more")
+            take_one(port)
+            assert file.tell() == 14
+            file.seek(0)
+            assert file.read() == b"0123456789more"
+
+    def test_the_end_of_the_file_is_a_read_of_nothing(self, port, file):
+        with port.associate(file, "file") as handle:
+            for offset in (10, 1000, 2**40, 2**63 - 1):
+                operation = handle.read(5, offset)
+                done = take_one(port)
+                if offset < 2**63 - 1:
+                    assert tuple(done) == (0, "file", operation, None)
+                    assert operation.result() == b""
+
+    def test_read_into_buffers(self, port, file):
+        with port.associate(file, "file") as handle:
+            buffer, parts = bytearray(4), [bytearray(2), bytearray(3)]
+            handle.read(buffer, 1)
+            handle.read(parts, 5)
+            assert [done.transferred for done in take(port, 2)] == [4, 5]
+            assert buffer == b"1234"
+            assert parts == [b"56", b"789"]
+
+    def test_write_of_several_buffers(self, port, file):
+        with port.associate(file, "file") as handle:
+            handle.write([b"ab", bytearray(b"cd"), memoryview(b"ef")], 2)
+            assert take_one(port).transferred == 6
+            assert os.pread(file.fileno(), 100, 0) == b"01abcdef89"
+
+    def test_more_buffers_than_the_kernel_takes_at_once(self, port, file):
+        data = pattern(3000)
+        with port.associate(file, "file") as handle:
+            handle.write([data[at : at + 1] for at in range(3000)], 0)
+            assert take_one(port).transferred == 3000
+            assert os.pread(file.fileno(), 5000, 0) == data
+
+    def test_a_big_file_goes_through_whole(self, port, file):
+        data = pattern(20_000_000)
+        with port.associate(file, "file") as handle:
+            handle.write(data, 0)
+            assert take_one(port).transferred == len(data)
+            operation = handle.read(len(data), 0)
+            assert take_one(port).transferred == len(data)
+            assert operation.result() == data
+
+    def test_writes_are_carried_out_in_order(self, port, file):
+        with port.associate(file, "file") as handle:
+            for number in range(100):
+                handle.write(b"%03d" % number, 0)
+            take(port, 100)
+            assert os.pread(file.fileno(), 3, 0) == b"099"
+
+    def test_many_reads_are_outstanding(self, port, file):
+        data = pattern(100_000)
+        os.pwrite(file.fileno(), data, 0)
+        with port.associate(file, "file") as handle:
+            operations = [handle.read(1000, at) for at in range(0, 100_000, 1000)]
+            take(port, 100)
+            assert b"".join(operation.result() for operation in operations) == data
+            assert_quiet(port)
+
+    def test_append_mode(self, port, tmp_path):
+        path = tmp_path / "log"
+        with path.open("ab", buffering=0) as log, port.associate(log, "log") as handle:
+            for number in range(5):
+                handle.write(b"%d" % number)
+            take(port, 5)
+            assert path.read_bytes() == b"01234"
+
+    def test_writing_to_a_file_opened_for_reading_is_an_error(self, port, file):
+        with open(file.name, "rb") as opened, port.associate(opened, "file") as handle:
+            error = outcome(port, lambda: handle.write(b"x", 0))
+            assert isinstance(error, OSError)
+            assert "Bad file descriptor" in str(error)
+            assert_quiet(port)
+
+    def test_reading_a_directory_is_an_error(self, port, tmp_path):
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        with port.associate(descriptor, "directory") as handle:
+            assert isinstance(outcome(port, lambda: handle.read(10, 0)), IsADirectoryError)
+            assert_quiet(port)
+
+    def test_a_full_device_is_an_error(self, port):
+        with open("/dev/full", "wb", 0) as full, port.associate(full, "full") as handle:
+            error = outcome(port, lambda: handle.write(b"x"))
+            assert "No space left" in str(error)
+
+    def test_devices(self, port):
+        with open("/dev/zero", "rb", 0) as zero, open("/dev/null", "wb", 0) as null:
+            with port.associate(zero, "zero") as source, port.associate(null, "null") as sink:
+                operation = source.read(1000)
+                assert take_one(port).transferred == 1000
+                assert operation.result() == bytes(1000)
+                sink.write(bytes(1000))
+                assert take_one(port).transferred == 1000
+
+    def test_socket_operations_on_a_file_raise(self, port, file):
+        with port.associate(file, "file") as handle:
+            for start in (
+                lambda: handle.recv(10),
+                lambda: handle.send(b"x"),
+                handle.accept,
+                handle.disconnect,
+            ):
+                with pytest.raises(OSError, match=r"[Ss]ocket"):
+                    start()
+            assert_quiet(port)
+
+
+class TestPipes:
+    def test_a_read_waits_for_data(self, port, pipe):
+        reader, writer = pipe
+        with port.associate(reader, "pipe") as handle:
+            operation = handle.read(10)
+            assert port.get(0.01) is None
+            assert operation.pending
+            writer.write(b"hello")
+            assert tuple(take_one(port)) == (5, "pipe", operation, None)
+            assert operation.result() == b"hello"
+
+    def test_the_end_of_the_pipe_is_a_read_of_nothing(self, port, pipe):
+        reader, writer = pipe
+        with port.associate(reader, "pipe") as handle:
+            operation = handle.read(10)
+            writer.close()
+            assert tuple(take_one(port)) == (0, "pipe", operation, None)
+            assert operation.result() == b""
+
+    def test_reads_are_filled_in_order(self, port, pipe):
+        reader, writer = pipe
+        with port.associate(reader, "pipe") as handle:
+            operations = [handle.read(3) for _ in range(10)]
+            writer.write(bytes(range(30)))
+            take(port, 10)
+            results = [operation.result() for operation in operations]
+            assert b"".join(results) == bytes(range(30))
+
+    def test_a_write_completes_when_all_of_it_was_taken(self, port, pipe):
+        reader, writer = pipe
+        data = pattern(1_000_000)
+        with port.associate(writer, "pipe") as handle:
+            operation = handle.write(data)
+            assert port.get(0.02) is None
+            assert operation.pending
+            received = Background(read_exactly_from, reader, len(data))
+            assert take_one(port).transferred == len(data)
+            assert received.outcome() == data
+
+    def test_a_gathered_write_completes_whole(self, port, pipe):
+        reader, writer = pipe
+        parts = [pattern(10_000, number) for number in range(50)]
+        with port.associate(writer, "pipe") as handle:
+            handle.write(parts)
+            received = Background(read_exactly_from, reader, 500_000)
+            assert take_one(port).transferred == 500_000
+            assert received.outcome() == b"".join(parts)
+
+    def test_a_write_nobody_will_read_is_an_error(self, port, pipe):
+        reader, writer = pipe
+        reader.close()
+        with port.associate(writer, "pipe") as handle:
+            assert isinstance(outcome(port, lambda: handle.write(b"x")), BrokenPipeError)
+            assert_quiet(port)
+
+    def test_a_write_under_way_ends_when_the_reader_goes(self, port, pipe):
+        reader, writer = pipe
+        with port.associate(writer, "pipe") as handle:
+            handle.write(pattern(1_000_000))
+            assert port.get(0.02) is None
+            reader.close()
+            assert isinstance(take_one(port).error, BrokenPipeError)
+
+    def test_close_and_cancel_abort_what_waits(self, port, pipe):
+        reader, writer = pipe
+        source, sink = port.associate(reader, "reader"), port.associate(writer, "writer")
+        reading, writing = source.read(10), sink.write(pattern(1_000_000))
+        assert port.get(0.02) is None
+        assert source.cancel(reading) == 1
+        done = take_one(port)
+        assert (done.key, done.overlapped) == ("reader", reading)
+        assert isinstance(done.error, OperationAborted)
+        sink.close()
+        done = take_one(port)
+        assert (done.key, done.overlapped) == ("writer", writing)
+        assert isinstance(done.error, OperationAborted)
+        source.close()
+        assert_quiet(port)
+
+    def test_an_offset_in_a_pipe_is_an_error(self, port, pipe):
+        reader, writer = pipe
+        writer.write(b"hello")
+        with port.associate(reader, "pipe") as handle:
+            assert "Illegal seek" in str(outcome(port, lambda: handle.read(5, 2)))
+            assert_quiet(port)
+
+    @pytest.mark.parametrize("blocking", [True, False])
+    def test_blocking_pipes_do_not_block(self, port, pipe, blocking):
+        reader, writer = pipe
+        os.set_blocking(reader.fileno(), blocking)
+        os.set_blocking(writer.fileno(), blocking)
+        with port.associate(reader, 1) as source, port.associate(writer, 2) as sink:
+            operation = source.read(100)
+            sink.write(b"hello")
+            assert {done.key for done in take(port, 2)} == {1, 2}
+            assert operation.result() == b"hello"
+
+    def test_a_named_pipe(self, port, tmp_path):
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+        descriptor = os.open(path, os.O_RDWR)
+        with port.associate(descriptor, "fifo") as handle:
+            operation = handle.read(10)
+            handle.write(b"hello")
+            take(port, 2)
+            assert operation.result() == b"hello"
+
+
+def read_exactly_from(file, size):
+    parts = []
+    while size:
+        part = file.read(min(size, 65536))
+        assert part
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def test_read_and_write_work_on_sockets(port, pair):
+    near, far = pair
+    with port.associate(near, "key") as handle:
+        operation = handle.read(10)
+        handle.write([b"hel", b"lo"])
+        assert take_one(port).transferred == 5
+        assert far.recv(10) == b"hello"
+        far.sendall(b"answer")
+        assert tuple(take_one(port)) == (6, "key", operation, None)
+        assert operation.result() == b"answer"
+
+
+def test_read_and_recv_keep_their_order(port, pair):
+    near, far = pair
+    with port.associate(near, "key") as handle:
+        operations = [handle.recv(2), handle.read(2), handle.recv(2), handle.read(2)]
+        far.sendall(b"abcdefgh")
+        take(port, 4)
+        assert [operation.result() for operation in operations] == [b"ab", b"cd", b"ef", b"gh"]
+
+
+def test_an_offset_on_a_socket_is_an_error(port, pair):
+    near, far = pair
+    far.sendall(b"hello")
+    with port.associate(near, "key") as handle:
+        assert "Illegal seek" in str(outcome(port, lambda: handle.read(5, 2)))
+        assert_quiet(port)
+
+
+def test_a_pipe_keeps_its_mode_once_its_handle_is_gone(port, pipe):
+    """The flags belong to everybody who has the pipe open, in other processes too."""
+    reader, writer = pipe
+    flags = fcntl.fcntl(reader, fcntl.F_GETFL)
+    same = os.dup(reader.fileno())
+    try:
+        with port.associate(reader, "pipe") as handle:
+            handle.read(10)
+            writer.write(b"x")
+            take_one(port)
+        assert fcntl.fcntl(same, fcntl.F_GETFL) == flags
+    finally:
+        os.close(same)
