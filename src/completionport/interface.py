@@ -197,7 +197,8 @@ class CompletionPort:
         if cls is CompletionPort:
             from .engines import port_class
 
-            cls = port_class(engine)
+            chosen = port_class(engine)
+            return chosen.__new__(chosen)
         return super().__new__(cls)
 
     @property
