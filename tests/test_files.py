@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
@@ -31,6 +32,9 @@ def pipe(nothing_left):
     reading, writing = os.pipe()
     with open(reading, "rb", 0) as reader, open(writing, "wb", 0) as writer:
         yield reader, writer
+
+
+another_pipe = pipe
 
 
 class TestRegularFiles:
@@ -71,12 +75,10 @@ class TestRegularFiles:
 
     def test_the_end_of_the_file_is_a_read_of_nothing(self, port, file):
         with port.associate(file, "file") as handle:
-            for offset in (10, 1000, 2**40, 2**63 - 1):
+            for offset in (10, 1000, 2**40, 2**62):
                 operation = handle.read(5, offset)
-                done = take_one(port)
-                if offset < 2**63 - 1:
-                    assert tuple(done) == (0, "file", operation, None)
-                    assert operation.result() == b""
+                assert tuple(take_one(port)) == (0, "file", operation, None)
+                assert operation.result() == b""
 
     def test_read_into_buffers(self, port, file):
         with port.associate(file, "file") as handle:
@@ -136,8 +138,7 @@ class TestRegularFiles:
     def test_writing_to_a_file_opened_for_reading_is_an_error(self, port, file):
         with open(file.name, "rb") as opened, port.associate(opened, "file") as handle:
             error = outcome(port, lambda: handle.write(b"x", 0))
-            assert isinstance(error, OSError)
-            assert "Bad file descriptor" in str(error)
+            assert error.errno == errno.EBADF
             assert_quiet(port)
 
     def test_reading_a_directory_is_an_error(self, port, tmp_path):
@@ -149,7 +150,7 @@ class TestRegularFiles:
     def test_a_full_device_is_an_error(self, port):
         with open("/dev/full", "wb", 0) as full, port.associate(full, "full") as handle:
             error = outcome(port, lambda: handle.write(b"x"))
-            assert "No space left" in str(error)
+            assert error.errno == errno.ENOSPC
 
     def test_devices(self, port):
         with open("/dev/zero", "rb", 0) as zero, open("/dev/null", "wb", 0) as null:
@@ -236,8 +237,8 @@ class TestPipes:
             reader.close()
             assert isinstance(take_one(port).error, BrokenPipeError)
 
-    def test_close_and_cancel_abort_what_waits(self, port, pipe):
-        reader, writer = pipe
+    def test_close_and_cancel_abort_what_waits(self, port, pipe, another_pipe):
+        (reader, _), (_, writer) = pipe, another_pipe
         source, sink = port.associate(reader, "reader"), port.associate(writer, "writer")
         reading, writing = source.read(10), sink.write(pattern(1_000_000))
         assert port.get(0.02) is None
@@ -256,7 +257,7 @@ class TestPipes:
         reader, writer = pipe
         writer.write(b"hello")
         with port.associate(reader, "pipe") as handle:
-            assert "Illegal seek" in str(outcome(port, lambda: handle.read(5, 2)))
+            assert outcome(port, lambda: handle.read(5, 2)).errno == errno.ESPIPE
             assert_quiet(port)
 
     @pytest.mark.parametrize("blocking", [True, False])
@@ -316,7 +317,7 @@ def test_an_offset_on_a_socket_is_an_error(port, pair):
     near, far = pair
     far.sendall(b"hello")
     with port.associate(near, "key") as handle:
-        assert "Illegal seek" in str(outcome(port, lambda: handle.read(5, 2)))
+        assert outcome(port, lambda: handle.read(5, 2)).errno == errno.ESPIPE
         assert_quiet(port)
 
 

@@ -228,7 +228,9 @@ class TestReceive:
             reset(far)
             assert take_one(port).transferred == 0
 
-    @pytest.mark.parametrize("empty", [lambda: 0, bytearray, list], ids=["0", "bytearray", "list"])
+    @pytest.mark.parametrize(
+        "empty", [lambda: 0, bytearray, lambda: [bytearray()]], ids=["0", "bytearray", "list"]
+    )
     def test_a_zero_length_receive_tells_that_there_is_data(self, port, pair, empty):
         near, far = pair
         with port.associate(near, "key") as handle:
@@ -300,8 +302,9 @@ class TestSend:
             operation = handle.send(data)
             assert port.get(0.05) is None
             assert operation.pending
-            assert read_exactly(far, BIG) == data
+            reader = Background(read_exactly, far, BIG)
             assert tuple(take_one(port)) == (BIG, "key", operation, None)
+            assert reader.outcome() == data
 
     @pytest.mark.parametrize(
         "make",
@@ -331,8 +334,9 @@ class TestSend:
             operation = handle.send(parts)
             assert port.get(0.01) is None
             assert operation.pending
-            assert read_exactly(far, len(data)) == data
+            reader = Background(read_exactly, far, len(data))
             assert take_one(port).transferred == len(data)
+            assert reader.outcome() == data
 
     def test_a_gather_of_more_buffers_than_the_kernel_takes_at_once(self, port, pair):
         near, far = pair
@@ -343,7 +347,7 @@ class TestSend:
             assert (done.transferred, done.error) == (5000, None)
             assert read_exactly(far, 5000) == data
 
-    @pytest.mark.parametrize("nothing", [b"", [], [b"", b""]], ids=repr)
+    @pytest.mark.parametrize("nothing", [b"", [b""], [b"", b""]], ids=repr)
     def test_a_send_of_nothing_gives_its_packet(self, port, pair, nothing):
         near, far = pair
         with port.associate(near, "key") as handle:
@@ -395,6 +399,7 @@ class TestSend:
         with port.associate(near, "key") as handle:
             handle.send(b"!", socket.MSG_OOB)
             assert take_one(port).transferred == 1
+            far.setblocking(False)
             wait_until(lambda: urgent(far) == b"!", "the urgent byte")
 
 
@@ -453,8 +458,9 @@ class TestAccept:
     def test_accept_on_a_socket_that_does_not_listen_raises(self, port, tcp):
         near, _ = tcp
         with port.associate(near, "key") as handle:
-            with pytest.raises(OSError, match="Invalid argument"):
+            with pytest.raises(OSError, match=r"listen|Invalid argument") as raised:
                 handle.accept()
+            assert raised.value.errno == errno.EINVAL
             assert_quiet(port)
 
     def test_a_rival_for_the_same_connections_does_not_block_the_port(self, port, listener):
@@ -630,8 +636,9 @@ class TestModes:
         data = pattern(BIG)
         operation = handle.send(data)
         assert operation.pending
-        assert read_exactly(far, BIG) == data
+        reader = Background(read_exactly, far, BIG)
         assert take_one(port).transferred == BIG
+        assert reader.outcome() == data
 
     def test_the_mode_stays_as_it_was(self, port, tcp, mode):
         near, far = tcp

@@ -389,8 +389,9 @@ class TestEndedThreads:
 
             Background(start).outcome()
             assert port.get(0.02) is None
-            assert read_exactly(far, len(data)) == data
+            reader = Background(read_exactly, far, len(data))
             assert take_one(port).transferred == len(data)
+            assert reader.outcome() == data
 
     def test_accept_and_connect_of_ended_threads_complete(self, make_port, listener):
         port = make_port(2)

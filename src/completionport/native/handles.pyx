@@ -10,6 +10,9 @@ import stat
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
+from libc.stdint cimport uint32_t
+
+from .atomics cimport cp_swap_if
 from .channels cimport cancel_operations, channel_close, channel_new, submit_operation
 from .core cimport Core
 from .engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
@@ -50,7 +53,10 @@ cdef class Handle(HandleBase):
     cdef Channel* channel
     cdef object file_
     cdef int number          # of the program's descriptor
-    cdef object token        # in the registry of associated files
+    # Owned, but out of the collector's sight, which clears attributes before __dealloc__.
+    cdef PyObject* last_core
+    cdef PyObject* token     # in the registry of associated files
+    cdef uint32_t token_gone # atomic: whoever sets it releases the token
     cdef bint listening      # seen to be, which does not change
     cdef object __weakref__
 
@@ -78,20 +84,33 @@ cdef class Handle(HandleBase):
             self.key = key
             self.file_ = file
             self.number = number
-            self.token = token
             self.core = core
+            Py_INCREF(core)
+            self.last_core = <PyObject*> core
+            Py_INCREF(token)
+            self.token = <PyObject*> token
             core.adopt(self.channel)
         except BaseException:
+            self.token_gone = 1
             association.release(token)
-            self.token = None
             raise
 
     def __dealloc__(self):
         # Nothing is pending: an operation under way would have kept the handle.
-        if self.token is not None:
-            association.release(self.token)
-        if self.channel != NULL:
-            self.core.forget(self.channel)
+        if self.token != NULL:
+            self.release_token()
+            Py_DECREF(<object> self.token)
+        if self.channel != NULL and self.last_core != NULL:
+            (<Core> self.last_core).forget(self.channel)
+        if self.last_core != NULL:
+            Py_DECREF(<object> self.last_core)
+
+    cdef bint release_token(self) except -1:
+        """True for the first caller, who may close the file."""
+        if not cp_swap_if(&self.token_gone, 0, 1):
+            return False
+        association.release(<object> self.token)
+        return True
 
     @property
     def file(self):
@@ -269,9 +288,6 @@ cdef class Handle(HandleBase):
         return count
 
     def close(self):
-        cdef object token = self.token
-        if self.channel == NULL:
-            return
         try:
             self.core.begin()
         except PortClosed:
@@ -283,9 +299,7 @@ cdef class Handle(HandleBase):
                 with nogil:
                     self.core.settle_closing(self.channel)
             self.core.end()
-        if token is not None:
-            self.token = None
-            association.release(token)
+        if self.release_token():
             if isinstance(self.file_, int):
                 os.close(self.number)
             else:

@@ -58,6 +58,7 @@ cdef int64_t deadline_of(object timeout) except? -2:
 
 cdef class Port:
     cdef Core core
+    cdef PyObject* last_core     # the same: the collector may have cleared `core` at the end
     cdef object engine_name
 
     def __init__(self, concurrency=0, *, engine=None):
@@ -71,10 +72,13 @@ cdef class Port:
         self.core = Core(
             self.engine_name, concurrency or default_concurrency(), weakref.ref(self)
         )
+        Py_INCREF(self.core)
+        self.last_core = <PyObject*> self.core
 
     def __dealloc__(self):
-        if self.core is not None:
-            self.core.close()
+        if self.last_core != NULL:
+            (<Core> self.last_core).close()
+            Py_DECREF(<object> self.last_core)
 
     def __del__(self):
         if self.core is not None and not self.closed and not self.core.forked():

@@ -16,11 +16,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 from ..errors import PortClosed, PortForked
+from .overlapped import Completion
+from .requests import Request
 
-Packet = TypeVar("Packet")
+Packet: TypeAlias = Request | Completion
+"""A complete operation, or what was posted."""
 
 LONGEST_WAIT = 86400.0
 """Seconds; longer waits are cut in pieces, as the system calls have limits of their own."""
@@ -40,8 +43,11 @@ if hasattr(os, "register_at_fork"):
 class Reaper(Protocol):
     """What waits in the kernel for the scheduler."""
 
-    def wait(self, timeout: float | None) -> None:
-        """Wait for completions, at most ``timeout`` seconds. One thread at a time does that."""
+    def wait(self, timeout: float | None) -> Any:
+        """Wait for events, at most ``timeout`` seconds. One thread at a time does that."""
+
+    def reap(self, events: Any) -> None:
+        """Turn what `wait` gave into packets; by the same thread."""
 
     def wake(self) -> None:
         """Make `wait` return, also when it begins only after this call. Never blocks."""
@@ -92,7 +98,7 @@ class _Place:
     __slots__ = ("holder",)
 
     def __init__(self) -> None:
-        self.holder: weakref.ref[Scheduler[object]] | None = None
+        self.holder: weakref.ref[Scheduler] | None = None
 
     def give_back(self) -> None:
         if self.holder is None:
@@ -115,12 +121,13 @@ class _Places(threading.local):
 _places = _Places()
 
 
-class Scheduler(Generic[Packet]):
+class Scheduler:
     """First in, first out for packets; last in, first out for threads."""
 
     def __init__(self, concurrency: int, reaper: Reaper) -> None:
         self.concurrency = concurrency
-        self.taken = 0  # packets so far; _lock
+        self.taken_operations = 0  # packets of operations so far; _lock
+        self.taken_posts = 0  # other packets so far; _lock
         self._reaper = reaper
         self._birth = _generation
         self._lock = threading.Lock()
@@ -130,8 +137,8 @@ class Scheduler(Generic[Packet]):
         self._running = 0  # threads that hold a place; _lock
         self._waiters: list[_Waiter] = []  # the last one came last; _lock
         self._leader: _Waiter | None = None  # the one that waits in the kernel; _lock
-        self._asleep = False  # the leader is (or is about to be) in `Reaper.wait`; _lock
-        self._roused = False  # and was woken already; _lock
+        self._asleep = False  # the leader is (or is about to be) in `Reaper.wait`; set under _lock
+        self._roused = False  # and was woken already; set under _lock
         self._disposed = False  # _lock
         self._closed = False  # never goes back; no lock
         self._self = weakref.ref(self)
@@ -194,10 +201,10 @@ class Scheduler(Generic[Packet]):
                     free = self._running < self.concurrency
                     if free and self._packets and (waiter is None or waiter.called):
                         self._running += 1
-                        place.holder = self._self  # type: ignore[assignment]
+                        place.holder = self._self
                         while self._packets and len(packets) < max_count:
                             packets.append(self._packets.popleft())
-                        self.taken += len(packets)
+                        self._count(packets, 1)
                         self._remove(waiter)
                         return packets
                     lead = free and (self._leader is None or self._leader is waiter)
@@ -213,6 +220,7 @@ class Scheduler(Generic[Packet]):
                     if lead:
                         self._leader = waiter
                         self._asleep = True
+                        self._roused = False
                     elif self._leader is waiter:
                         self._leader = None
                 if self._unsettled:
@@ -221,11 +229,9 @@ class Scheduler(Generic[Packet]):
                     remaining = LONGEST_WAIT
                 if lead:
                     looked = True
-                    try:
-                        self._reaper.wait(remaining)
-                    finally:
-                        with self._lock:
-                            self._asleep = self._roused = False
+                    events = self._reaper.wait(remaining)
+                    self._asleep = False  # under no lock: at worst a wake-up for nothing
+                    self._reaper.reap(events)
                 elif remaining is None:
                     waiter.gate.acquire()
                 else:
@@ -235,13 +241,17 @@ class Scheduler(Generic[Packet]):
                 # A signal handler may raise at any step, also with packets in hand.
                 if packets:
                     self._packets.extendleft(reversed(packets))
-                    self.taken -= len(packets)
+                    self._count(packets, -1)
                 self._remove(waiter)
             place.give_back()
             raise
         finally:
             if self._unsettled:
                 self.settle()
+
+    def shut(self) -> None:
+        """Refuse everything from now on. Never blocks."""
+        self._closed = True
 
     def close(self) -> None:
         """Wake every waiting thread with `PortClosed`. Never blocks."""
@@ -265,6 +275,12 @@ class Scheduler(Generic[Packet]):
     def counts(self) -> tuple[int, int]:
         """How many threads wait, and how many hold a place."""
         return len(self._waiters), self._running - len(self._returned)
+
+    def _count(self, packets: list[Packet], sign: int) -> None:
+        """Lock held."""
+        operations = sum(isinstance(packet, Request) for packet in packets)
+        self.taken_operations += sign * operations
+        self.taken_posts += sign * (len(packets) - operations)
 
     def _remove(self, waiter: _Waiter | None) -> None:
         """The thread leaves; somebody else may have to be called in its stead. Lock held."""

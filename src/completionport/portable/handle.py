@@ -1,0 +1,220 @@
+"""Handles of the engines in Python: arguments in, requests out."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .. import addresses
+from ..errors import HandleClosed, PortClosed
+from ..interface import CompletionPort, Handle
+from ..operation import Operation
+from ..overlapped import Overlapped
+from .requests import LARGEST_OFFSET, Request
+
+if TYPE_CHECKING:
+    from .port import Core
+
+
+class Channel(Protocol):
+    """A descriptor of an engine, as its handle sees it."""
+
+    is_socket: bool
+    is_regular: bool
+    readable: bool
+    writable: bool
+
+    def family(self) -> tuple[int, int]:
+        """The family and the type of a socket."""
+
+    def start(self, request: Request) -> None:
+        """Carry the request out, now or later; an `OSError` means that it failed at once."""
+
+    def cancel(self, overlapped: Overlapped | None) -> int:
+        """Complete one request, or all, as cancelled. Returned: how many."""
+
+    def detach(self, reason: str) -> None:
+        """Complete all as cancelled and let the duplicate go. Never blocks."""
+
+    def close_descriptor(self) -> None:
+        """Close the duplicate and nothing else: for the child of a fork."""
+
+    def same_file(self, number: int) -> bool:
+        """Whether a descriptor number still stands for the file."""
+
+    def pending(self) -> int:
+        """How many requests wait."""
+
+
+class PortableHandle(Handle):
+    """A handle of an engine that is written in Python."""
+
+    __slots__ = ("__weakref__", "_channel", "_core", "_number", "_open", "file", "key")
+
+    def __init__(self, core: Core, channel: Channel, file: Any, number: int, key: Any) -> None:
+        self.file = file
+        self.key = key
+        self._core = core
+        self._channel = channel
+        self._number = number
+        self._open: list[None] = [None]  # one item; who pops it closes the handle
+
+    def __del__(self) -> None:
+        # Nothing is pending: a request under way would have kept the handle.
+        if getattr(self, "_open", None):
+            self._core.forget(self._channel, "the handle was dropped")
+
+    @property
+    def port(self) -> CompletionPort | None:
+        return self._core.port()
+
+    @property
+    def closed(self) -> bool:
+        return not self._open or self._core.closed
+
+    def fileno(self) -> int:
+        return -1 if self.closed else self._number
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"descriptor {self._number}"
+        return f"<Handle {state}, key {self.key!r}>"
+
+    def accept(self, overlapped: Overlapped | None = None) -> Overlapped:
+        request = self._request(Operation.ACCEPT, overlapped)
+        return self._start(request, overlapped)
+
+    def connect(self, address: Any, overlapped: Overlapped | None = None) -> Overlapped:
+        request = self._request(Operation.CONNECT, overlapped)
+        family, kind = self._channel.family()
+        # Names are looked up here and not under a lock.
+        request.address = addresses.unpack(addresses.pack(family, kind, address))
+        return self._start(request, overlapped)
+
+    def recv(
+        self, size_or_buffers: Any, flags: int = 0, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        request = self._request(Operation.RECV, overlapped)
+        request.flags = _checked_flags(flags)
+        request.prepare_input(size_or_buffers)
+        return self._start(request, overlapped)
+
+    def send(
+        self, data_or_buffers: Any, flags: int = 0, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        request = self._request(Operation.SEND, overlapped)
+        request.flags = _checked_flags(flags)
+        request.prepare_output(data_or_buffers)
+        return self._start(request, overlapped)
+
+    def read(
+        self,
+        size_or_buffers: Any,
+        offset: int | None = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        request = self._request(Operation.READ, overlapped)
+        request.offset = self._checked_offset(offset)
+        if not self._channel.readable:
+            raise OSError(errno.EBADF, "the file is not open for reading")
+        request.prepare_input(size_or_buffers)
+        return self._start(request, overlapped)
+
+    def write(
+        self,
+        data_or_buffers: Any,
+        offset: int | None = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        request = self._request(Operation.WRITE, overlapped)
+        request.offset = self._checked_offset(offset)
+        if not self._channel.writable:
+            raise OSError(errno.EBADF, "the file is not open for writing")
+        request.prepare_output(data_or_buffers)
+        return self._start(request, overlapped)
+
+    def disconnect(self, overlapped: Overlapped | None = None) -> Overlapped:
+        request = self._request(Operation.DISCONNECT, overlapped)
+        return self._start(request, overlapped)
+
+    def cancel(self, overlapped: Overlapped | None = None) -> int:
+        if overlapped is not None and not isinstance(overlapped, Overlapped):
+            raise TypeError(
+                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
+            )
+        try:
+            self._core.check()
+        except PortClosed:
+            return 0
+        return self._channel.cancel(overlapped)
+
+    def close(self) -> None:
+        if self._core.forked:
+            self._core.check()
+        try:
+            self._open.pop()
+        except IndexError:
+            return
+        # The program's own number goes first: operations are on the duplicate.
+        try:
+            if not isinstance(self.file, int):
+                close = getattr(self.file, "close", None)
+                if close is not None:
+                    close()
+            elif self._channel.same_file(self._number):
+                os.close(self._number)
+        finally:
+            self._core.forget(self._channel, "the handle was closed")
+
+    def _request(self, operation: Operation, overlapped: Overlapped | None) -> Request:
+        self._core.check()
+        if not self._open:
+            raise HandleClosed("this handle is closed: associate a new file with the port")
+        if overlapped is not None and not isinstance(overlapped, Overlapped):
+            raise TypeError(
+                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
+            )
+        if not self._channel.is_socket and operation not in (Operation.READ, Operation.WRITE):
+            raise OSError(
+                errno.ENOTSOCK,
+                f"{operation.name.lower()}() needs a socket; use read() or write()",
+            )
+        return Request(operation, self)
+
+    def _start(self, request: Request, overlapped: Overlapped | None) -> Overlapped:
+        operation = Overlapped() if overlapped is None else overlapped
+        try:
+            operation._begin(self, request.operation)
+        except BaseException:
+            request.release()
+            raise
+        request.overlapped = operation
+        try:
+            self._channel.start(request)
+        except BaseException:
+            request.release()
+            operation._withdraw()
+            raise
+        return operation
+
+    def _checked_offset(self, offset: int | None) -> int | None:
+        if offset is None:
+            return None
+        if not hasattr(offset, "__index__"):
+            raise TypeError(f"offset must be an integer or None, not {type(offset).__name__}")
+        number = operator.index(offset)
+        if not 0 <= number <= LARGEST_OFFSET:
+            raise ValueError(f"offset must be from 0 to 2**63 - 1, not {number}")
+        if not self._channel.is_regular:
+            raise OSError(errno.ESPIPE, "only a regular file takes an offset")
+        return number
+
+
+def _checked_flags(flags: int) -> int:
+    if not hasattr(flags, "__index__"):
+        raise TypeError(f"flags must be an integer, not {type(flags).__name__}")
+    number = operator.index(flags)
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"flags must fit into 32 bits, {number} does not")
+    return number

@@ -1,0 +1,231 @@
+"""The port in Python, on the standard library's selectors."""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+import weakref
+from typing import Any
+
+from .. import association
+from ..interface import CompletionPort, Handle
+from ..workers import default_concurrency
+from .handle import Channel, PortableHandle
+from .overlapped import Completion
+from .requests import Request
+from .scheduler import Scheduler
+from .selectors_engine import SelectorsChannel, SelectorsEngine
+
+LARGEST_CONCURRENCY = 2**31 - 1
+
+
+class Core:
+    """What a port consists of. Handles refer to it and not to the port object.
+
+    So a port object that the program drops is closed at once, whatever is under way.
+    """
+
+    def __init__(self, port: CompletionPort, concurrency: int) -> None:
+        self.port = weakref.ref(port)
+        # Channels that are open, a set whose steps are atomic.
+        self.channels: dict[Channel, None] = {}
+        self.engine = SelectorsEngine(self._deliver, self._gone)
+        self.scheduler = Scheduler(concurrency, self.engine)
+
+    @property
+    def closed(self) -> bool:
+        return self.scheduler.closed
+
+    @property
+    def forked(self) -> bool:
+        return self.scheduler.forked
+
+    def check(self) -> None:
+        """Raise `PortForked` or `PortClosed` where one of them is due."""
+        self.scheduler.check()
+
+    def associate(self, file: Any, key: Any) -> Handle:
+        """A new handle."""
+        self.check()
+        token, number = association.register(file)
+        try:
+            channel = SelectorsChannel(self.engine, number, token)
+        except BaseException:
+            association.release(token)
+            raise
+        self.channels[channel] = None
+        handle = PortableHandle(self, channel, file, number, key)
+        # A close() that did not see the channel in its list is seen here.
+        self.check()
+        return handle
+
+    def forget(self, channel: Channel, reason: str) -> None:
+        """Let a channel go. Never blocks: finalizers call it."""
+        if not self.forked:
+            channel.detach(reason)
+        elif self.channels.pop(channel, False) is None:
+            channel.close_descriptor()
+
+    def close(self) -> None:
+        """Close everything; the second call does nothing. Never blocks: finalizers call it."""
+        if self.forked:
+            # Neither locks nor the selector: those are the parent's business.
+            if not self.closed:
+                self.scheduler.shut()
+                while self.channels:
+                    self.channels.popitem()[0].close_descriptor()
+                self.engine.dispose()
+            return
+        if self.closed:
+            return
+        self.scheduler.shut()
+        for channel in list(self.channels):
+            channel.detach("the completion port was closed")
+        self._drop()
+        self.scheduler.close()
+
+    def numbers(self) -> dict[str, int | str]:
+        """A look inside, at no moment in particular."""
+        scheduler = self.scheduler
+        queue = scheduler.queued()
+        operations = sum(isinstance(packet, Request) for packet in queue)
+        waiting, running = scheduler.counts()
+        return {
+            "engine": "selectors",
+            "concurrency": scheduler.concurrency,
+            "queued": len(queue),
+            "posted": scheduler.taken_posts + len(queue) - operations,
+            "completed": scheduler.taken_operations + operations,
+            "taken": scheduler.taken_posts + scheduler.taken_operations,
+            "pending": sum(channel.pending() for channel in list(self.channels)),
+            "handles": len(self.channels),
+            "waiting": waiting,
+            "running": running,
+        }
+
+    def _deliver(self, request: Request) -> None:
+        self.scheduler.put(request)
+        if self.scheduler.closed:
+            self._drop()
+
+    def _gone(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
+        self.channels.pop(channel, None)
+        for request in aborted:
+            self._deliver(request)
+
+    def _drop(self) -> None:
+        """Nobody will take what is queued."""
+        for packet in self.scheduler.drain():
+            if isinstance(packet, Request):
+                packet.drop()
+
+
+class SelectorsPort(CompletionPort):
+    """A completion port on the standard library alone."""
+
+    _core: Core | None = None
+
+    def __init__(self, concurrency: int = 0, *, engine: str | None = None) -> None:
+        try:
+            count = operator.index(concurrency)
+        except TypeError:
+            raise TypeError(
+                f"concurrency must be an integer, not {type(concurrency).__name__}"
+            ) from None
+        if not 0 <= count <= LARGEST_CONCURRENCY:
+            raise ValueError(
+                f"concurrency must be 0 (as many as can run at once) or a number of threads, "
+                f"not {count}"
+            )
+        self._core = Core(self, count or default_concurrency())
+
+    def __del__(self) -> None:
+        core = self._core
+        if core is None or core.closed:
+            return
+        try:
+            if not core.forked:
+                warnings.warn(
+                    f"unclosed completion port {self!r}", ResourceWarning, stacklevel=2, source=self
+                )
+        finally:
+            core.close()
+
+    @property
+    def concurrency(self) -> int:
+        return self._inside.scheduler.concurrency
+
+    @property
+    def engine(self) -> str:
+        return "selectors"
+
+    @property
+    def closed(self) -> bool:
+        return self._inside.closed
+
+    @property
+    def _inside(self) -> Core:
+        assert self._core is not None
+        return self._core
+
+    def associate(self, file: Any, key: Any) -> Handle:
+        return self._inside.associate(file, key)
+
+    def get(self, timeout: float | None = None) -> Completion | None:
+        packets = self._take(1, timeout)
+        return packets[0] if packets else None
+
+    def get_many(self, max_count: int, timeout: float | None = None) -> list[Completion]:
+        try:
+            count = operator.index(max_count)
+        except TypeError:
+            raise TypeError(
+                f"max_count must be an integer, not {type(max_count).__name__}"
+            ) from None
+        if count < 1:
+            raise ValueError(f"max_count must be at least 1, not {count}")
+        return self._take(count, timeout)
+
+    def _take(self, count: int, timeout: float | None) -> list[Completion]:
+        core = self._inside
+        packets = core.scheduler.take(count, None if timeout is None else checked_timeout(timeout))
+        return [
+            packet if isinstance(packet, Completion) else packet.take() for packet in packets
+        ]
+
+    def post(self, transferred: Any = 0, key: Any = None, overlapped: Any = None) -> None:
+        core = self._inside
+        core.check()
+        core.scheduler.put(Completion(transferred, key, overlapped))
+        if core.closed:
+            core.scheduler.drain()
+
+    def stats(self) -> dict[str, int | str]:
+        return self._inside.numbers()
+
+    def close(self) -> None:
+        core = self._inside
+        core.close()
+        if core.forked:
+            core.check()
+
+    def __repr__(self) -> str:
+        if self._core is None:
+            return f"<{type(self).__name__} without a core>"
+        state = "closed" if self._core.closed else f"concurrency {self.concurrency}"
+        return f"<CompletionPort selectors, {state}>"
+
+
+def checked_timeout(timeout: float) -> float | None:
+    """The timeout in seconds; None for one without end."""
+    if isinstance(timeout, str | bytes) or not (
+        hasattr(timeout, "__float__") or hasattr(timeout, "__index__")
+    ):
+        raise TypeError(
+            f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
+        )
+    seconds = float(timeout)
+    if math.isnan(seconds) or seconds < 0:
+        raise ValueError(f"timeout must be 0 or a positive number of seconds, not {timeout}")
+    return None if math.isinf(seconds) else seconds

@@ -1,0 +1,201 @@
+"""One operation under way, as the engines in Python see it."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OperationAborted
+from ..operation import Operation
+from .overlapped import Completion
+
+if TYPE_CHECKING:
+    from ..overlapped import Overlapped
+    from .handle import PortableHandle
+
+LARGEST_SIZE = 2**31 - 1
+LARGEST_OFFSET = 2**63 - 1
+LARGEST_VECTOR: int = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
+if LARGEST_VECTOR <= 0:
+    LARGEST_VECTOR = 16
+
+READING = frozenset({Operation.ACCEPT, Operation.RECV, Operation.READ})
+
+
+class Request:
+    """What an operation needs besides its Overlapped.
+
+    It belongs to the thread that makes it, then to its channel (guarded by the channel's
+    lock), then, once it is complete, to whoever takes it out of the packet queue. It holds the
+    buffers, the handle and the Overlapped until then.
+    """
+
+    __slots__ = (
+        "address",
+        "complete",
+        "connecting",
+        "error",
+        "flags",
+        "handle",
+        "offset",
+        "operation",
+        "overlapped",
+        "parts",
+        "size",
+        "transferred",
+        "value",
+        "views",
+    )
+
+    def __init__(self, operation: Operation, handle: PortableHandle) -> None:
+        self.operation = operation
+        self.handle = handle
+        self.overlapped: Overlapped  # set before the request goes anywhere
+        self.flags = 0
+        self.offset: int | None = None
+        self.address: Any = None
+        self.connecting = False  # the kernel has the connect
+        self.size: int | None = None  # None: into or out of `views`
+        self.views: list[memoryview] = []  # what is still to be filled or sent
+        self.parts: list[bytes] = []  # what came for `size` so far
+        self.transferred = 0
+        self.error: OSError | None = None
+        self.value: Any = None  # the new socket
+        self.complete = False
+
+    def prepare_input(self, size_or_buffers: Any) -> None:
+        """Check and keep what is to be filled."""
+        if hasattr(size_or_buffers, "__index__"):
+            size = operator.index(size_or_buffers)
+            if not 0 <= size <= LARGEST_SIZE:
+                raise ValueError(
+                    f"{self._name}() takes a size of 0 to {LARGEST_SIZE} bytes, not {size}"
+                )
+            self.size = size
+            return
+        self.views = self._views(
+            size_or_buffers, True, "a size in bytes, a writable buffer or a sequence of them"
+        )
+
+    def prepare_output(self, data_or_buffers: Any) -> None:
+        """Check and keep what is to be sent."""
+        self.views = self._views(data_or_buffers, False, "a bytes-like object or a sequence of them")
+
+    def release(self) -> None:
+        """Let the buffers go."""
+        for view in self.views:
+            view.release()
+        self.views = []
+
+    def abort(self, reason: str) -> None:
+        """Complete it as cancelled."""
+        self.error = OperationAborted(reason)
+        self.complete = True
+
+    def fail(self, error: Exception) -> None:
+        """Complete it with an error."""
+        if not isinstance(error, OSError):
+            code = errno.ENOMEM if isinstance(error, MemoryError) else errno.EINVAL
+            error = OSError(code, str(error) or os.strerror(code))
+        # The frames behind it hold this request: they would be a reference cycle.
+        error.__traceback__ = None
+        error.__context__ = None
+        self.error = error
+        self.complete = True
+
+    def finish(self) -> None:
+        """Give the outcome to the Overlapped: the packet is taken, or never will be."""
+        self.release()
+        if self.error is not None:
+            value: Any = None
+        elif self.operation is Operation.ACCEPT:
+            value, self.value = self.value, None
+        elif self.size is None:
+            value = self.transferred
+        elif len(self.parts) == 1:
+            value = self.parts[0]
+        else:
+            value = b"".join(self.parts)
+        self.parts = []
+        self.overlapped._finish(self.transferred, self.error, value)
+
+    def take(self) -> Completion:
+        """The packet is taken."""
+        self.finish()
+        return Completion(self.transferred, self.handle.key, self.overlapped, self.error)
+
+    def drop(self) -> None:
+        """The packet will not be taken: the port is closed."""
+        if self.value is not None:
+            self.value.close()
+            self.value = None
+        if self.error is None:
+            self.abort("the completion port was closed")
+        self.finish()
+
+    def advance(self, count: int) -> None:
+        """So many bytes of the views are done."""
+        self.transferred += count
+        views = self.views
+        done = 0
+        while done < len(views) and count >= views[done].nbytes:
+            count -= views[done].nbytes
+            views[done].release()
+            done += 1
+        if count:
+            rest = views[done][count:]
+            views[done].release()
+            views[done] = rest
+        del views[:done]
+
+    @property
+    def _name(self) -> str:
+        return self.operation.name.lower()
+
+    def _views(self, value: Any, writable: bool, expected: str) -> list[memoryview]:
+        views: list[memoryview] = []
+        try:
+            view = self._view(value, writable)
+            if view is not None:
+                views.append(view)
+                return views
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise TypeError(f"{self._name}() takes {expected}, not {type(value).__name__}")
+            if not value:
+                raise ValueError(f"{self._name}() takes at least one buffer, the sequence is empty")
+            for buffer in value:
+                view = self._view(buffer, writable)
+                if view is None:
+                    raise TypeError(
+                        f"{self._name}() takes a sequence of bytes-like objects (buffers), "
+                        f"one of them is {type(buffer).__name__}"
+                    )
+                views.append(view)
+        except BaseException:
+            for view in views:
+                view.release()
+            raise
+        return views
+
+    def _view(self, buffer: Any, writable: bool) -> memoryview | None:
+        """A view of single bytes; None for what is no buffer at all."""
+        try:
+            view = memoryview(buffer)
+        except TypeError:
+            return None
+        if writable and view.readonly:
+            view.release()
+            raise TypeError(
+                f"{self._name}() needs a writable buffer, {type(buffer).__name__} is read-only"
+            )
+        if not view.c_contiguous:
+            view.release()
+            raise TypeError(f"{self._name}() needs a contiguous buffer")
+        if view.format == "B" and view.ndim == 1:
+            return view
+        with view:
+            # Empty ones can't be cast.
+            return view.cast("B") if view.nbytes else memoryview(b"")
