@@ -137,38 +137,41 @@ static uint64_t cpu_of(long pid)
     return total;
 }
 
+/* How busy this client is: near 1 it is the client that limits the rate, not the server. */
+static uint64_t own_cpu(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 static void stamp(unsigned char *to, const struct connection *c)
 {
     uint32_t marks[2] = {(uint32_t)(c - connections), c->sequence};
     memcpy(to, marks, size < sizeof marks ? size : sizeof marks);
 }
 
-static void watch(struct connection *c, uint32_t events, int how)
+static void watch(struct connection *c, uint32_t events)
 {
     struct epoll_event event = {.events = events, .data.ptr = c};
-    if (epoll_ctl(epoll, how, c->fd, &event))
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &event))
         die("epoll_ctl: %s", strerror(errno));
 }
 
 /* Sends what the socket takes of the current message; the rest goes out when it is writable. */
-static void send_some(struct connection *c, int waited)
+static void send_some(struct connection *c)
 {
     while (c->sent < size) {
         stamp(message, c);
         ssize_t n = send(c->fd, message + c->sent, size - c->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0 && errno == EAGAIN) {
-            if (!waited)
-                watch(c, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
+        if (n < 0 && errno == EAGAIN)
             return;
-        }
         if (n < 0)
             die("send: %s", strerror(errno));
         c->sent += (size_t)n;
     }
-    if (waited)
-        watch(c, EPOLLIN, EPOLL_CTL_MOD);
 }
 
 static void start_message(struct connection *c, uint64_t time)
@@ -176,30 +179,38 @@ static void start_message(struct connection *c, uint64_t time)
     c->sequence++;
     c->sent = c->received = 0;
     c->started = time;
-    send_some(c, 0);
+    send_some(c);
 }
 
-/* True when the whole echo is there. */
+/* True when the whole echo is there. Events are edge-triggered, which spares the kernel a second
+ * look at each socket, so this reads until less came than was asked for. */
 static int receive_some(struct connection *c)
 {
     static unsigned char chunk[CHUNK];
-    size_t left = size - c->received;
-    /* One byte more than is due is asked for, so that too long an echo is noticed as well. */
-    ssize_t n = recv(c->fd, chunk, left + 1 < CHUNK ? left + 1 : CHUNK, MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return 0;
-    if (n < 0)
-        die("recv: %s", strerror(errno));
-    if (n == 0)
-        die("the server closed a connection");
-    if ((size_t)n > left)
-        die("more came back than was sent");
-    if (c->received + (size_t)n > c->sent)
-        die("an echo came before its message was sent");
-    stamp(message, c);
-    if (memcmp(chunk, message + c->received, (size_t)n))
-        die("what came back is not what was sent");
-    c->received += (size_t)n;
+    size_t asked;
+    ssize_t n;
+    do {
+        size_t left = size - c->received;
+        /* One byte more than is due is asked for, so that too long an echo is noticed as well. */
+        asked = left + 1 < CHUNK ? left + 1 : CHUNK;
+        n = recv(c->fd, chunk, asked, MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            return 0;
+        if (n < 0)
+            die("recv: %s", strerror(errno));
+        if (n == 0)
+            die("the server closed a connection");
+        if ((size_t)n > left)
+            die("more came back than was sent");
+        if (c->received + (size_t)n > c->sent)
+            die("an echo came before its message was sent");
+        stamp(message, c);
+        if (memcmp(chunk, message + c->received, (size_t)n))
+            die("what came back is not what was sent");
+        c->received += (size_t)n;
+    } while (n < 0 || (size_t)n == asked);
     return c->received == size;
 }
 
@@ -214,7 +225,7 @@ static int connect_one(const struct sockaddr *address, socklen_t length)
     return fd;
 }
 
-static void connect_all(size_t count, const char *host, const char *port)
+static void connect_all(size_t count, const char *host, const char *port, uint32_t events)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
     int error = getaddrinfo(host, port, &hints, &found);
@@ -222,7 +233,7 @@ static void connect_all(size_t count, const char *host, const char *port)
         die("%s port %s: %s", host, port, gai_strerror(error));
     for (size_t i = 0; i < count; i++) {
         connections[i].fd = connect_one(found->ai_addr, found->ai_addrlen);
-        watch(&connections[i], EPOLLIN | EPOLLRDHUP, EPOLL_CTL_ADD);
+        watch(&connections[i], events);
     }
     freeaddrinfo(found);
 }
@@ -230,7 +241,7 @@ static void connect_all(size_t count, const char *host, const char *port)
 static void load(size_t count, double seconds, double warmup, long server, double connect_seconds)
 {
     static struct epoll_event events[EVENTS];
-    uint64_t requests = 0, worst = 0, cpu = 0, time = now(), last = time;
+    uint64_t requests = 0, worst = 0, cpu = 0, own = 0, time = now(), last = time;
     uint64_t begin = time + (uint64_t)(warmup * 1e9), end = begin + (uint64_t)(seconds * 1e9);
     int measuring = 0;
     for (size_t i = 0; i < count; i++)
@@ -247,14 +258,14 @@ static void load(size_t count, double seconds, double warmup, long server, doubl
         if (!measuring && time >= begin) {
             if (server)
                 cpu = cpu_of(server);
+            own = own_cpu();
             begin = time = now();
             end = begin + (uint64_t)(seconds * 1e9);
             measuring = 1;
         }
         for (int i = 0; i < n; i++) {
             struct connection *c = events[i].data.ptr;
-            if (events[i].events & EPOLLOUT)
-                send_some(c, 1);
+            send_some(c);
             if (!(events[i].events & ~(uint32_t)EPOLLOUT) || !receive_some(c))
                 continue;
             time = now();
@@ -269,12 +280,13 @@ static void load(size_t count, double seconds, double warmup, long server, doubl
     }
     if (server)
         cpu = cpu_of(server) - cpu;
+    own = own_cpu() - own;
     double took = (double)(time - begin) / 1e9;
     printf("{\"connections\": %zu, \"size\": %zu, \"requests\": %" PRIu64 ", \"seconds\": %.6f, "
            "\"rate\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f, "
-           "\"connect_seconds\": %.6f",
+           "\"connect_seconds\": %.6f, \"client_load\": %.3f",
            count, size, requests, took, (double)requests / took, percentile(requests, 0.5),
-           percentile(requests, 0.99), (double)worst / 1000.0, connect_seconds);
+           percentile(requests, 0.99), (double)worst / 1000.0, connect_seconds, (double)own / 1e9 / took);
     if (server)
         printf(", \"server_cpu_us\": %.4f", requests ? (double)cpu / 1e3 / (double)requests : 0);
     puts("}");
@@ -294,7 +306,7 @@ static void idle(size_t count, const char *host, const char *port)
     static struct epoll_event events[EVENTS];
     size_t lost = 0;
     uint64_t start = now();
-    connect_all(count, host, port);
+    connect_all(count, host, port, EPOLLIN | EPOLLRDHUP);
     /* connect() returns before the server has accepted. Connections are accepted in the order
      * they came, so an answer on the last one says that the server has all of them. */
     double connected = (double)(now() - start) / 1e9;
@@ -397,7 +409,7 @@ int main(int argc, char **argv)
         return 0;
     }
     uint64_t start = now();
-    connect_all(count, plain[0], plain[1]);
+    connect_all(count, plain[0], plain[1], EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
     load(count, seconds, warmup, server, (double)(now() - start) / 1e9);
     return 0;
 }

@@ -92,7 +92,7 @@ def quiet():
     try:
         port.get()
     except PortClosed:
-        print("closed")
+        print("closed\\n", end="")
 
 threads = [""",
     ).replace("import CompletionPort", "import CompletionPort, PortClosed")

@@ -449,7 +449,13 @@ def test_any_thread_may_call_anything_at_the_same_time(make_port, make_pair):
     near, far = make_pair()
     each = 300
     with port.associate(near, "near") as one, port.associate(far, "far") as two:
-        takers = [Background(take_until_stopped, port) for _ in range(4)]
+        taken = []
+
+        def work():
+            while (done := port.get(LONG)).transferred is not STOP:
+                taken.append((done.transferred, done.error))
+
+        takers = [Background(work) for _ in range(4)]
 
         def start():
             for _ in range(each):
@@ -460,11 +466,12 @@ def test_any_thread_may_call_anything_at_the_same_time(make_port, make_pair):
 
         for starter in [Background(start) for _ in range(4)]:
             starter.outcome()
-        wait_for_stats(port, pending=0, queued=0, running=0)
+        wait_until(lambda: len(taken) == 16 * each, "every operation has its packet")
         for _ in takers:
             port.post(STOP)
-        taken = sum((taker.outcome() for taker in takers), [])
-        assert taken == [10] * (16 * each)
+        for taker in takers:
+            taker.outcome()
+        assert taken == [(10, None)] * (16 * each)
         assert_quiet(port)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .errors import (
     AlreadyAssociated,
     CompletionPortError,
+    ConnectionClosed,
     EngineUnavailable,
     HandleClosed,
     OperationAborted,
@@ -12,22 +13,28 @@ from .errors import (
     PortClosed,
     PortForked,
 )
+from .handler import Connection, Handler
 from .interface import CompletionPort, Handle
 from .operation import Operation
 from .overlapped import Completion, Overlapped
+from .server import Server
 
 __all__ = [
     "AlreadyAssociated",
     "Completion",
     "CompletionPort",
     "CompletionPortError",
+    "Connection",
+    "ConnectionClosed",
     "EngineUnavailable",
     "Handle",
     "HandleClosed",
+    "Handler",
     "Operation",
     "OperationAborted",
     "OperationPending",
     "Overlapped",
     "PortClosed",
     "PortForked",
+    "Server",
 ]

@@ -14,7 +14,7 @@
 #define cp_load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define cp_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 #define cp_add_fetch(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
-#define cp_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define cp_count(p, v) ((void)__atomic_fetch_add((p), (v), __ATOMIC_RELAXED))
 
 static inline int cp_swap_if(uint32_t *word, uint32_t expected, uint32_t wanted)
 {

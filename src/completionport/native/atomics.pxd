@@ -10,7 +10,7 @@ cdef extern from "atomics.h" nogil:
     void cp_store_release(uint32_t *word, uint32_t value) noexcept
     int cp_add_fetch(int *word, int amount) noexcept
     int cp_load_int "cp_load_acquire"(const int *word) noexcept
-    void cp_fence() noexcept
+    void cp_count(int64_t *counter, int64_t amount) noexcept
     int64_t cp_now_ns() noexcept
     int cp_futex_wait(uint32_t *word, uint32_t value, int64_t deadline_ns) noexcept
     void cp_futex_wake(uint32_t *word, int count) noexcept

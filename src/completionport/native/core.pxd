@@ -9,7 +9,7 @@ cdef class Core:
     cdef Engine* engine
     cdef readonly object port_reference   # weak: a port that is dropped closes itself
     cdef Channel* channels                # all of this port: `channels_lock`
-    cdef int handles                      # how many of them: `channels_lock`
+    cdef set tokens                       # of the files associated here; one call at a time each
     cdef cp_mutex channels_lock
     cdef cp_mutex close_lock
     cdef int fork_generation
@@ -22,5 +22,5 @@ cdef class Core:
     cdef bint forked(self) noexcept
     cdef int close(self) except -1
     cdef void settle_closing(self, Channel* channel) noexcept nogil
-    cdef long pending(self) noexcept
+    cdef tuple census(self)
     cdef int close_in_child(self) except -1

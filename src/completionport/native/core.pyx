@@ -26,6 +26,7 @@ from .scheduler cimport (
 from .epoll cimport epoll_new
 from .io_uring cimport io_uring_new
 
+from .. import association
 from ..errors import PortClosed, PortForked
 
 cdef extern from "pthread.h" nogil:
@@ -51,10 +52,19 @@ if pthread_atfork(NULL, NULL, in_child) != 0:
     raise MemoryError("pthread_atfork failed")
 
 
+cdef long length(Operation* operation) noexcept nogil:
+    cdef long count = 0
+    while operation != NULL:
+        count += 1
+        operation = operation.next
+    return count
+
+
 cdef class Core:
     def __cinit__(self, str engine, int concurrency, object port_reference):
         cdef int error
         self.fork_generation = fork_count
+        self.tokens = set()
         self.port_reference = port_reference
         self.scheduler = scheduler_new(concurrency)
         if self.scheduler == NULL:
@@ -101,7 +111,6 @@ cdef class Core:
         if self.channels != NULL:
             self.channels.previous = channel
         self.channels = channel
-        self.handles += 1
         cp_mutex_unlock(&self.channels_lock)
         return 0
 
@@ -124,7 +133,6 @@ cdef class Core:
         if channel.following != NULL:
             channel.following.previous = channel.previous
         channel.previous = channel.following = NULL
-        self.handles -= 1
         cp_mutex_unlock(&self.channels_lock)
         channel_release(channel)
 
@@ -145,27 +153,21 @@ cdef class Core:
                 pause = True
                 patience -= 1
 
-    cdef long pending(self) noexcept:
-        """How many operations are under way."""
-        cdef long count = 0
+    cdef tuple census(self):
+        """How many handles are open, and how many operations are under way."""
+        cdef long handles = 0
+        cdef long operations = 0
         cdef Channel* channel
-        cdef Operation* operation
         cp_mutex_lock(&self.channels_lock)
         channel = self.channels
         while channel != NULL:
             cp_mutex_lock(&channel.lock)
-            operation = channel.input.head
-            while operation != NULL:
-                count += 1
-                operation = operation.next
-            operation = channel.output.head
-            while operation != NULL:
-                count += 1
-                operation = operation.next
+            handles += not channel.closing
+            operations += length(channel.input.head) + length(channel.output.head)
             cp_mutex_unlock(&channel.lock)
             channel = channel.following
         cp_mutex_unlock(&self.channels_lock)
-        return count
+        return handles, operations
 
     cdef int close(self) except -1:
         """Wake the waiting threads, cancel all operations, and wait for the kernel."""
@@ -189,6 +191,8 @@ cdef class Core:
             packet = packets
             packets = packet.next
             drop_packet(packet)
+        while self.tokens:
+            association.release(self.tokens.pop())
         return 0
 
     cdef int close_in_child(self) except -1:

@@ -44,8 +44,17 @@ cdef object new_overlapped = Overlapped
 cdef object LARGEST_OFFSET = 2**63 - 1
 
 
-def refusal(int error):
-    return OSError(error, os.strerror(error))
+def refusal(int error, str hint=None):
+    reason = os.strerror(error)
+    return OSError(error, f"{reason}: {hint}" if hint else reason)
+
+
+cdef int flags_of(object flags) except? -1:
+    if not isinstance(flags, int):
+        raise TypeError(f"flags must be an integer, not {type(flags).__name__}")
+    if not -0x80000000 <= flags <= 0x7fffffff:
+        raise ValueError(f"flags must fit into 32 bits, {flags} is too large")
+    return flags
 
 
 cdef class Handle(HandleBase):
@@ -89,9 +98,11 @@ cdef class Handle(HandleBase):
             self.last_core = <PyObject*> core
             Py_INCREF(token)
             self.token = <PyObject*> token
+            core.tokens.add(token)
             core.adopt(self.channel)
         except BaseException:
             self.token_gone = 1
+            core.tokens.discard(token)
             association.release(token)
             raise
 
@@ -110,6 +121,7 @@ cdef class Handle(HandleBase):
         if not cp_swap_if(&self.token_gone, 0, 1):
             return False
         association.release(<object> self.token)
+        (<Core> self.last_core).tokens.discard(<object> self.token)
         return True
 
     @property
@@ -170,7 +182,7 @@ cdef class Handle(HandleBase):
 
     cdef int need_socket(self) except -1:
         if self.channel.kind != SOCKET:
-            raise OSError(errnos.ENOTSOCK, "this operation needs a socket; use read() or write()")
+            raise refusal(errnos.ENOTSOCK, "this operation needs a socket; use read() or write()")
         return 0
 
     def accept(self, overlapped=None):
@@ -180,7 +192,7 @@ cdef class Handle(HandleBase):
             if not self.listening:
                 with socket.socket(fileno=os.dup(self.channel.descriptor)) as probe:
                     if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                        raise OSError(errnos.EINVAL, "accept() needs a listening socket")
+                        raise refusal(errnos.EINVAL, "accept() needs a listening socket")
                 self.listening = True
             return self.launch(operation)
         except BaseException:
@@ -198,24 +210,26 @@ cdef class Handle(HandleBase):
             operation.withdraw()
             raise
 
-    def recv(self, size_or_buffers, int flags=0, overlapped=None):
+    def recv(self, size_or_buffers, flags=0, overlapped=None):
         cdef OverlappedBase operation = self.prepare(overlapped, RECV)
+        cdef int bits
         try:
             self.need_socket()
             operation.pin_input(size_or_buffers, "recv")
-            operation.operation_.flags = flags & ~MSG_WAITALL
-            operation.operation_.fill = flags & MSG_WAITALL != 0
+            bits = flags_of(flags)
+            operation.operation_.flags = bits & ~MSG_WAITALL
+            operation.operation_.fill = bits & MSG_WAITALL != 0
             return self.launch(operation)
         except BaseException:
             operation.withdraw()
             raise
 
-    def send(self, data_or_buffers, int flags=0, overlapped=None):
+    def send(self, data_or_buffers, flags=0, overlapped=None):
         cdef OverlappedBase operation = self.prepare(overlapped, SEND)
         try:
             self.need_socket()
             operation.pin_output(data_or_buffers, "send")
-            operation.operation_.flags = flags
+            operation.operation_.flags = flags_of(flags)
             return self.launch(operation)
         except BaseException:
             operation.withdraw()
@@ -226,7 +240,7 @@ cdef class Handle(HandleBase):
         try:
             self.set_offset(operation, offset)
             if not self.channel.readable:
-                raise OSError(errnos.EBADF, "the file is not open for reading")
+                raise refusal(errnos.EBADF, "the file is not open for reading")
             operation.pin_input(size_or_buffers, "read")
             if self.channel.kind == REGULAR:
                 operation.operation_.probe_only = False
@@ -240,7 +254,7 @@ cdef class Handle(HandleBase):
         try:
             self.set_offset(operation, offset)
             if not self.channel.writable:
-                raise OSError(errnos.EBADF, "the file is not open for writing")
+                raise refusal(errnos.EBADF, "the file is not open for writing")
             operation.pin_output(data_or_buffers, "write")
             return self.launch(operation)
         except BaseException:
@@ -264,7 +278,7 @@ cdef class Handle(HandleBase):
         if not 0 <= offset <= LARGEST_OFFSET:
             raise ValueError(f"offset must be from 0 to 2**63 - 1, not {offset}")
         if self.channel.kind != REGULAR:
-            raise OSError(errnos.ESPIPE, "only a regular file takes an offset")
+            raise refusal(errnos.ESPIPE, "only a regular file takes an offset")
         operation.operation_.offset = offset
         return 0
 

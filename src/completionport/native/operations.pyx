@@ -6,6 +6,7 @@ Everything here runs with the GIL held or, free-threaded, with an attached threa
 
 import os
 import socket
+from operator import index
 
 cimport cython
 from cpython.buffer cimport (
@@ -19,6 +20,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
@@ -31,6 +33,7 @@ from ..errors import OperationAborted, OperationPending
 from ..operation import Operation as OperationCode
 
 cdef extern from "Python.h":
+    bint PyIndex_Check(object value)
     int _PyBytes_Resize(PyObject** data, Py_ssize_t size) except -1
 
 cdef extern from "errno.h" nogil:
@@ -144,7 +147,8 @@ cdef class OverlappedBase:
     cdef int pin_input(self, object size_or_buffers, str caller) except -1:
         cdef Py_ssize_t size
         cdef Operation* op = &self.operation_
-        if isinstance(size_or_buffers, int):
+        if PyIndex_Check(size_or_buffers) and not PyObject_CheckBuffer(size_or_buffers):
+            size_or_buffers = index(size_or_buffers)
             if not 0 <= size_or_buffers <= LARGEST:
                 raise ValueError(
                     f"{caller}() takes a size of 0 to {LARGEST} bytes, not {size_or_buffers}"
@@ -234,6 +238,7 @@ cdef class OverlappedBase:
         """The packet is taken: say what came of it and let the buffers go. Returns the error."""
         cdef Operation* op = &self.operation_
         cdef PyObject* shrunk
+        cdef int64_t size
         cdef object error = None
         self.unpin()
         self.vectors = None
@@ -251,12 +256,14 @@ cdef class OverlappedBase:
                 raise
             self.value_.settimeout(None)
         elif self.received is not None:
-            if op.transferred != len(self.received):
+            # With MSG_TRUNC the kernel counts bytes that it had no room for.
+            size = min(op.transferred, <int64_t> len(self.received))
+            if size != len(self.received):
                 # The only reference moves out, so the object may be resized in place.
                 shrunk = <PyObject*> self.received
                 Py_INCREF(self.received)
                 self.received = None
-                _PyBytes_Resize(&shrunk, op.transferred)
+                _PyBytes_Resize(&shrunk, size)
                 self.value_ = <object> shrunk
                 Py_XDECREF(shrunk)
             else:

@@ -56,6 +56,9 @@ cdef int64_t deadline_of(object timeout) except? -2:
     return now + <int64_t> (min(seconds, 3.2e9) * 1e9) if seconds < 3.2e9 else FOREVER
 
 
+cdef object NO_KEY = object()
+
+
 cdef class Port:
     cdef Core core
     cdef PyObject* last_core     # the same: the collector may have cleared `core` at the end
@@ -110,7 +113,9 @@ cdef class Port:
     def closed(self):
         return self.core.scheduler.closed != 0
 
-    def associate(self, file, key):
+    def associate(self, file, key=NO_KEY):
+        if key is NO_KEY:
+            raise TypeError("associate() needs a key: any object, it comes with every packet")
         self.core.begin()
         try:
             return self.HANDLE(self.core, file, key)
@@ -186,6 +191,7 @@ cdef class Port:
     def stats(self):
         cdef Scheduler* s = self.core.scheduler
         cdef Scheduler copy
+        handles, pending = self.core.census()
         cp_mutex_lock(&s.lock)
         copy = s[0]
         cp_mutex_unlock(&s.lock)
@@ -196,8 +202,8 @@ cdef class Port:
             "posted": copy.posted,
             "completed": copy.completed,
             "taken": copy.taken,
-            "pending": self.core.pending(),
-            "handles": self.core.handles,
+            "pending": pending,
+            "handles": handles,
             "waiting": copy.waiting,
             "running": copy.running,
             "wakeups": copy.wakeups,

@@ -185,6 +185,7 @@ cdef void output_settled(Channel* channel, bint wake) noexcept nogil:
         stream.last_block = NULL
     free_block(stream, block)
     if channel.closing:
+        stream_schedule(stream, wake)
         return
     if stream.output.error != 0:
         stream.error = stream.output.error

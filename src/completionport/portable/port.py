@@ -190,9 +190,7 @@ class SelectorsPort(CompletionPort):
     def _take(self, count: int, timeout: float | None) -> list[Completion]:
         core = self._inside
         packets = core.scheduler.take(count, None if timeout is None else checked_timeout(timeout))
-        return [
-            packet if isinstance(packet, Completion) else packet.take() for packet in packets
-        ]
+        return [packet if isinstance(packet, Completion) else packet.take() for packet in packets]
 
     def post(self, transferred: Any = 0, key: Any = None, overlapped: Any = None) -> None:
         core = self._inside

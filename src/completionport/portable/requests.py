@@ -82,7 +82,9 @@ class Request:
 
     def prepare_output(self, data_or_buffers: Any) -> None:
         """Check and keep what is to be sent."""
-        self.views = self._views(data_or_buffers, False, "a bytes-like object or a sequence of them")
+        self.views = self._views(
+            data_or_buffers, False, "a bytes-like object or a sequence of them"
+        )
 
     def release(self) -> None:
         """Let the buffers go."""
@@ -145,7 +147,7 @@ class Request:
             count -= views[done].nbytes
             views[done].release()
             done += 1
-        if count:
+        if count and done < len(views):
             rest = views[done][count:]
             views[done].release()
             views[done] = rest

@@ -100,17 +100,21 @@ class _Place:
     def __init__(self) -> None:
         self.holder: weakref.ref[Scheduler] | None = None
 
-    def give_back(self) -> None:
+    def let_go(self, asking: Scheduler | None = None) -> bool:
+        """Give the place back. True, and nothing done, when it is the asking scheduler's own."""
         if self.holder is None:
-            return
+            return False
         scheduler = self.holder()
         self.holder = None
+        if scheduler is not None and scheduler is asking:
+            return True
         if scheduler is not None and not scheduler.forked:
             scheduler.place_returned()
+        return False
 
     def __del__(self) -> None:
         # The thread ends.
-        self.give_back()
+        self.let_go()
 
 
 class _Places(threading.local):
@@ -183,7 +187,9 @@ class Scheduler:
         """Take packets, waiting for the first one; an empty list when the time is over."""
         self.check()
         place = _places.mine
-        place.give_back()
+        # Where it is this port's place, it is not free before the thread has had its turn: so it
+        # takes the next packet itself, and nobody is woken for it.
+        returning = place.let_go(self)
         deadline = None if timeout is None else time.monotonic() + timeout
         waiter: _Waiter | None = None
         looked = False  # in the kernel, at least once
@@ -194,8 +200,10 @@ class Scheduler:
                 if deadline is not None:
                     remaining = max(deadline - time.monotonic(), 0.0)
                 with self._lock:
-                    if self._unsettled:
-                        self._dispatch()
+                    if returning:
+                        returning = False
+                        self._running -= 1
+                    self._count_returned()
                     if self._closed:
                         raise PortClosed("the completion port was closed")
                     free = self._running < self.concurrency
@@ -242,8 +250,10 @@ class Scheduler:
                 if packets:
                     self._packets.extendleft(reversed(packets))
                     self._count(packets, -1)
+                if returning:
+                    self._running -= 1
                 self._remove(waiter)
-            place.give_back()
+            place.let_go()
             raise
         finally:
             if self._unsettled:
@@ -291,12 +301,16 @@ class Scheduler:
                 self._leader = None
         self._dispatch()
 
-    def _dispatch(self) -> None:
-        """Call threads for packets and places, and one to lead. Lock held."""
-        self._unsettled = False
+    def _count_returned(self) -> None:
+        """Lock held."""
         while self._returned:
             self._returned.popleft()
             self._running -= 1
+
+    def _dispatch(self) -> None:
+        """Call threads for packets and places, and one to lead. Lock held."""
+        self._unsettled = False
+        self._count_returned()
         if self._closed:
             for waiter in self._waiters:
                 if not waiter.called:

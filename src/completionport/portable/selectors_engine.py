@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import association
 from ..errors import HandleClosed
@@ -412,10 +412,7 @@ def _connect(channel: SelectorsChannel, request: Request) -> bool:
 def _receive(channel: SelectorsChannel, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
-    if request.operation is Operation.READ:
-        flags = 0
-    else:
-        flags = request.flags & ~socket.MSG_WAITALL
+    flags = 0 if request.operation is Operation.READ else request.flags & ~socket.MSG_WAITALL
     fill = (
         bool(request.flags & socket.MSG_WAITALL)
         and not request.flags & (socket.MSG_PEEK | socket.MSG_OOB)
@@ -424,7 +421,11 @@ def _receive(channel: SelectorsChannel, request: Request) -> bool:
 
     def some(size: int | None, views: list[memoryview]) -> bytes | int:
         if size is not None:
-            return sock.recv(size, flags | DONT_WAIT)
+            if not flags & socket.MSG_TRUNC:
+                return sock.recv(size, flags | DONT_WAIT)
+            # The kernel reports more than it wrote, and recv() would believe it.
+            space = bytearray(size)
+            return bytes(space[: sock.recv_into(space, 0, flags | DONT_WAIT)])
         if len(views) == 1:
             return sock.recv_into(views[0], 0, flags | DONT_WAIT)
         return sock.recvmsg_into(views, 0, flags | DONT_WAIT)[0]
@@ -519,10 +520,7 @@ def _send(channel: SelectorsChannel, request: Request) -> bool:
     stream = sock.type == socket.SOCK_STREAM
     while True:
         views = request.views[:LARGEST_VECTOR] if stream else request.views
-        if len(views) == 1:
-            count = sock.send(views[0], flags)
-        else:
-            count = sock.sendmsg(views, [], flags)
+        count = sock.send(views[0], flags) if len(views) == 1 else sock.sendmsg(views, [], flags)
         if not stream:
             request.transferred = count
             return True
@@ -567,5 +565,3 @@ ATTEMPTS: dict[Operation, Callable[[SelectorsChannel, Request], bool]] = {
     Operation.WRITE: _write,
     Operation.DISCONNECT: _disconnect,
 }
-
-

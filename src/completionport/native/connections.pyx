@@ -1,0 +1,723 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The server's core: from the packet to the callback without a Python frame between them.
+
+A connection is a strand: its stream is in the packet queue at most once, and the worker that took it
+is the only one that calls the handler for it, until `scheduled` is taken back under the channel's lock.
+"""
+
+import errno as errnos
+import fcntl
+import logging
+import os
+import threading
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.bytes cimport (
+    PyBytes_AS_STRING,
+    PyBytes_CheckExact,
+    PyBytes_FromStringAndSize,
+    PyBytes_GET_SIZE,
+)
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+
+from .atomics cimport cp_count, cp_mutex_lock, cp_mutex_unlock, cp_now_ns
+from .channels cimport channel_close, channel_release, channel_retain
+from .core cimport Core
+from .engine cimport Block, Engine, Stream
+from .operations cimport completion_of
+from .scheduler cimport (
+    FOREVER,
+    PACKET_STREAM,
+    TAKE_CLOSED,
+    TAKE_PACKET,
+    Packet,
+    Scheduler,
+    Taken,
+    TakeStatus,
+    enter,
+    leave,
+    push,
+    take,
+    take_ready,
+)
+from .streams cimport (
+    stream_append,
+    stream_new,
+    stream_schedule,
+    stream_start_output,
+    stream_try_send,
+    take_garbage,
+)
+
+from ..addresses import unpack
+from ..errors import ConnectionClosed, PortClosed
+from ..handler import Connection as PublicConnection
+from ..handler import Handler
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EAGAIN, EBADF, EMFILE, ENFILE, ENOBUFS, ENOMEM
+
+cdef extern from "sys/socket.h" nogil:
+    cdef struct sockaddr:
+        pass
+    int getpeername(int descriptor, sockaddr* address, unsigned int* size)
+    int getsockname(int descriptor, sockaddr* address, unsigned int* size)
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
+cdef extern from "stddef.h" nogil:
+    """
+    #define STREAM_OF(packet_) ((struct __pyx_t_14completionport_6native_6engine_Stream *)( \\
+        (char *)(packet_) - offsetof(struct __pyx_t_14completionport_6native_6engine_Stream, packet)))
+    """
+    Stream* STREAM_OF(Packet* packet)
+
+cdef enum:
+    CHUNKS_AT_ONCE = 16        # then other connections have their turn
+    ACCEPTS_AT_ONCE = 64
+    ADDRESS_SIZE = 28          # sockaddr_in6
+    LARGEST_COPY = 16384       # more is sent from the bytes object itself
+    RETRY_ACCEPT_NS = 100000000
+
+cdef object logger = logging.getLogger("completionport")
+cdef object STOP = object()
+
+
+cdef class Connection:
+    """See `completionport.Connection`, which documents it."""
+
+    cdef ServerCore core
+    cdef Stream* stream
+    cdef public object state
+    cdef object failure          # why it ended; own worker, or before the close it belongs to
+    cdef list held               # received while paused: own worker only
+    cdef bint paused             # channel lock
+    cdef bint throttled          # channel lock: more is queued than `send_limit`
+    cdef bint end_told           # own worker only
+    cdef unsigned char peer_size
+    cdef char peer[ADDRESS_SIZE]
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        if self.stream != NULL:
+            channel_release(&self.stream.channel)
+
+    def __repr__(self):
+        return f"<Connection {self.peername!r}{', closing' if self.closing else ''}>"
+
+    @property
+    def server(self):
+        return self.core.server
+
+    @property
+    def peername(self):
+        return unpack(self.peer[:self.peer_size])
+
+    @property
+    def sockname(self):
+        cdef char address[128]
+        cdef unsigned int size = sizeof(address)
+        cp_mutex_lock(&self.stream.channel.lock)
+        if self.stream.channel.descriptor < 0 or getsockname(
+            self.stream.channel.descriptor, <sockaddr*> address, &size
+        ) != 0:
+            size = 0
+        cp_mutex_unlock(&self.stream.channel.lock)
+        return unpack(address[:size]) if size else self.core.address
+
+    @property
+    def closing(self):
+        return self.stream.channel.closing or self.stream.close_when_sent
+
+    @property
+    def send_queue_size(self):
+        return self.stream.queued_bytes
+
+    def fileno(self):
+        return self.stream.channel.descriptor
+
+    def send(self, data):
+        cdef Py_buffer view
+        if PyBytes_CheckExact(data):
+            self.send_bytes(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), <PyObject*> data)
+        elif PyObject_CheckBuffer(data):
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            try:
+                self.send_bytes(<const char*> view.buf, view.len, NULL)
+            finally:
+                PyBuffer_Release(&view)
+        elif isinstance(data, (list, tuple)):
+            joined = b"".join(data)
+            self.send_bytes(PyBytes_AS_STRING(joined), len(joined), <PyObject*> joined)
+        else:
+            raise TypeError(
+                f"send() takes a bytes-like object or a list of them, not {type(data).__name__}"
+            )
+
+    cdef int send_bytes(self, const char* data, size_t size, PyObject* whole) except -1:
+        """Send or queue; ``whole`` is the bytes object that may be kept, or NULL."""
+        cdef Stream* stream = self.stream
+        cdef Engine* engine = stream.channel.engine
+        cdef int64_t sent = 0
+        cdef int error = 0
+        cdef bint open_ = False
+        cdef bint started = False
+        if enter(self.core.core.scheduler):
+            cp_mutex_lock(&stream.channel.lock)
+            open_ = not (stream.channel.closing or stream.close_when_sent)
+            if open_ and size and stream.error == 0:
+                if stream.first_block == NULL and not (
+                    # While other packets wait, sends go to the kernel together.
+                    engine.type.batches_sends and size <= LARGEST_COPY
+                    and engine.scheduler.head != NULL and self.core.on_drained is None
+                ):
+                    sent = stream_try_send(stream, data, size)
+                    if 0 <= sent < <int64_t> size:
+                        stream.was_full = True
+                if sent < 0:
+                    stream.error = <int> -sent
+                    stream_schedule(stream, True)
+                elif sent < <int64_t> size:
+                    error = self.append(data + sent, size - sent, whole)
+                    started = not stream.sending
+                    stream_start_output(stream)
+                    if stream.queued_bytes > self.core.send_limit and not self.throttled:
+                        self.throttled = True
+                        stream.was_full = True
+                        engine.type.stop_input(engine, stream)
+                if self.core.keeps_time:
+                    stream.active_ns = cp_now_ns()
+            cp_mutex_unlock(&stream.channel.lock)
+            if started and stream.was_full:
+                engine.type.submit(engine)
+            leave(self.core.core.scheduler)
+        if error:
+            raise MemoryError
+        if not open_:
+            raise ConnectionClosed("this connection is closed: nothing can be sent any more")
+        return 0
+
+    cdef int append(self, const char* data, size_t size, PyObject* whole) noexcept:
+        cdef int error
+        if whole == NULL or size <= LARGEST_COPY:
+            return stream_append(self.stream, data, size, NULL)
+        Py_INCREF(<object> whole)
+        error = stream_append(self.stream, data, size, whole)
+        if error:
+            Py_DECREF(<object> whole)
+        return error
+
+    def close(self):
+        cdef bint now = False
+        if not enter(self.core.core.scheduler):
+            return
+        cp_mutex_lock(&self.stream.channel.lock)
+        if not self.stream.channel.closing and not self.stream.close_when_sent:
+            now = self.stream.queued_bytes == 0
+            if not now:
+                self.stream.close_when_sent = True
+                self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
+        cp_mutex_unlock(&self.stream.channel.lock)
+        if now:
+            channel_close(&self.stream.channel)
+        leave(self.core.core.scheduler)
+
+    def abort(self):
+        if enter(self.core.core.scheduler):
+            channel_close(&self.stream.channel)
+            leave(self.core.core.scheduler)
+
+    def pause(self):
+        if enter(self.core.core.scheduler):
+            cp_mutex_lock(&self.stream.channel.lock)
+            if not self.paused:
+                self.paused = True
+                self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
+            cp_mutex_unlock(&self.stream.channel.lock)
+            self.stream.channel.engine.type.submit(self.stream.channel.engine)
+            leave(self.core.core.scheduler)
+
+    def resume(self):
+        if enter(self.core.core.scheduler):
+            cp_mutex_lock(&self.stream.channel.lock)
+            if self.paused:
+                self.paused = False
+                self.want_input()
+                stream_schedule(self.stream, True)
+            cp_mutex_unlock(&self.stream.channel.lock)
+            self.stream.channel.engine.type.submit(self.stream.channel.engine)
+            leave(self.core.core.scheduler)
+
+    cdef void want_input(self) noexcept:
+        """Receive again, unless something still speaks against it. Channel lock."""
+        cdef Stream* stream = self.stream
+        if not (
+            self.paused or self.throttled or stream.ended or stream.error
+            or stream.close_when_sent or stream.channel.closing
+        ):
+            stream.channel.engine.type.start_input(stream.channel.engine, stream)
+
+    cdef int fail(self, error) except -1:
+        """End the connection now, for this reason."""
+        if self.failure is None:
+            self.failure = error
+        self.abort()
+        return 0
+
+
+cdef object overridden(handler, str name):
+    """The bound callback, or None when the class does nothing in it."""
+    if getattr(type(handler), name, None) is getattr(Handler, name) and name not in getattr(
+        handler, "__dict__", ()
+    ):
+        return None
+    return getattr(handler, name)
+
+
+cdef class ServerCore:
+    """Packets to callbacks for one `completionport.Server`; its port has no other server."""
+
+    cdef Core core
+    cdef readonly object server
+    cdef readonly object address
+    cdef object handler
+    cdef object on_connected, on_received, on_end, on_drained, on_closed
+    cdef Stream* listener             # one reference of our own, until the end of this object
+    cdef object listener_gone         # threading.Event
+    cdef object all_closed            # threading.Event
+    cdef set connections              # every connection from its birth to its `closed`
+    cdef size_t buffer_size
+    cdef size_t send_limit
+    cdef Py_ssize_t max_connections   # -1: no limit
+    cdef int64_t idle_ns              # 0: no limit
+    cdef bint keeps_time
+    cdef bint starved                 # accepting waits for descriptors
+    cdef bint starved_told
+    cdef int64_t next_tick            # FOREVER, or when `tick` has something to do
+    # Counters: atomic.
+    cdef int64_t accepted, received_packets, received_bytes, sent_bytes
+
+    def __init__(
+        self, port, handler, server, *, buffer_size, max_connections, idle_timeout, send_limit
+    ):
+        cdef int error
+        self.core = port.core_
+        self.server = server
+        self.handler = handler
+        self.on_connected = overridden(handler, "connected")
+        self.on_received = handler.received
+        self.on_end = handler.end_of_stream
+        self.on_drained = overridden(handler, "drained")
+        self.on_closed = overridden(handler, "closed")
+        self.listener_gone = threading.Event()
+        self.listener_gone.set()
+        self.all_closed = threading.Event()
+        self.all_closed.set()
+        self.connections = set()
+        self.buffer_size = buffer_size
+        self.send_limit = send_limit
+        self.max_connections = -1 if max_connections is None else max_connections
+        self.idle_ns = 0 if idle_timeout is None else <int64_t> (idle_timeout * 1e9)
+        self.keeps_time = self.idle_ns != 0
+        self.next_tick = FOREVER
+        if self.keeps_time:
+            self.next_tick = cp_now_ns() + self.tick_length()
+        error = self.core.engine.type.provide_buffers(self.core.engine, self.buffer_size)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def __dealloc__(self):
+        if self.listener != NULL:
+            channel_release(&self.listener.channel)
+
+    cdef int64_t tick_length(self) noexcept:
+        return min(max(self.idle_ns // 4, <int64_t> 10000000), <int64_t> 1000000000)
+
+    # -- what the Server calls
+
+    def listen(self, sock):
+        sock.setblocking(False)
+        self.core.begin()
+        try:
+            self.address = sock.getsockname()
+            self.listener = stream_new(
+                self.core.engine, fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+            )
+            if self.listener == NULL:
+                raise MemoryError
+            self.listener.listens = True
+            self.listener.single = self.max_connections >= 0
+            channel_retain(&self.listener.channel)
+            self.listener_gone.clear()
+            self.core.adopt(&self.listener.channel)
+            self.start_accepting()
+        finally:
+            self.core.end()
+
+    cdef int start_accepting(self) except -1:
+        cp_mutex_lock(&self.listener.channel.lock)
+        if not self.listener.channel.closing:
+            self.core.engine.type.start_input(self.core.engine, self.listener)
+        cp_mutex_unlock(&self.listener.channel.lock)
+        self.core.engine.type.submit(self.core.engine)
+        return 0
+
+    def stop_listening(self):
+        if self.listener != NULL and enter(self.core.scheduler):
+            channel_close(&self.listener.channel)
+            leave(self.core.scheduler)
+
+    def close_connections(self):
+        for connection in list(self.connections):
+            (<Connection> connection).close()
+
+    def abort_connections(self):
+        for connection in list(self.connections):
+            (<Connection> connection).abort()
+
+    def wait_closed(self, timeout=None):
+        return self.listener_gone.wait(timeout) and self.all_closed.wait(timeout)
+
+    def post_stop(self):
+        self.server.completion_port.post(0, STOP, None)
+
+    def stats(self):
+        return {
+            "connections": len(self.connections),
+            "accepted": self.accepted,
+            "received_packets": self.received_packets,
+            "received_bytes": self.received_bytes,
+            "sent_bytes": self.sent_bytes + sum(
+                (<Connection> c).stream.sent_bytes for c in list(self.connections)
+            ),
+        }
+
+    def work(self):
+        cdef Scheduler* scheduler = self.core.scheduler
+        cdef Taken taken
+        cdef TakeStatus status
+        cdef char* scratch = <char*> malloc(self.buffer_size)
+        if scratch == NULL:
+            raise MemoryError
+        try:
+            while True:
+                status = TAKE_PACKET
+                if not enter(scheduler):
+                    return
+                if not take_ready(scheduler, &taken, False):
+                    with nogil:
+                        status = take(scheduler, self.next_tick, &taken)
+                leave(scheduler)
+                if status == TAKE_CLOSED:
+                    return
+                if status == TAKE_PACKET:
+                    if taken.packet == NULL or taken.packet.kind != PACKET_STREAM:
+                        if completion_of(&taken).key is STOP:
+                            return
+                    elif STREAM_OF(taken.packet).listens:
+                        self.serve_listener(STREAM_OF(taken.packet))
+                    else:
+                        self.serve(STREAM_OF(taken.packet), scratch)
+                if self.core.engine.garbage != NULL:
+                    self.clear_garbage()
+                if self.next_tick != FOREVER and cp_now_ns() >= self.next_tick:
+                    self.tick()
+        finally:
+            free(scratch)
+
+    cdef int clear_garbage(self) except -1:
+        cdef Block* block
+        cdef Block* following
+        if not enter(self.core.scheduler):
+            return 0
+        block = take_garbage(self.core.engine)
+        leave(self.core.scheduler)
+        while block != NULL:
+            following = block.next
+            Py_DECREF(<object> block.object)
+            free(block)
+            block = following
+        return 0
+
+    cdef int tick(self) except -1:
+        """What is done by the clock: idle connections, and another try to accept."""
+        cdef int64_t now = cp_now_ns()
+        cdef Connection connection
+        self.next_tick = now + self.tick_length() if self.keeps_time else FOREVER
+        if self.starved and self.listener != NULL and enter(self.core.scheduler):
+            self.starved = False
+            self.start_accepting()
+            leave(self.core.scheduler)
+        if self.keeps_time:
+            for connection in list(self.connections):
+                if now - connection.stream.active_ns >= self.idle_ns and not connection.closing:
+                    connection.fail(
+                        TimeoutError(f"nothing was received or sent for {self.idle_ns / 1e9:g} s")
+                    )
+        return 0
+
+    # -- the listening socket
+
+    cdef int serve_listener(self, Stream* listener) except -1:
+        cdef Engine* engine = listener.channel.engine
+        cdef int64_t result = 0
+        cdef char* data
+        cdef int count = 0
+        cdef bint gone = False
+        while count < ACCEPTS_AT_ONCE and enter(self.core.scheduler):
+            cp_mutex_lock(&listener.channel.lock)
+            if self.max_connections >= 0 and len(self.connections) >= self.max_connections:
+                engine.type.stop_input(engine, listener)
+            if listener.channel.closing and listener.first_chunk == NULL:
+                result = -EBADF
+            else:
+                result = engine.type.next_input(engine, listener, NULL, 0, &data)
+                if result >= 0:
+                    engine.type.release_input(engine, listener)
+                elif result != -EAGAIN:
+                    listener.error = 0
+            cp_mutex_unlock(&listener.channel.lock)
+            leave(self.core.scheduler)
+            if result < 0:
+                break
+            count += 1
+            if listener.channel.closing:
+                close(<int> result)
+            else:
+                self.welcome(<int> result)
+        if result < 0 and result != -EAGAIN and result != -EBADF:
+            self.accept_failed(<int> -result)
+        if enter(self.core.scheduler):
+            cp_mutex_lock(&listener.channel.lock)
+            if listener.channel.closing and listener.first_chunk == NULL:
+                # `scheduled` stays set: the stream is not to be queued again.
+                gone = listener.channel.in_kernel == 0
+                listener.scheduled = gone
+            elif listener.first_chunk != NULL or (listener.readable and listener.wants_input):
+                push(engine.scheduler, &listener.packet, True)
+            else:
+                listener.scheduled = False
+            cp_mutex_unlock(&listener.channel.lock)
+            engine.type.submit(engine)
+            leave(self.core.scheduler)
+        if gone:
+            self.core.forget(&listener.channel)
+            self.listener_gone.set()
+        return 0
+
+    cdef int accept_failed(self, int error) except -1:
+        if error in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+            if not self.starved_told:
+                self.starved_told = True
+                logger.warning(
+                    "accepting pauses: %s; it goes on when there is room again", os.strerror(error)
+                )
+            self.starved = True
+            self.next_tick = cp_now_ns() + RETRY_ACCEPT_NS
+        else:
+            # A connection that went before it was taken: the next one is not concerned.
+            logger.debug("accept: %s", os.strerror(error))
+            if enter(self.core.scheduler):
+                self.start_accepting()
+                leave(self.core.scheduler)
+        return 0
+
+    cdef int welcome(self, int descriptor) except -1:
+        """A new connection: tell the handler, and start to receive."""
+        cdef Connection connection = Connection.__new__(Connection)
+        cdef Stream* stream
+        cdef unsigned int size = ADDRESS_SIZE
+        self.starved_told = False
+        if not enter(self.core.scheduler):
+            close(descriptor)
+            return 0
+        stream = stream_new(self.core.engine, descriptor)
+        if stream == NULL:
+            leave(self.core.scheduler)
+            close(descriptor)
+            raise MemoryError
+        connection.core = self
+        connection.stream = stream
+        # Nobody else may take it up before `connected` has run.
+        stream.scheduled = True
+        # The Connection's own reference: its methods can be called at any time.
+        channel_retain(&stream.channel)
+        if getpeername(descriptor, <sockaddr*> connection.peer, &size) == 0:
+            connection.peer_size = <unsigned char> min(size, <unsigned int> ADDRESS_SIZE)
+        if self.keeps_time:
+            stream.active_ns = cp_now_ns()
+        Py_INCREF(connection)
+        stream.owner = <void*> connection
+        self.connections.add(connection)
+        self.all_closed.clear()
+        cp_count(&self.accepted, 1)
+        try:
+            self.core.adopt(&stream.channel)
+        except OSError as error:
+            leave(self.core.scheduler)
+            connection.failure = error
+            close(descriptor)
+            stream.channel.descriptor = -1
+            self.finish(connection)
+            return 0
+        leave(self.core.scheduler)
+        if self.on_connected is not None:
+            self.call(connection, self.on_connected, None)
+        if enter(self.core.scheduler):
+            cp_mutex_lock(&stream.channel.lock)
+            connection.want_input()
+            # As if it had been taken from the queue just now.
+            push(stream.channel.engine.scheduler, &stream.packet, True)
+            cp_mutex_unlock(&stream.channel.lock)
+            leave(self.core.scheduler)
+        return 0
+
+    # -- connections
+
+    cdef int call(self, Connection connection, callback, argument) except -1:
+        try:
+            if argument is None:
+                callback(connection)
+            else:
+                callback(connection, argument)
+        except BaseException as error:
+            logger.exception("%r: exception in a callback, the connection is closed", connection)
+            connection.fail(error)
+        return 0
+
+    cdef int serve(self, Stream* stream, char* scratch) except -1:
+        """One worker's turn with one connection."""
+        cdef Connection connection = <Connection> stream.owner
+        cdef Engine* engine = stream.channel.engine
+        cdef int64_t size
+        cdef char* data
+        cdef int count = 0
+        cdef bint again = True
+        cdef bint drained = False
+        cdef bint gone = False
+        cdef bint sent = False
+        cdef bytes chunk
+        while again and count < CHUNKS_AT_ONCE:
+            if connection.held is not None and not connection.paused:
+                chunk = connection.held.pop(0)
+                if not connection.held:
+                    connection.held = None
+                self.call(connection, self.on_received, chunk)
+                continue
+            if not enter(self.core.scheduler):
+                return 0
+            cp_mutex_lock(&stream.channel.lock)
+            if stream.channel.closing:
+                size = -EBADF
+            else:
+                size = engine.type.next_input(engine, stream, scratch, self.buffer_size, &data)
+                if size > 0 and self.keeps_time:
+                    stream.active_ns = cp_now_ns()
+            cp_mutex_unlock(&stream.channel.lock)
+            if size > 0:
+                chunk = PyBytes_FromStringAndSize(data, size)
+                engine.type.release_input(engine, stream)
+                leave(self.core.scheduler)
+                cp_count(&self.received_bytes, size)
+                cp_count(&self.received_packets, 1)
+                count += 1
+                if connection.paused:
+                    if connection.held is None:
+                        connection.held = []
+                    connection.held.append(chunk)
+                    continue
+                self.call(connection, self.on_received, chunk)
+                continue
+            leave(self.core.scheduler)
+            again = False
+            if size == 0 and not connection.end_told and not connection.paused:
+                connection.end_told = True
+                self.call(connection, self.on_end, None)
+            elif size < 0 and size != -EAGAIN and size != -EBADF:
+                connection.fail(OSError(<int> -size, os.strerror(<int> -size)))
+        if not enter(self.core.scheduler):
+            return 0
+        cp_mutex_lock(&stream.channel.lock)
+        if stream.first_block == NULL and not stream.channel.closing:
+            if stream.was_full:
+                stream.was_full = False
+                drained = self.on_drained is not None and not stream.close_when_sent
+                if connection.throttled:
+                    connection.throttled = False
+                    connection.want_input()
+            sent = stream.close_when_sent
+        cp_mutex_unlock(&stream.channel.lock)
+        leave(self.core.scheduler)
+        if drained:
+            self.call(connection, self.on_drained, None)
+        if sent:
+            connection.abort()
+        if not enter(self.core.scheduler):
+            return 0
+        cp_mutex_lock(&stream.channel.lock)
+        if stream.channel.closing:
+            # When the kernel holds nothing more the stream is not to be queued again.
+            gone = stream.channel.in_kernel == 0
+            stream.scheduled = gone
+        elif (
+            again or stream.first_chunk != NULL
+            or (stream.readable and stream.wants_input)
+            or (stream.ended and not connection.end_told and not connection.paused)
+            or (connection.held is not None and not connection.paused)
+            or (stream.first_block == NULL and (stream.was_full or stream.close_when_sent))
+        ):
+            push(engine.scheduler, &stream.packet, True)
+        else:
+            stream.scheduled = False
+        cp_mutex_unlock(&stream.channel.lock)
+        leave(self.core.scheduler)
+        if gone:
+            self.finish(connection)
+        return 0
+
+    cdef int finish(self, Connection connection) except -1:
+        """The connection is over: the last callback, and everything of it goes."""
+        cdef Stream* stream = connection.stream
+        cdef object error = connection.failure
+        if error is None and stream.error != 0:
+            error = OSError(stream.error, os.strerror(stream.error))
+        if self.on_closed is not None:
+            try:
+                self.on_closed(connection, error)
+            except BaseException:
+                logger.exception("%r: exception in closed()", connection)
+        cp_count(&self.sent_bytes, stream.sent_bytes)
+        if enter(self.core.scheduler):
+            # Chunks that came in before the end hold buffers.
+            cp_mutex_lock(&stream.channel.lock)
+            self.drop_chunks(stream)
+            cp_mutex_unlock(&stream.channel.lock)
+            leave(self.core.scheduler)
+        self.core.forget(&stream.channel)
+        self.connections.discard(connection)
+        stream.owner = NULL
+        Py_DECREF(connection)
+        if not self.connections:
+            self.all_closed.set()
+        if self.listener != NULL and (self.listener.single or self.starved):
+            if enter(self.core.scheduler):
+                self.starved = False
+                self.start_accepting()
+                leave(self.core.scheduler)
+        return 0
+
+    cdef void drop_chunks(self, Stream* stream) noexcept:
+        cdef Engine* engine = stream.channel.engine
+        cdef char* data
+        while stream.first_chunk != NULL:
+            engine.type.next_input(engine, stream, NULL, 0, &data)
+            engine.type.release_input(engine, stream)
+
+
+PublicConnection.register(Connection)

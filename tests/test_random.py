@@ -1,0 +1,381 @@
+"""Threads that post, take, cancel and close at will: each operation gives exactly one packet.
+
+The seed is printed. COMPLETIONPORT_SEED repeats a run's choices (the threads' timing is their
+own), COMPLETIONPORT_STRESS_SECONDS makes it longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import random
+import socket
+import threading
+import time
+
+from support import (
+    LONG,
+    Background,
+    assert_quiet,
+    pattern,
+    tcp_pair,
+    unix_pair,
+    wait_until,
+)
+
+from completionport import (
+    CompletionPort,
+    HandleClosed,
+    Operation,
+    OperationAborted,
+    OperationPending,
+    Overlapped,
+    PortClosed,
+)
+
+SECONDS = float(os.environ.get("COMPLETIONPORT_STRESS_SECONDS", "1.5"))
+MOST_UNDER_WAY = 40
+STOP = object()
+
+
+def new_seed():
+    seed = int(os.environ.get("COMPLETIONPORT_SEED", "0")) or random.randrange(1, 2**32)
+    print(f"COMPLETIONPORT_SEED={seed}")
+    return seed
+
+
+class Recorded(Overlapped):
+    """One operation of the test and the packets that were seen for it."""
+
+    def __init__(self, data):
+        self.data = data
+        self.packets = queue.SimpleQueue()
+        self.aborted = None
+
+
+class End:
+    """One socket of a pair: what was asked of it, in the order of the calls."""
+
+    def __init__(self, port, sock):
+        self.handle = port.associate(sock, self)
+        self.lock = threading.Lock()  # makes the order of the calls known
+        self.sends = []
+        self.receives = []
+        self.under_way = 0
+        self.closed = False
+
+
+class Connection:
+    def __init__(self, port, sockets, whole):
+        self.whole = whole  # nothing is closed in the middle: all bytes must arrive
+        self.ends = [End(port, sock) for sock in sockets]
+
+
+class Storm:
+    def __init__(self, engine, seed, closes):
+        self.port = CompletionPort(4, engine=engine)
+        self.seed = seed
+        self.closes = closes
+        self.stop = threading.Event()
+        self.numbers = itertools.count()
+        self.posted = []
+        self.taken_posts = queue.SimpleQueue()
+        self.strangers = queue.SimpleQueue()
+        self.connections = [self.connect(index) for index in range(6)]
+        self.finished = []
+        self.lock = threading.Lock()
+
+    def connect(self, index, whole=None):
+        sockets = (tcp_pair, unix_pair)[index % 2]()
+        whole = not (self.closes and index % 3 == 0) if whole is None else whole
+        return Connection(self.port, sockets, whole)
+
+    # What the threads do.
+
+    def take(self, number):
+        chance = random.Random(f"{self.seed} take {number}")
+        while True:
+            kind = chance.randrange(4)
+            if kind == 0:
+                packets = self.port.get_many(chance.randrange(1, 20), LONG)
+            elif kind == 1:
+                packets = [self.port.get(chance.choice((0, 0.0005, 0.005)))]
+            else:
+                packets = [self.port.get(LONG)]
+            for done in packets:
+                if done is None:
+                    continue
+                if done.transferred is STOP:
+                    # A packet for another taker may have come along in the same list.
+                    for other in packets[packets.index(done) + 1 :]:
+                        self.record(other)
+                    return
+                self.record(done)
+
+    def record(self, done):
+        if done.transferred is STOP:
+            self.port.post(STOP)
+        elif isinstance(done.overlapped, Recorded):
+            operation = done.overlapped
+            operation.packets.put((done.transferred, done.key, done.error))
+            end = done.key
+            with end.lock:
+                end.under_way -= 1
+        elif done.key == "posted":
+            self.taken_posts.put(done.transferred)
+        else:
+            self.strangers.put(done)
+
+    def start(self, number):
+        chance = random.Random(f"{self.seed} start {number}")
+        while not self.stop.is_set():
+            end = chance.choice(chance.choice(self.connections).ends)
+            kind = chance.randrange(10)
+            if kind == 0:
+                self.post()
+            elif end.under_way > MOST_UNDER_WAY:
+                time.sleep(0)  # let the takers catch up
+            elif kind < 5:
+                self.send(end, chance)
+            else:
+                self.receive(end, chance)
+
+    def post(self):
+        number = next(self.numbers)
+        with self.lock:
+            self.posted.append(number)
+        self.port.post(number, "posted", None)
+
+    def send(self, end, chance):
+        size = chance.choice((1, 10, 1000, 200_000))
+        operation = Recorded(pattern(chance.randrange(1, size + 1), chance.randrange(256)))
+        data = operation.data
+        if size == 1000:
+            middle = len(data) // 2
+            data = [data[:middle], data[middle:]]
+        self.launch(end, end.sends, operation, lambda: end.handle.send(data, overlapped=operation))
+
+    def receive(self, end, chance):
+        size = chance.choice((1, 100, 10_000, 100_000))
+        flags = socket.MSG_WAITALL if chance.randrange(4) == 0 and size <= 100 else 0
+        if chance.randrange(2):
+            operation, target = Recorded(None), size
+        else:
+            operation = Recorded([bytearray(size // 2), bytearray(size - size // 2)])
+            target = operation.data
+        self.launch(
+            end,
+            end.receives,
+            operation,
+            lambda: end.handle.recv(target, flags, overlapped=operation),
+        )
+
+    @staticmethod
+    def launch(end, ledger, operation, start):
+        with end.lock:
+            try:
+                assert start() is operation
+            except (HandleClosed, OSError):
+                assert end.closed or ledger is end.sends or end.handle.closed
+                assert not operation.pending
+                return
+            ledger.append(operation)
+            end.under_way += 1
+
+    def disturb(self, number):
+        chance = random.Random(f"{self.seed} disturb {number}")
+        while not self.stop.wait(chance.random() * 0.003):
+            index = chance.randrange(len(self.connections))
+            connection = self.connections[index]
+            end = chance.choice(connection.ends)
+            kind = chance.randrange(12)
+            with contextlib.suppress(HandleClosed):
+                if kind < 4 and end.receives:
+                    end.handle.cancel(chance.choice(end.receives[-5:]))
+                elif kind < 6 and end.sends:
+                    end.sends[-1].cancel()
+                elif kind == 6:
+                    end.handle.cancel()
+                elif kind == 7 and end.receives:
+                    busy = chance.choice(end.receives[-5:])
+                    with contextlib.suppress(OperationPending, OSError):
+                        busy.result()
+                elif kind > 9 and not connection.whole:
+                    end.closed = True
+                    end.handle.close()
+                    replacement = self.connect(index, whole=False)
+                    with self.lock:
+                        self.finished.append(connection)
+                        self.connections[index] = replacement
+
+    # The run and what must hold afterwards.
+
+    def run(self):
+        takers = [Background(self.take, number) for number in range(4)]
+        workers = [Background(self.start, number) for number in range(3)]
+        workers += [Background(self.disturb, 0)]
+        time.sleep(SECONDS)  # how long the storm lasts
+        self.stop.set()
+        for worker in workers:
+            worker.outcome()
+        everything = self.connections + self.finished
+        for connection in everything:
+            for end in connection.ends:
+                if connection.whole:
+                    self.settle(end)
+        for connection in everything:
+            for end in connection.ends:
+                end.closed = True
+                end.handle.close()
+        wait_until(
+            lambda: all(end.under_way == 0 for item in everything for end in item.ends),
+            "every operation gave a packet",
+        )
+        wait_until(lambda: self.taken_posts.qsize() == len(self.posted), "every post was taken")
+        for _ in takers:
+            self.port.post(STOP)
+        for taker in takers:
+            taker.outcome()
+        assert_quiet(self.port)
+        assert self.strangers.qsize() == 0
+        taken = [self.taken_posts.get() for _ in range(self.taken_posts.qsize())]
+        assert sorted(taken) == sorted(self.posted)
+        operations = 0
+        for connection in everything:
+            operations += self.check(connection)
+        self.port.close()
+        print(f"{operations} operations, {len(everything)} connections, {len(taken)} posts")
+        assert operations > 50
+
+    def settle(self, end):
+        """Receive until everything that is under way was sent."""
+        for operation in end.receives:
+            operation.cancel()  # one with MSG_WAITALL may wait for more than will ever come
+        sends_of_the_other = self.other(end).sends
+        expected = 0
+        deadline = time.monotonic() + LONG
+        while any(operation.pending for operation in sends_of_the_other) or (
+            self.received(end) < (expected := self.sent(self.other(end)))
+        ):
+            assert time.monotonic() < deadline, f"{self.received(end)} of {expected} bytes"
+            if end.under_way < 3:
+                operation = Recorded(None)
+                self.launch(
+                    end,
+                    end.receives,
+                    operation,
+                    lambda operation=operation: end.handle.recv(500_000, overlapped=operation),
+                )
+            time.sleep(0.0005)
+
+    def other(self, end):
+        for connection in self.connections + self.finished:
+            if end in connection.ends:
+                return connection.ends[1 - connection.ends.index(end)]
+        raise AssertionError("no such end")
+
+    @staticmethod
+    def sent(end):
+        return sum(operation.transferred for operation in end.sends if not operation.pending)
+
+    @staticmethod
+    def received(end):
+        return sum(operation.transferred for operation in end.receives if not operation.pending)
+
+    def check(self, connection):
+        operations = 0
+        for end, other in (connection.ends, connection.ends[::-1]):
+            for operation in end.sends + other.receives:
+                operations += 1
+                assert operation.packets.qsize() == 1, (operation, operation.packets.qsize())
+                transferred, key, error = operation.packets.get()
+                assert key in (end, other)
+                assert operation.error is error
+                assert operation.transferred == transferred
+                assert error is None or isinstance(error, OSError)
+                if connection.whole:
+                    assert error is None or isinstance(error, OperationAborted), error
+            sent = b"".join(operation.data[: operation.transferred] for operation in end.sends)
+            received = b"".join(self.bytes_of(operation) for operation in other.receives)
+            for operation in end.sends:
+                if operation.error is None:
+                    assert operation.transferred == len(operation.data)
+            if connection.whole:
+                assert len(received) == len(sent)
+            assert sent.startswith(received), f"the bytes differ, seed {self.seed}"
+        return operations
+
+    @staticmethod
+    def bytes_of(operation):
+        if operation.data is not None:
+            return b"".join(operation.data)[: operation.transferred]
+        if operation.error is None:
+            assert len(operation.result()) == operation.transferred
+            return operation.result()
+        assert operation.transferred == 0
+        return b""
+
+
+def test_nothing_is_lost_doubled_or_mixed(engine):
+    Storm(engine, new_seed(), closes=False).run()
+
+
+def test_nothing_is_lost_doubled_or_mixed_while_handles_close(engine):
+    Storm(engine, new_seed(), closes=True).run()
+
+
+def test_a_port_that_closes_in_the_middle_takes_everybody_along(engine):
+    """Whatever was under way ends: no thread hangs, no buffer stays locked, no packet comes twice."""
+    seed = new_seed()
+    rounds = max(5, int(SECONDS * 5))
+    for number in range(rounds):
+        chance = random.Random(f"{seed} {number}")
+        port = CompletionPort(4, engine=engine)
+        pairs = [(tcp_pair, unix_pair)[index % 2]() for index in range(4)]
+        handles = [port.associate(near, index) for index, (near, _) in enumerate(pairs)]
+        seen = queue.SimpleQueue()
+        started = queue.SimpleQueue()
+
+        def work(chance_of_thread, port=port, handles=handles, seen=seen, started=started):
+            chance = random.Random(chance_of_thread)
+            with contextlib.suppress(PortClosed, HandleClosed):
+                while True:
+                    handle = chance.choice(handles)
+                    kind = chance.randrange(4)
+                    if kind == 0:
+                        operation = Recorded(bytearray(1000))
+                        handle.recv(operation.data, overlapped=operation)
+                        started.put(operation)
+                    elif kind == 1:
+                        handle.send(b"x" * chance.randrange(1, 1000))
+                    elif kind == 2:
+                        handle.cancel()
+                    else:
+                        done = port.get(0.001)
+                        if done is not None and done.overlapped.operation is Operation.RECV:
+                            seen.put(done.overlapped)
+
+        def feed(pairs=pairs):
+            for _, far in pairs:
+                with contextlib.suppress(OSError):
+                    far.sendall(b"y" * 500)
+
+        threads = [Background(work, f"{seed} {number} {index}") for index in range(4)]
+        feeder = Background(feed)
+        wait_until(lambda started=started: started.qsize() > 20)
+        time.sleep(chance.random() * 0.02)  # any moment will do
+        port.close()
+        for thread in threads:
+            thread.outcome()
+        feeder.outcome()
+        for near, far in pairs:
+            near.close()
+            far.close()
+        taken = [seen.get() for _ in range(seen.qsize())]
+        assert len(taken) == len(set(taken))
+        while started.qsize():
+            operation = started.get()
+            assert not operation.pending
+            operation.data.extend(b"may be resized")
