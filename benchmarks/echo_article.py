@@ -31,6 +31,18 @@ class PerIo(Overlapped):
         self.view = memoryview(self.buffer)
 
 
+def welcome(port: CompletionPort, client: socket.socket, size: int) -> None:
+    """Bind a new connection to the port and post its first receive."""
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    key = PerHandle()
+    key.handle = port.associate(client, key)
+    io = PerIo(size)
+    try:
+        key.handle.recv(io.buffer, 0, io)
+    except OSError:
+        key.handle.close()
+
+
 def serve(port: CompletionPort, listener: socket.socket, size: int) -> None:
     listening = port.associate(listener, None)
     accepting = listening.accept()
@@ -41,20 +53,18 @@ def serve(port: CompletionPort, listener: socket.socket, size: int) -> None:
         transferred, key, io, error = done
         if io is accepting:
             if error is None:
-                key = PerHandle()
-                client = io.result()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                key.handle = port.associate(client, key)
-                io = PerIo(size)
-                key.handle.recv(io.buffer, 0, io)
+                welcome(port, io.result(), size)
             listening.accept(accepting)
-        elif error is not None:
-            key.handle.close()
-        elif io.operation is Operation.SEND:
-            key.handle.recv(io.buffer, 0, io)
-        elif transferred:
-            key.handle.send(io.view[:transferred], 0, io)
-        else:
+            continue
+        try:
+            # A broken connection shows in the packet, or at once when the next operation is posted.
+            if error is not None or not (transferred or io.operation is Operation.SEND):
+                key.handle.close()
+            elif io.operation is Operation.RECV:
+                key.handle.send(io.view[:transferred], 0, io)
+            else:
+                key.handle.recv(io.buffer, 0, io)
+        except OSError:
             key.handle.close()
 
 

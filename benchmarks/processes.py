@@ -68,6 +68,13 @@ def cores() -> tuple[int | None, int | None]:
     return (first_two[0], first_two[1]) if len(first_two) == 2 else (None, None)
 
 
+def busy_seconds() -> float:
+    """CPU time that all processors together have spent at work."""
+    ticks = [int(tick) for tick in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    user, nice, system, _idle, _iowait, irq, softirq = ticks[:7]
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
@@ -132,6 +139,11 @@ class EchoServer:
                     return
             time.sleep(0.05)
 
+    def cpu_seconds(self) -> float:
+        # Behind the closing bracket of the name, which may hold anything.
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> int:
         """Bytes that only this process has: its heap, and mapped memory without a file.
 
@@ -188,10 +200,18 @@ def load(server: EchoServer, connections: int, size: int, seconds: float) -> dic
     warmup = max(0.1, seconds / 8)
     command = [str(build("client")), "127.0.0.1", str(server.port), str(connections), str(size)]
     command += [str(seconds), str(warmup), "--server-pid", str(server.pid)]
+
+    def spent() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return server.cpu_seconds() + children.ru_utime + children.ru_stime
+
+    busy, ours, start = busy_seconds(), spent(), time.monotonic()
     try:
-        return run_client(command, seconds + warmup, cores()[1])
+        found = run_client(command, seconds + warmup, cores()[1])
     except Failed as failure:
         raise Failed(f"{failure}; server: {server.said() or 'nothing said'}") from None
+    others = busy_seconds() - busy - (spent() - ours)
+    return {**found, "others": max(0.0, others / (time.monotonic() - start))}
 
 
 def read_line(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:

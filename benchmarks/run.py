@@ -45,6 +45,8 @@ Round = dict[str, Any]
 Results = dict[str, list[Round]]
 
 IDLE_CONNECTIONS = 9000
+DISTURBED = 0.06
+"""Processors in use by other programs, from which on figures are doubtful."""
 PROBLEMS = (Failed, OSError, subprocess.SubprocessError)
 """What one server may do without ending the run."""
 
@@ -80,6 +82,7 @@ class Report:
     columns: list[str]
     rows: list[list[str]] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     rounds: Results = field(default_factory=dict)
 
@@ -90,6 +93,8 @@ class Report:
             cells = [row[0].ljust(widths[0])]
             cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
             print("  " + "  ".join(cells))
+        for note in self.notes:
+            print(f"  {note}")
         for name, failure in self.failures.items():
             print(f"  {name} failed: {failure}")
         for bar in self.bars:
@@ -176,6 +181,7 @@ def throughput(
     """A closed-loop case: requests a second, latency, and CPU for each request."""
     connections, size = load_of
     columns = ["server", "req/s", f"to {reference}", "p50 us", "p99 us", "CPU us/req", "to C epoll"]
+    columns.append("client busy")
     report = Report(f"{title}: {connections} connections of {size} bytes", columns)
 
     def measure(server: EchoServer) -> Round:
@@ -193,7 +199,13 @@ def throughput(
                 f"{middle(rounds, 'p99_us'):,.0f}",
                 f"{middle(rounds, 'server_cpu_us'):.2f}",
                 times(ratios(results, name, "C epoll", "server_cpu_us")),
+                f"{middle(rounds, 'client_load'):.0%}",
             ]
+        )
+    everything = [entry for rounds in results.values() for entry in rounds]
+    if everything and (others := middle(everything, "others")) > DISTURBED:
+        report.notes.append(
+            f"Other programs used {others:.2f} processors meanwhile: these figures are doubtful."
         )
     return report
 

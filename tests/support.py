@@ -180,6 +180,15 @@ def descriptors() -> dict[int, str]:
     return {number: what for number, what in found.items() if not what.endswith("/fd")}
 
 
+def under_number(sock: socket.socket, number: int) -> socket.socket:
+    """The same socket under a descriptor number that has become free, as chance might have it."""
+    if number in descriptors():
+        return sock  # chance had it: this socket or its peer took the number
+    os.dup2(sock.fileno(), number, inheritable=False)
+    sock.close()
+    return socket.socket(fileno=number)
+
+
 def native_threads() -> dict[int, str]:
     """The threads of this process as the kernel sees them.
 

@@ -30,3 +30,4 @@ cdef Progress step(Operation* operation) noexcept nogil
 cdef void settle(Operation* operation, bint wake) noexcept nogil
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil
 cdef void let_go_if_idle(Channel* channel) noexcept nogil
+cdef void abort_operation(Operation* operation) noexcept nogil

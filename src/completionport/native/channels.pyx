@@ -196,11 +196,12 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
     its operations were carried out.
     """
     cdef Channel* channel = operation.channel
-    if channel.closing and operation.error == 0:
+    if channel.closing and (operation.error == 0 or operation.error == ECANCELED):
         # What was pending when the handle was closed is aborted, however far it had got.
-        operation.error = ECANCELED
-        if operation.code == CP_ACCEPT:
+        if operation.code == CP_ACCEPT and operation.error == 0:
             close(<int> operation.transferred)
+        operation.error = ECANCELED
+        if queue_of(operation) == &channel.input:
             operation.transferred = 0
     if channel.owner != NULL:
         channel.owner.settled(channel, wake)
@@ -252,6 +253,12 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
     return error
 
 
+cdef void abort_operation(Operation* operation) noexcept nogil:
+    """Cancelled; but a receive that was to be filled keeps what it has, so that no byte is lost."""
+    if not (operation.fill and operation.transferred > 0):
+        operation.error = ECANCELED
+
+
 cdef bint stop(Channel* channel, OperationQueue* queue, Operation* operation, bint wake) noexcept nogil:
     """Cancel a queued operation; False when that was asked for before."""
     if operation.cancelled:
@@ -260,7 +267,7 @@ cdef bint stop(Channel* channel, OperationQueue* queue, Operation* operation, bi
     if operation.in_kernel and not channel.engine.type.cancel(channel.engine, operation):
         return True
     remove_operation(queue, operation)
-    operation.error = ECANCELED
+    abort_operation(operation)
     settle(operation, wake)
     return True
 

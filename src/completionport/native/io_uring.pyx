@@ -37,6 +37,7 @@ from .channels cimport (
     GO_ON,
     WAIT,
     Progress,
+    abort_operation,
     account,
     channel_release,
     channel_retain,
@@ -113,7 +114,7 @@ cdef extern from "sys/mman.h" nogil:
 cdef extern from "errno.h" nogil:
     int errno
     enum:
-        EAGAIN, EBUSY, ECANCELED, EINTR, EINVAL, ENOBUFS, ENOMEM, ENOSYS, EPERM, ETIME, ETIMEDOUT
+        EAGAIN, EBUSY, ECANCELED, EINTR, EINVAL, ENOBUFS, ENOENT, ENOMEM, ENOSYS, EPERM, ETIME, ETIMEDOUT
 
 cdef extern from "poll.h" nogil:
     enum:
@@ -150,6 +151,7 @@ cdef enum:
     # The low bits of a request's user_data say what its address points to; 0 is of no interest.
     TAG_OPERATION = 1
     TAG_INPUT = 2
+    TAG_CANCEL = 3                # a channel
     TAG_MASK = 7
 
 cdef struct Ring:
@@ -219,7 +221,7 @@ cdef void submit(Engine* engine) noexcept nogil:
         if result == -EBUSY or result == -EAGAIN:
             # The kernel holds completions back until there is room for them.
             reap(engine, False)
-        elif result >= 0 or result != -EINTR:
+        elif result < 0 and result != -EINTR:
             return
         count = unsubmitted(ring)
 
@@ -233,14 +235,46 @@ cdef void wake(Engine* engine) noexcept nogil:
     submit(engine)
 
 
-cdef void ask_to_cancel(Ring* ring, uint64_t user_data) noexcept nogil:
+cdef void ask_to_cancel(Ring* ring, Channel* channel, uint64_t user_data) noexcept nogil:
+    """Have the kernel stop a request of this channel. Channel lock."""
     cdef cp_sqe* sqe
     cp_mutex_lock(&ring.sq_lock)
     sqe = next_entry(ring)
     sqe.opcode = CP_OP_ASYNC_CANCEL
     sqe.addr = user_data
+    sqe.user_data = <uintptr_t> channel | TAG_CANCEL
     commit_entry(ring)
     cp_mutex_unlock(&ring.sq_lock)
+    channel.in_kernel += 1
+    channel_retain(channel)
+
+
+cdef void cancel_completed(Ring* ring, Channel* channel, int32_t result) noexcept nogil:
+    """A request that was just being tried again is not found (ENOENT): ask once more."""
+    cdef Stream* stream = <Stream*> channel
+    cp_mutex_lock(&channel.lock)
+    if result == -ENOENT:
+        ask_again(ring, channel, channel.input.head)
+        ask_again(ring, channel, channel.output.head)
+        if channel.owner != NULL and stream.armed and stream.stopping:
+            ask_to_cancel(ring, channel, <uintptr_t> stream | TAG_INPUT)
+    request_over(channel)
+    cp_mutex_unlock(&channel.lock)
+    channel_release(channel)
+
+
+cdef void ask_again(Ring* ring, Channel* channel, Operation* operation) noexcept nogil:
+    if operation != NULL and operation.in_kernel and operation.cancelled:
+        ask_to_cancel(ring, channel, <uintptr_t> operation | TAG_OPERATION)
+
+
+cdef inline void request_over(Channel* channel) noexcept nogil:
+    """One request less. Channel lock, which the caller's reference keeps alive."""
+    channel.in_kernel -= 1
+    if channel.closing and channel.in_kernel == 0:
+        let_go_if_idle(channel)
+        if channel.owner != NULL:
+            stream_schedule(<Stream*> channel, False)
 
 
 # -- operations -----------------------------------------------------------------------------------
@@ -324,7 +358,7 @@ cdef void start(Engine* engine, Operation* operation) noexcept nogil:
 
 
 cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:
-    ask_to_cancel(<Ring*> engine, <uintptr_t> operation | TAG_OPERATION)
+    ask_to_cancel(<Ring*> engine, operation.channel, <uintptr_t> operation | TAG_OPERATION)
     return False
 
 
@@ -332,7 +366,6 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
     cdef Channel* channel = channel_retain(operation.channel)
     cdef Progress progress
     cp_mutex_lock(&channel.lock)
-    channel.in_kernel -= 1
     operation.in_kernel = False
     if result == -ECANCELED or result == -EINTR:
         # Unless `cancelled` says otherwise, the thread that submitted it has ended.
@@ -342,7 +375,7 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
     else:
         progress = account(operation, result)
     if operation.cancelled and progress != FINISHED:
-        operation.error = ECANCELED
+        abort_operation(operation)
         progress = FINISHED
     if progress == FINISHED:
         queue = queue_of(operation)
@@ -354,7 +387,7 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
         request(operation, True)
     else:
         run_queue(channel, queue_of(operation), False)
-    let_go_if_idle(channel)
+    request_over(channel)
     cp_mutex_unlock(&channel.lock)
     channel_release(channel)
 
@@ -400,7 +433,7 @@ cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
     stream.wants_input = False
     if stream.armed and not stream.stopping:
         stream.stopping = True
-        ask_to_cancel(<Ring*> engine, <uintptr_t> stream | TAG_INPUT)
+        ask_to_cancel(<Ring*> engine, &stream.channel, <uintptr_t> stream | TAG_INPUT)
 
 
 cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
@@ -475,7 +508,6 @@ cdef void input_completed(Ring* ring, Stream* stream, int32_t result, uint32_t f
     if ended:
         stream.armed = False
         stream.stopping = False
-        channel.in_kernel -= 1
     if stream.listens and result >= 0:
         chunk = <Chunk*> calloc(1, sizeof(Chunk))
         if chunk == NULL or channel.closing:
@@ -509,9 +541,8 @@ cdef void input_completed(Ring* ring, Stream* stream, int32_t result, uint32_t f
         stream_schedule(stream, False)
     elif ended and stream.wants_input and not (stream.listens and stream.single and result >= 0):
         start_input(&ring.engine, stream)
-    if ended and channel.closing:
-        let_go_if_idle(channel)
-        stream_schedule(stream, False)
+    if ended:
+        request_over(channel)
     cp_mutex_unlock(&channel.lock)
     if ended:
         channel_release(channel)
@@ -536,6 +567,8 @@ cdef bint reap_once(Ring* ring) noexcept nogil:
         cp_store_release(ring.cq_head, head)
         if cqe.user_data & TAG_MASK == TAG_INPUT:
             input_completed(ring, <Stream*> <uintptr_t> (cqe.user_data - TAG_INPUT), cqe.res, cqe.flags)
+        elif cqe.user_data & TAG_MASK == TAG_CANCEL:
+            cancel_completed(ring, <Channel*> <uintptr_t> (cqe.user_data - TAG_CANCEL), cqe.res)
         elif cqe.user_data & TAG_MASK == TAG_OPERATION:
             operation_completed(
                 <Operation*> <uintptr_t> (cqe.user_data - TAG_OPERATION), cqe.res

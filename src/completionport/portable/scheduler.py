@@ -68,6 +68,9 @@ class Chores:
         self._lock = lock
         self._work: deque[Callable[[], None]] = deque()
 
+    def __bool__(self) -> bool:
+        return bool(self._work)
+
     def add(self, work: Callable[[], None]) -> None:
         self._work.append(work)
         self.run()
@@ -145,6 +148,7 @@ class Scheduler:
         self._roused = False  # and was woken already; set under _lock
         self._disposed = False  # _lock
         self._closed = False  # never goes back; no lock
+        self._ending = False  # nothing is under way any more; never goes back; no lock
         self._self = weakref.ref(self)
 
     @property
@@ -264,8 +268,8 @@ class Scheduler:
         self._closed = True
 
     def close(self) -> None:
-        """Wake every waiting thread with `PortClosed`. Never blocks."""
-        self._closed = True
+        """After `shut`: wake every waiting thread, and dispose of the reaper. Never blocks."""
+        self._ending = True
         self._unsettled = True
         self.settle()
 
@@ -278,9 +282,9 @@ class Scheduler:
             except IndexError:
                 return packets
 
-    def queued(self) -> list[Packet]:
+    def queued(self) -> deque[Packet]:
         """A look at the queue."""
-        return list(self._packets)
+        return self._packets.copy()  # one atomic step, as list() is not
 
     def counts(self) -> tuple[int, int]:
         """How many threads wait, and how many hold a place."""
@@ -315,7 +319,7 @@ class Scheduler:
             for waiter in self._waiters:
                 if not waiter.called:
                     self._call(waiter)
-            if self._leader is None and not self._disposed:
+            if self._ending and self._leader is None and not self._disposed:
                 self._disposed = True
                 self._reaper.dispose()
             return

@@ -327,18 +327,22 @@ class SelectorsEngine:
         self._gone(channel, aborted)
 
     def _watch(self, channel: SelectorsChannel, before: int, events: int) -> None:
-        if self._disposed:
+        if before == events:
             return
-        if not before:
-            self._selector.register(channel.descriptor, events, channel)
-        elif not events:
-            self._selector.unregister(channel.descriptor)
-        else:
-            self._selector.modify(channel.descriptor, events, channel)
+        try:
+            if not before:
+                self._selector.register(channel.descriptor, events, channel)
+            elif not events:
+                self._selector.unregister(channel.descriptor)
+            else:
+                self._selector.modify(channel.descriptor, events, channel)
+        except (KeyError, ValueError, RuntimeError, TypeError, OSError):
+            # A selector that is closed has forgotten everything.
+            if not self._disposed:
+                raise
 
     def _let_go(self, channel: SelectorsChannel, before: int) -> None:
-        # A closed selector has forgotten everything already.
-        with contextlib.suppress(KeyError, ValueError, OSError, RuntimeError, TypeError):
+        with contextlib.suppress(KeyError, ValueError, OSError):
             self._watch(channel, before, 0)
         channel.close_descriptor()
         association.release(channel.token)
@@ -347,8 +351,10 @@ class SelectorsEngine:
         if self._kernel_keeps:
             work()
             return
-        self.wake()
         self._changes.add(work)
+        if self._changes:
+            # A thread looks at the list: it does the work once it is woken.
+            self.wake()
 
 
 def attempt(channel: SelectorsChannel, request: Request) -> bool:
