@@ -10,6 +10,7 @@ atomic container, and whoever holds the lock sees to it on the way out.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -214,8 +215,11 @@ class Scheduler:
                     if free and self._packets and (waiter is None or waiter.called):
                         self._running += 1
                         place.holder = self._self
-                        while self._packets and len(packets) < max_count:
-                            packets.append(self._packets.popleft())
+                        with contextlib.suppress(IndexError):
+                            while len(packets) < max_count:
+                                packets.append(self._packets.popleft())
+                        if not packets:
+                            continue  # `drain` was quicker: the port is closed
                         self._count(packets, 1)
                         self._remove(waiter)
                         return packets
@@ -282,9 +286,12 @@ class Scheduler:
             except IndexError:
                 return packets
 
-    def queued(self) -> deque[Packet]:
+    def queued(self) -> list[Packet]:
         """A look at the queue."""
-        return self._packets.copy()  # one atomic step, as list() is not
+        while True:
+            # Free-threaded, a deque may change while it is copied.
+            with contextlib.suppress(RuntimeError):
+                return list(self._packets)
 
     def counts(self) -> tuple[int, int]:
         """How many threads wait, and how many hold a place."""

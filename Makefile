@@ -1,0 +1,51 @@
+# Everything runs in .venv, which is made on the first call. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCES = setup.py pyproject.toml $(wildcard src/completionport/native/*.pyx \
+	src/completionport/native/*.pxd src/completionport/native/*.h)
+
+.PHONY: run build test lint format bench clean
+
+run: build
+	$(BIN)/completionport echo $(ARGS)
+
+build: $(VENV)/built
+
+test: $(VENV)/tested
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/linted
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/linted
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/benched
+	$(BIN)/python benchmarks/run.py $(or $(ARGS),all)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that Python files need no new build.
+$(VENV)/built: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/tested: $(VENV)/built
+	$(BIN)/python -m pip install --quiet 'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100'
+	touch $@
+
+$(VENV)/linted: $(VENV)/built
+	$(BIN)/python -m pip install --quiet 'ruff>=0.6' 'mypy>=1.11'
+	touch $@
+
+$(VENV)/benched: $(VENV)/built
+	$(BIN)/python -m pip install --quiet 'uvloop>=0.21'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build src/completionport/native/*.c src/completionport/native/*.so

@@ -1,0 +1,131 @@
+"""The command line: ``completionport echo`` and ``completionport engines``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+from .engines import ENGINES, probe
+from .errors import CompletionPortError
+from .handler import Connection, Handler
+from .server import Server
+
+PRIVILEGED = 1024
+
+
+class Echo(Handler):
+    """The article's server: what comes goes back."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._output = threading.Lock()
+
+    def connected(self, connection: Connection) -> None:
+        if not self.quiet:
+            host, port = connection.peername[:2]
+            # One write for each line: several workers print.
+            with self._output:
+                print(f"Accept Client:{host}:{port}", flush=True)
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        connection.send(data)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 for an error, 2 for a wrong option."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except BrokenPipeError:
+        # The reader of the output has gone, as in `completionport engines | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError, CompletionPortError) as error:
+        print(f"completionport: {_in_words(error, options)}", file=sys.stderr)
+        return 1
+
+
+def _echo(options: argparse.Namespace) -> int:
+    server = Server(
+        Echo(options.quiet),
+        options.host,
+        options.port,
+        workers=options.workers,
+        concurrency=options.concurrency,
+        buffer_size=options.buffer_size,
+        max_connections=options.max_connections,
+        idle_timeout=options.idle_timeout,
+        engine=options.engine,
+    )
+    host, port = server.address[:2]
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    print(f"Echo server on {where}, engine {server.completion_port.engine}", flush=True)
+    server.serve_forever()
+    numbers = server.stats()
+    print(
+        f"Served {numbers['accepted']} clients, {numbers['received_bytes']} bytes "
+        f"in {numbers['received_packets']} packets",
+        flush=True,
+    )
+    return 0
+
+
+def _engines(options: argparse.Namespace) -> int:
+    reports = [probe(name) for name in ENGINES]
+    rows = [("engine", "usable", "why not", "what to do")]
+    rows += [
+        (report.name, "yes" if report.usable else "no", report.reason or "-", report.remedy or "-")
+        for report in reports
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for report in reports:
+        if report.features:
+            print(f"\n{report.name}: what this kernel has")
+            for feature, there in report.features.items():
+                print(f"  {'yes' if there else 'no ':<4}{feature}")
+    return 0
+
+
+def _in_words(error: Exception, options: argparse.Namespace) -> str:
+    if isinstance(error, OSError) and error.strerror and hasattr(options, "port"):
+        text = f"can't listen on {options.host}, port {options.port}: {error.strerror}"
+        if isinstance(error, PermissionError) and options.port < PRIVILEGED:
+            text += f". Ports below {PRIVILEGED} need a privilege: choose another with --port"
+        return text
+    return str(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="completionport", description="I/O completion ports for Python."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    echo = commands.add_parser("echo", help="run the echo server of the article")
+    echo.set_defaults(run=_echo)
+    echo.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    echo.add_argument("--port", type=int, default=5050, help="0 takes a free one (%(default)s)")
+    echo.add_argument(
+        "--buffer-size", type=int, default=1024, metavar="BYTES", help="64 to 2**20 (%(default)s)"
+    )
+    echo.add_argument("--workers", type=int, metavar="N", help="threads (as many as concurrency)")
+    echo.add_argument(
+        "--concurrency", type=int, default=0, metavar="N", help="threads that run at a time"
+    )
+    echo.add_argument("--engine", choices=ENGINES, help="the best that runs here")
+    echo.add_argument("--max-connections", type=int, metavar="N", help="more wait (no limit)")
+    echo.add_argument(
+        "--idle-timeout", type=float, metavar="SECONDS", help="close silent clients (never)"
+    )
+    echo.add_argument("--quiet", action="store_true", help="do not print each client")
+    engines = commands.add_parser("engines", help="which engines run here, and why not")
+    engines.set_defaults(run=_engines)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
