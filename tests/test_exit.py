@@ -100,9 +100,10 @@ threads = [""",
 
 
 def test_a_port_is_closed_at_exit(engine):
-    run(WAITING.replace("Thread(target=port.get", "Thread(target=quiet").replace(
-        "threads = [",
-        """
+    run(
+        WAITING.replace("Thread(target=port.get", "Thread(target=quiet").replace(
+            "threads = [",
+            """
 import atexit
 from completionport import PortClosed
 
@@ -114,7 +115,9 @@ def quiet():
 
 atexit.register(port.close)
 threads = [""",
-    ), engine)
+        ),
+        engine,
+    )
 
 
 def test_operations_under_way_at_the_end(engine):

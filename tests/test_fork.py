@@ -117,8 +117,7 @@ far.close()
 """.replace(
             "received = Background(lambda: sum(len(far.recv(100000)) "
             "for _ in iter(lambda: big.pending, False)))",
-            "from support import read_exactly\n"
-            "received = Background(read_exactly, far, 4_000_000)",
+            "from support import read_exactly\nreceived = Background(read_exactly, far, 4_000_000)",
         ),
     )
 

@@ -110,7 +110,12 @@ class TestReceive:
             far.sendall(b"abcdefghi")
             assert take_one(port).transferred == 9
             assert operation.result() == 9
-            assert [bytes(buffer) for buffer in buffers] == [b"abc", b"", b"defg", b"hi" + b"\0" * 8]
+            assert [bytes(buffer) for buffer in buffers] == [
+                b"abc",
+                b"",
+                b"defg",
+                b"hi" + b"\0" * 8,
+            ]
 
     def test_recv_scatters_into_a_tuple(self, port, pair):
         near, far = pair

@@ -1,0 +1,69 @@
+"""A chat server: every line of one client goes to all others.
+
+    python examples/chat.py [--port 5050] [--engine NAME]
+
+All connections share one set, guarded by a lock, because callbacks of different connections may run
+on different workers at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+
+from completionport import Connection, ConnectionClosed, Handler, Server
+
+LONGEST_LINE = 4096
+
+
+class Chat(Handler):
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.members: set[Connection] = set()
+
+    def connected(self, connection: Connection) -> None:
+        connection.state = b""  # the beginning of a line whose end has not come yet
+        with self.lock:
+            self.members.add(connection)
+        self.tell(f"* {self.name(connection)} has come\n".encode())
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        *lines, rest = (connection.state + data).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            connection.close()
+            return
+        connection.state = rest
+        for line in lines:
+            self.tell(f"{self.name(connection)}: ".encode() + line + b"\n", but=connection)
+
+    def closed(self, connection: Connection, error: Exception | None) -> None:
+        with self.lock:
+            self.members.discard(connection)
+        self.tell(f"* {self.name(connection)} has gone\n".encode())
+
+    def tell(self, text: bytes, but: Connection | None = None) -> None:
+        with self.lock:
+            members = [member for member in self.members if member is not but]
+        for member in members:
+            try:
+                member.send(text)
+            except ConnectionClosed:
+                pass  # its closed() is on the way
+
+    @staticmethod
+    def name(connection: Connection) -> str:
+        return str(connection.peername[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=5050)
+    parser.add_argument("--engine")
+    options = parser.parse_args()
+    server = Server(Chat(), port=options.port, engine=options.engine)
+    print(f"Listening on port {server.address[1]}", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
