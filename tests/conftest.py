@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from completionport import CompletionPort
+from completionport.engines import ENGINES, probe
 from support import (
     descriptors,
     has_ipv6,
@@ -18,9 +21,6 @@ from support import (
     unix_pair,
     wait_until,
 )
-
-from completionport import CompletionPort
-from completionport.engines import ENGINES, probe
 
 PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {
     "tcp": tcp_pair,

@@ -142,7 +142,7 @@ def reset(sock: socket.socket) -> None:
 
 
 class Background(threading.Thread):
-    """A function on a thread of its own; `outcome` gives what it returned or raises what it raised."""
+    """A function on a thread of its own; `outcome` returns or raises what it did."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         super().__init__(daemon=True)

@@ -8,13 +8,13 @@ import os
 import socket
 
 import pytest
-from support import assert_quiet, take_one, under_number
 
 from completionport import (
     AlreadyAssociated,
     CompletionPort,
     Overlapped,
 )
+from support import assert_quiet, take_one, under_number
 
 TOO_BIG = (ValueError, OverflowError)
 
@@ -163,9 +163,8 @@ class TestAssociate:
 
     def test_a_socket_that_was_associated_before_by_its_number(self, port, tcp):
         near, _ = tcp
-        with port.associate(near, "key"):
-            with pytest.raises(AlreadyAssociated):
-                port.associate(near.fileno(), "another key")
+        with port.associate(near, "key"), pytest.raises(AlreadyAssociated):
+            port.associate(near.fileno(), "another key")
 
     def test_the_next_socket_with_the_same_number_is_another_one(self, port, make_pair):
         near, _ = make_pair()

@@ -9,6 +9,8 @@ import socket
 import time
 
 import pytest
+
+from completionport import CompletionPort, HandleClosed, OperationAborted, PortClosed
 from support import (
     Background,
     assert_quiet,
@@ -22,8 +24,6 @@ from support import (
     wait_for_stats,
     wait_until,
 )
-
-from completionport import CompletionPort, HandleClosed, OperationAborted, PortClosed
 
 BIG = 8_000_000
 

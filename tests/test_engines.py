@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 
 import pytest
-from support import run_python, take_one
 
 import completionport
 from completionport import CompletionPort, EngineUnavailable, Handle, Overlapped
 from completionport.engines import ENGINES, EngineReport, probe
+from support import run_python, take_one
 
 
 def test_there_are_three_engines_the_preferred_one_first():

@@ -6,6 +6,7 @@ import signal
 import sys
 
 import pytest
+
 from support import python_process, run_python
 
 WAITING = """

@@ -7,6 +7,8 @@ import fcntl
 import os
 
 import pytest
+
+from completionport import Operation, OperationAborted
 from support import (
     Background,
     assert_quiet,
@@ -15,8 +17,6 @@ from support import (
     take,
     take_one,
 )
-
-from completionport import Operation, OperationAborted
 
 
 @pytest.fixture
@@ -153,13 +153,17 @@ class TestRegularFiles:
             assert error.errno == errno.ENOSPC
 
     def test_devices(self, port):
-        with open("/dev/zero", "rb", 0) as zero, open("/dev/null", "wb", 0) as null:
-            with port.associate(zero, "zero") as source, port.associate(null, "null") as sink:
-                operation = source.read(1000)
-                assert take_one(port).transferred == 1000
-                assert operation.result() == bytes(1000)
-                sink.write(bytes(1000))
-                assert take_one(port).transferred == 1000
+        with (
+            open("/dev/zero", "rb", 0) as zero,
+            open("/dev/null", "wb", 0) as null,
+            port.associate(zero, "zero") as source,
+            port.associate(null, "null") as sink,
+        ):
+            operation = source.read(1000)
+            assert take_one(port).transferred == 1000
+            assert operation.result() == bytes(1000)
+            sink.write(bytes(1000))
+            assert take_one(port).transferred == 1000
 
     def test_socket_operations_on_a_file_raise(self, port, file):
         with port.associate(file, "file") as handle:

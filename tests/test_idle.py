@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from completionport import OperationAborted, PortClosed
 from support import (
     Background,
     run_python,
@@ -17,8 +19,6 @@ from support import (
     wait_for_stats,
     wait_until,
 )
-
-from completionport import OperationAborted, PortClosed
 
 SYS_IO_URING_SETUP = 425
 IORING_FEAT_NO_IOWAIT = 1 << 17

@@ -10,6 +10,8 @@ import warnings
 import weakref
 
 import pytest
+
+from completionport import CompletionPort, Overlapped, PortClosed
 from support import (
     Background,
     assert_quiet,
@@ -22,8 +24,6 @@ from support import (
     wait_for_stats,
     wait_until,
 )
-
-from completionport import CompletionPort, Overlapped, PortClosed
 
 BIG = 8_000_000
 
@@ -270,12 +270,17 @@ def ended(sock):
         return True
 
 
+def drop(held):
+    """Let the only reference go."""
+    held.clear()
+    gc.collect()
+
+
 class TestDroppedPort:
     def test_a_port_that_was_not_closed_warns(self, engine):
-        port = CompletionPort(engine=engine)
+        held = [CompletionPort(engine=engine)]
         with pytest.warns(ResourceWarning, match=r"close.*CompletionPort|CompletionPort.*close"):
-            del port
-            gc.collect()
+            drop(held)
 
     def test_a_port_that_was_closed_does_not_warn(self, engine):
         port = CompletionPort(engine=engine)
@@ -298,9 +303,10 @@ class TestDroppedPort:
         port.post(posted, posted, posted)
         assert operation.pending
         del mine, key, posted, operation
+        held = [port]
+        del port
         with pytest.warns(ResourceWarning):
-            del port
-            gc.collect()
+            drop(held)
         assert handle.port is None
         assert handle.closed
         del handle
@@ -317,9 +323,10 @@ class TestDroppedPort:
         alive = weakref.ref(port)
         handle = port.associate(near, "key")
         operation = handle.recv(10)
+        held = [port]
+        del port
         with pytest.warns(ResourceWarning):
-            del port
-            gc.collect()
+            drop(held)
         assert alive() is None
         assert not operation.pending
         assert handle.closed
@@ -328,9 +335,10 @@ class TestDroppedPort:
         near, _far = make_pair()
         port = CompletionPort(engine=engine)
         handle = port.associate(near, "key")
+        held = [port]
+        del port
         with pytest.warns(ResourceWarning):
-            del port
-            gc.collect()
+            drop(held)
         with pytest.raises((PortClosed, ValueError), match="closed"):
             handle.recv(10)
         handle.close()

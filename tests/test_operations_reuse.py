@@ -6,6 +6,8 @@ import socket
 import threading
 
 import pytest
+
+from completionport import Operation, OperationPending, Overlapped
 from support import (
     LONG,
     Background,
@@ -15,8 +17,6 @@ from support import (
     wait_for_stats,
     wait_until,
 )
-
-from completionport import Operation, OperationPending, Overlapped
 
 
 class PerIo(Overlapped):
@@ -179,9 +179,9 @@ def test_an_object_stays_free_when_its_call_fails(port, pair):
             handle.recv(-1, overlapped=mine)
         with pytest.raises(TypeError):
             handle.send("text", overlapped=mine)
-        with port.associate(unconnected, "other") as other:
-            with pytest.raises(OSError, match="not connected"):
-                other.recv(mine.buffer, overlapped=mine)
+        other = port.associate(unconnected, "other")
+        with other, pytest.raises(OSError, match="not connected"):
+            other.recv(mine.buffer, overlapped=mine)
         assert not mine.pending
         mine.buffer.extend(b"may be resized")
         handle.recv(10, overlapped=mine)

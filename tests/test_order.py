@@ -10,6 +10,8 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from completionport import CompletionPort, OperationAborted, Overlapped
 from support import (
     LONG,
     Background,
@@ -23,8 +25,6 @@ from support import (
     wait_for_stats,
     wait_until,
 )
-
-from completionport import CompletionPort, OperationAborted, Overlapped
 
 
 class Numbered(Overlapped):

@@ -13,6 +13,8 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from completionport import CompletionPort, HandleClosed, Overlapped, PortClosed
 from support import (
     LONG,
     Background,
@@ -22,8 +24,6 @@ from support import (
     wait_for_stats,
     wait_until,
 )
-
-from completionport import CompletionPort, HandleClosed, Overlapped, PortClosed
 
 
 class Thing:
@@ -297,7 +297,7 @@ class TestSignals:
         with pytest.raises(KeyboardInterrupt):
             port.get_many(3, LONG) if call == "get_many" else port.get(LONG)
         assert port.stats()["waiting"] == others
-        for thread in threads:
+        for _ in threads:
             port.post("after")
         for thread in threads:
             assert thread.outcome().transferred == "after"

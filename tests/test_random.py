@@ -15,16 +15,6 @@ import socket
 import threading
 import time
 
-from support import (
-    LONG,
-    Background,
-    assert_quiet,
-    pattern,
-    tcp_pair,
-    unix_pair,
-    wait_until,
-)
-
 from completionport import (
     CompletionPort,
     HandleClosed,
@@ -33,6 +23,15 @@ from completionport import (
     OperationPending,
     Overlapped,
     PortClosed,
+)
+from support import (
+    LONG,
+    Background,
+    assert_quiet,
+    pattern,
+    tcp_pair,
+    unix_pair,
+    wait_until,
 )
 
 SECONDS = float(os.environ.get("COMPLETIONPORT_STRESS_SECONDS", "1.5"))
@@ -339,7 +338,7 @@ def test_nothing_is_lost_doubled_or_mixed_while_handles_close(engine):
 
 
 def test_a_port_that_closes_in_the_middle_takes_everybody_along(engine):
-    """Whatever was under way ends: no thread hangs, no buffer stays locked, no packet comes twice."""
+    """What was under way ends: no thread hangs, no buffer stays locked, no packet comes twice."""
     seed = new_seed()
     rounds = max(5, int(SECONDS * 5))
     for number in range(rounds):

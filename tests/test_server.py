@@ -15,6 +15,8 @@ import time
 import weakref
 
 import pytest
+
+from completionport import Connection, ConnectionClosed, Handler, Server
 from support import (
     LONG,
     Background,
@@ -28,8 +30,6 @@ from support import (
     run_python,
     wait_until,
 )
-
-from completionport import Connection, ConnectionClosed, Handler, Server
 
 
 class Recorder(Handler):
@@ -157,10 +157,12 @@ class TestEcho:
             def received(self, connection, data):
                 connection.send(data)
 
-        with Server(Simple(), host="127.0.0.1", port=0, engine=engine) as server:
-            with socket.create_connection(server.address, timeout=LONG) as client:
-                client.sendall(b"hello")
-                assert client.recv(10) == b"hello"
+        with (
+            Server(Simple(), host="127.0.0.1", port=0, engine=engine) as server,
+            socket.create_connection(server.address, timeout=LONG) as client,
+        ):
+            client.sendall(b"hello")
+            assert client.recv(10) == b"hello"
 
     def test_many_megabytes_go_through_unchanged(self, serve, dial):
         client = dial(serve(Echo()))

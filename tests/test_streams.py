@@ -13,6 +13,8 @@ import socket
 import time
 
 import pytest
+
+from completionport import Operation
 from support import (
     LONG,
     Background,
@@ -27,8 +29,6 @@ from support import (
     wait_for_stats,
     wait_until,
 )
-
-from completionport import Operation
 
 BIG = 8_000_000
 """More than the socket buffers of both ends hold."""
@@ -533,11 +533,10 @@ class TestConnect:
             server = socket.create_server(("::1", 0), family=socket.AF_INET6)
         except OSError:
             pytest.skip("no IPv6 here")
-        with server, socket.socket(socket.AF_INET6) as sock:
-            with port.associate(sock, "key") as handle:
-                handle.connect(server.getsockname())
-                assert take_one(port).error is None
-                server.accept()[0].close()
+        with server, socket.socket(socket.AF_INET6) as sock, port.associate(sock, 1) as handle:
+            handle.connect(server.getsockname())
+            assert take_one(port).error is None
+            server.accept()[0].close()
 
     def test_connect_looks_up_a_host_name(self, port, listener):
         with socket.socket() as sock, port.associate(sock, "key") as handle:

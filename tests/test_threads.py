@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import socket
@@ -11,6 +12,8 @@ import threading
 import time
 
 import pytest
+
+from completionport import CompletionPort, PortClosed
 from support import (
     LONG,
     Background,
@@ -22,8 +25,6 @@ from support import (
     wait_for_stats,
     wait_until,
 )
-
-from completionport import CompletionPort, PortClosed
 
 STOP = object()
 
@@ -149,7 +150,7 @@ class TestWhoIsServed:
         for _ in takers:
             port.post(STOP)
         taken = [taker.outcome() for taker in takers]
-        assert sorted(sum(taken, [])) == list(range(4000))
+        assert sorted(itertools.chain(*taken)) == list(range(4000))
         assert all(values == sorted(values) for values in taken)
 
     def test_threads_with_timeouts_and_without_lose_no_packet(self, make_port):
@@ -176,7 +177,7 @@ class TestWhoIsServed:
         for _ in range(2):
             port.post(STOP)
         taken += [taker.outcome() for taker in takers[3:]]
-        assert sorted(sum(taken, [])) == list(range(3000))
+        assert sorted(itertools.chain(*taken)) == list(range(3000))
 
 
 def take_until_stopped(port):
@@ -395,14 +396,17 @@ class TestEndedThreads:
 
     def test_accept_and_connect_of_ended_threads_complete(self, make_port, listener):
         port = make_port(2)
-        with socket.socket() as sock, port.associate(listener, "accept") as server:
-            with port.associate(sock, "connect") as client:
-                Background(server.accept).outcome()
-                assert port.get(0.02) is None
-                Background(client.connect, listener.getsockname()).outcome()
-                packets = {done.key: done for done in take(port, 2)}
-                assert packets["connect"].error is None
-                packets["accept"].overlapped.result().close()
+        with (
+            socket.socket() as sock,
+            port.associate(listener, "accept") as server,
+            port.associate(sock, "connect") as client,
+        ):
+            Background(server.accept).outcome()
+            assert port.get(0.02) is None
+            Background(client.connect, listener.getsockname()).outcome()
+            packets = {done.key: done for done in take(port, 2)}
+            assert packets["connect"].error is None
+            packets["accept"].overlapped.result().close()
 
     def test_operations_of_many_ended_threads_complete(self, make_port, make_pair):
         port = make_port(2)

@@ -1,0 +1,100 @@
+"""Write docs/reference.md from the docstrings.
+
+    python tools/make_reference.py            writes it
+    python tools/make_reference.py --check    exit status 1 when it is out of date
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import completionport
+from completionport.overlapped import Overlapped
+
+TARGET = Path(__file__).parent.parent / "docs" / "reference.md"
+ORDER = [
+    "CompletionPort",
+    "Handle",
+    "Overlapped",
+    "Completion",
+    "Operation",
+    "Server",
+    "Handler",
+    "Connection",
+]
+
+
+def text(thing: object) -> str:
+    """A docstring in Markdown."""
+    doc = inspect.getdoc(thing) or ""
+    doc = re.sub(r"``(.+?)``", r"`\1`", doc)
+    return re.sub(r"(?<!`)`([A-Za-z_.]+)`(?!`)", r"`\1`", doc)
+
+
+def members(cls: type) -> list[tuple[str, object]]:
+    found = [
+        (name, member)
+        for name, member in vars(cls).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(member) or isinstance(member, property))
+        and inspect.getdoc(member)
+    ]
+    return found
+
+
+def signature(name: str, member: object) -> str:
+    if isinstance(member, property):
+        return name
+    shown = inspect.signature(member)  # type: ignore[arg-type]
+    plain = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for key, parameter in shown.parameters.items()
+        if key != "self"
+    ]
+    return name + str(
+        shown.replace(parameters=plain, return_annotation=inspect.Signature.empty)
+    )
+
+
+def source_members(name: str) -> list[tuple[str, object]]:
+    if name == "Overlapped":
+        # Its documentation stands where type checkers read it.
+        source = inspect.getsource(Overlapped).replace("if TYPE_CHECKING:", "if True:")
+        scope: dict[str, object] = {"OverlappedBase": object, "Any": object}
+        exec("from __future__ import annotations\n" + source, scope)
+        return members(scope["Overlapped"])  # type: ignore[arg-type]
+    return members(getattr(completionport, name))
+
+
+def render() -> str:
+    parts = ["# Reference\n\nMade from the docstrings by `tools/make_reference.py`.\n"]
+    for name in ORDER:
+        cls = getattr(completionport, name)
+        parts.append(f"## {name}\n\n{text(cls)}\n")
+        if name == "Operation":
+            parts.append("\n".join(f"- `{member.name}`" for member in cls) + "\n")
+        for member_name, member in source_members(name):
+            parts.append(f"### `{name}.{signature(member_name, member)}`\n\n{text(member)}\n")
+    parts.append("## Errors\n")
+    for name in sorted(completionport.__all__):
+        cls = getattr(completionport, name)
+        if isinstance(cls, type) and issubclass(cls, Exception):
+            parts.append(f"### {name}\n\n{text(cls)}\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    if "--check" in sys.argv:
+        if TARGET.read_text() == render():
+            return 0
+        print("docs/reference.md is out of date: run python tools/make_reference.py")
+        return 1
+    TARGET.write_text(render())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
