@@ -54,8 +54,11 @@ def register(file: Any) -> Association:
     return Association(token, number)
 
 
-def release(token: Hashable) -> None:
-    """Forget a file. A token that is not noted is ignored."""
+def release(token: Hashable, _taken: dict[Hashable, list[Any]] = _taken) -> None:
+    """Forget a file. A token that is not noted is ignored.
+
+    It works at the end of the interpreter too, when the names of this module are gone.
+    """
     _taken.pop(token, None)
 
 

@@ -29,6 +29,9 @@ from .io_uring cimport io_uring_new
 from .. import association
 from ..errors import PortClosed, PortForked
 
+# A module's names may be gone when the interpreter ends, its C variables are not.
+cdef object release_file = association.release
+
 cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)(), void (*parent)(), void (*child)() noexcept)
 
@@ -192,7 +195,7 @@ cdef class Core:
             packets = packet.next
             drop_packet(packet)
         while self.tokens:
-            association.release(self.tokens.pop())
+            release_file(self.tokens.pop())
         return 0
 
     cdef int close_in_child(self) except -1:

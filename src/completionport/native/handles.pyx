@@ -24,6 +24,9 @@ from ..errors import HandleClosed, PortClosed
 from ..operation import Operation as OperationCode
 from ..overlapped import Overlapped
 
+# A module's names may be gone when the interpreter ends, its C variables are not.
+cdef object release_file = association.release
+
 cdef extern from "sys/socket.h" nogil:
     enum:
         MSG_WAITALL
@@ -103,7 +106,7 @@ cdef class Handle(HandleBase):
         except BaseException:
             self.token_gone = 1
             core.tokens.discard(token)
-            association.release(token)
+            release_file(token)
             raise
 
     def __dealloc__(self):
@@ -120,7 +123,7 @@ cdef class Handle(HandleBase):
         """True for the first caller, who may close the file."""
         if not cp_swap_if(&self.token_gone, 0, 1):
             return False
-        association.release(<object> self.token)
+        release_file(<object> self.token)
         (<Core> self.last_core).tokens.discard(<object> self.token)
         return True
 

@@ -56,6 +56,9 @@ cdef int64_t deadline_of(object timeout) except? -2:
     return now + <int64_t> (min(seconds, 3.2e9) * 1e9) if seconds < 3.2e9 else FOREVER
 
 
+# A module's names may be gone when the interpreter ends, its C variables are not.
+cdef object warn = warnings.warn
+cdef object resource_warning = ResourceWarning
 cdef object NO_KEY = object()
 
 
@@ -85,9 +88,9 @@ cdef class Port:
 
     def __del__(self):
         if self.core is not None and not self.closed and not self.core.forked():
-            warnings.warn(
+            warn(
                 f"{self!r} was not closed: call close(), or use it in a with statement",
-                ResourceWarning,
+                resource_warning,
                 stacklevel=2,
                 source=self,
             )

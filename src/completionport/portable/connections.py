@@ -1,0 +1,681 @@
+"""The server's core on the port's public interface alone, so that it runs on every engine.
+
+A connection is a strand: one worker at a time carries out what its state asks for. State
+changes under the connection's lock; whoever changes it while no worker is at it posts a packet.
+
+The locks are reentrant, since a finalizer may call a connection's methods while its thread is
+inside one. Order: a connection's lock, then the core's. No callback runs under either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import (
+    ConnectionClosed,
+    HandleClosed,
+    OperationAborted,
+    PortClosed,
+)
+from ..handler import Connection, Handler
+from ..overlapped import Completion, Overlapped
+
+if TYPE_CHECKING:
+    from ..interface import CompletionPort, Handle
+    from ..server import Server
+
+logger = logging.getLogger("completionport")
+
+SENT_AT_ONCE = 1 << 18
+"""About so many bytes go into one send operation, so that the queue is seen to shrink."""
+RETRY_ACCEPT = 0.1
+"""Seconds until accepting is tried again after it failed."""
+SHORTAGE_OVER = 10 * RETRY_ACCEPT
+"""Seconds with enough descriptors after which the next shortage is told in the log again."""
+NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class _Step(enum.Enum):
+    """What a strand does next."""
+
+    CONNECTED = enum.auto()
+    RECEIVED = enum.auto()
+    END_OF_STREAM = enum.auto()
+    DRAINED = enum.auto()
+    RECEIVE = enum.auto()
+    CLOSED = enum.auto()
+
+
+class PortableConnection(Connection):
+    """One client of a server."""
+
+    __slots__ = (
+        "__weakref__",
+        "_active",
+        "_closed_told",
+        "_closing",
+        "_connected_told",
+        "_core",
+        "_drained_due",
+        "_end",
+        "_end_told",
+        "_failure",
+        "_flushing",
+        "_handle",
+        "_inbox",
+        "_lock",
+        "_nudged",
+        "_outbox",
+        "_paused",
+        "_peername",
+        "_queued",
+        "_receive_operation",
+        "_receiving",
+        "_send_operation",
+        "_sending",
+        "_shut",
+        "_sock",
+        "_sockname",
+        "_was_full",
+        "received_bytes",
+        "received_packets",
+        "sent_bytes",
+        "state",
+        "used",
+    )
+
+    def __init__(self, core: ServerCore, sock: socket.socket) -> None:
+        self.state: Any = None
+        self._core = core
+        self._sock = sock
+        self._peername = _address(sock.getpeername)
+        self._sockname = _address(sock.getsockname)
+        self._lock = threading.RLock()  # guards everything below
+        self._handle: Handle = core.port.associate(sock, self)
+        self._receive_operation = Overlapped()
+        self._send_operation = Overlapped()
+        self._outbox: deque[bytes | memoryview] = deque()  # not yet given to the kernel or handle
+        self._queued = 0  # bytes that the kernel has not taken
+        self._inbox: deque[bytes] = deque()  # received and not yet delivered
+        self._failure: BaseException | None = None
+        self._active = False  # a worker is at it
+        self._nudged = False  # a packet that brings a worker is on its way
+        self._receiving = False  # the handle has a receive under way
+        self._sending = 0  # bytes in the send that the handle has under way
+        self._flushing = False  # a thread is in `_flush`
+        self._was_full = False  # the kernel did not take everything at once
+        self._paused = False
+        self._closing = False  # close() or abort() was called, or it failed
+        self._shut = False  # the handle is closed
+        self._end = False  # the peer sends no more
+        self._drained_due = False
+        self._connected_told = False
+        self._end_told = False
+        self._closed_told = False
+        self.used = time.monotonic()  # when something was last sent or received
+        self.received_bytes = 0
+        self.received_packets = 0
+        self.sent_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Connection {self._peername!r}{', closing' if self._closing else ''}>"
+
+    @property
+    def server(self) -> Server:
+        return self._core.server
+
+    @property
+    def peername(self) -> Any:
+        return self._peername
+
+    @property
+    def sockname(self) -> Any:
+        return self._sockname
+
+    @property
+    def closing(self) -> bool:
+        return self._closing
+
+    @property
+    def send_queue_size(self) -> int:
+        return self._queued
+
+    def send(self, data: Any) -> None:
+        pieces = _pieces(data)
+        with self._lock:
+            if self._closing:
+                raise ConnectionClosed("this connection is closed: nothing can be sent any more")
+            self._outbox.extend(pieces)
+            self._queued += sum(map(len, pieces))
+            self._flush()
+            self._nudge()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            if not self._queued:
+                self._shut_down()
+            self._nudge()
+
+    def abort(self) -> None:
+        self.fail(None)
+
+    def pause(self) -> None:
+        with self._lock:
+            self._paused = True
+
+    def resume(self) -> None:
+        with self._lock:
+            self._paused = False
+            self._nudge()
+
+    def fail(self, error: BaseException | None) -> None:
+        """Close it at once, for this reason."""
+        with self._lock:
+            if self._failure is None and not self._shut:
+                self._failure = error
+            self._shut_down()
+            self._nudge()
+
+    def expire(self) -> None:
+        """Nothing went through for too long."""
+        self.fail(
+            None
+            if self._closing
+            else TimeoutError(f"nothing was received or sent for {self._core.idle_timeout:g} s")
+        )
+
+    def begin(self) -> None:
+        """Have a worker come for the first callback."""
+        with self._lock:
+            self._nudge()
+
+    def take(self, completion: Completion) -> None:
+        """A worker took one of the connection's packets."""
+        operation = completion.overlapped
+        with self._lock:
+            if operation is self._receive_operation:
+                self._receiving = False
+                self._take_received(completion)
+            elif operation is self._send_operation:
+                self._take_sent(completion)
+            else:
+                self._nudged = False
+        self.run()
+
+    def run(self) -> None:
+        """Carry out what the state asks for, unless another worker is at it."""
+        with self._lock:
+            if self._active:
+                return
+            self._active = True
+        handler = self._core.handler
+        while True:
+            data = b""
+            with self._lock:
+                step = self._next()
+                if step is None:
+                    self._active = False
+                    return
+                if step is _Step.RECEIVE:
+                    self._receive()
+                elif step is _Step.RECEIVED:
+                    data = self._inbox.popleft()
+                    self.received_packets += 1
+                elif step is _Step.CONNECTED:
+                    self._connected_told = True
+                elif step is _Step.END_OF_STREAM:
+                    self._end_told = True
+                elif step is _Step.DRAINED:
+                    self._drained_due = False
+                else:
+                    self._closed_told = True
+            if step is _Step.RECEIVED:
+                self._call(handler.received, data)
+            elif step is _Step.CONNECTED:
+                self._call(handler.connected)
+            elif step is _Step.END_OF_STREAM:
+                self._call(handler.end_of_stream)
+            elif step is _Step.DRAINED:
+                self._call(handler.drained)
+            elif step is _Step.CLOSED:
+                self._call(handler.closed, self._failure)
+                self._core.forget(self)
+
+    def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
+        try:
+            callback(self, *arguments)
+        except BaseException as error:
+            logger.exception("%r: exception in a callback, the connection is closed", self)
+            self.fail(error)
+
+    # -- the lock is held in everything below
+
+    def _next(self) -> _Step | None:
+        if not self._connected_told:
+            return _Step.CONNECTED
+        if self._shut:
+            under_way = self._receiving or self._sending
+            return None if under_way or self._closed_told else _Step.CLOSED
+        if self._closing:
+            return None
+        if self._drained_due:
+            return _Step.DRAINED
+        if self._paused:
+            return None
+        if self._inbox:
+            return _Step.RECEIVED
+        if self._end:
+            return None if self._end_told else _Step.END_OF_STREAM
+        if self._receiving or self._queued > self._core.send_limit:
+            return None
+        return _Step.RECEIVE
+
+    def _nudge(self) -> None:
+        """See to it that a worker comes, if there is anything to do."""
+        if self._active or self._nudged or self._next() is None:
+            return
+        self._nudged = True
+        with contextlib.suppress(PortClosed):  # and then no worker is left to call back
+            self._core.port.post(0, self, None)
+
+    def _receive(self) -> None:
+        self._receiving = True
+        try:
+            self._handle.recv(self._core.buffer_size, overlapped=self._receive_operation)
+        except (HandleClosed, PortClosed):
+            self._receiving = False
+            self._shut_down()
+        except OSError as error:
+            self._receiving = False
+            self.fail(error)
+
+    def _take_received(self, completion: Completion) -> None:
+        if completion.error is not None:
+            if not isinstance(completion.error, OperationAborted):
+                self.fail(completion.error)
+        elif completion.transferred == 0:
+            self._end = True
+        else:
+            self.used = time.monotonic()
+            self.received_bytes += completion.transferred
+            if not self._closing:
+                self._inbox.append(completion.overlapped.result())
+
+    def _flush(self) -> None:
+        """Send what can be sent now; an operation carries the rest."""
+        if self._flushing or self._sending or self._shut:
+            return
+        # Whoever comes in here a second time, through a finalizer, has appended to the outbox.
+        self._flushing = True
+        try:
+            while self._outbox:
+                piece = self._outbox[0]
+                count = self._sock.send(piece, NO_SIGNAL)
+                self._sent(count)
+                if count == len(piece):
+                    self._outbox.popleft()
+                else:
+                    self._outbox[0] = memoryview(piece)[count:]
+        except (BlockingIOError, InterruptedError):
+            self._was_full = True
+            self._send_rest()
+        except OSError as error:
+            self.fail(error)
+        finally:
+            self._flushing = False
+        if not self._outbox and not self._sending and self._was_full:
+            self._was_full = False
+            self._drained_due = True
+
+    def _send_rest(self) -> None:
+        pieces: list[bytes | memoryview] = []
+        size = 0
+        while self._outbox and size < SENT_AT_ONCE:
+            piece = self._outbox.popleft()
+            room = SENT_AT_ONCE - size
+            if len(piece) > room:
+                view = memoryview(piece)
+                piece = view[:room]
+                self._outbox.appendleft(view[room:])
+            pieces.append(piece)
+            size += len(piece)
+        self._sending = size
+        try:
+            self._handle.send(pieces, overlapped=self._send_operation)
+        except (HandleClosed, PortClosed):
+            self._sending = 0
+            self._shut_down()
+        except OSError as error:
+            self._sending = 0
+            self.fail(error)
+
+    def _take_sent(self, completion: Completion) -> None:
+        self._sending = 0
+        if completion.transferred:
+            self._sent(completion.transferred)
+        if completion.error is not None:
+            if not isinstance(completion.error, OperationAborted):
+                self.fail(completion.error)
+            return
+        self._flush()
+        if self._closing and not self._queued:
+            self._shut_down()
+
+    def _sent(self, count: int) -> None:
+        self._queued = max(self._queued - count, 0)
+        self.sent_bytes += count
+        self.used = time.monotonic()
+
+    def _shut_down(self) -> None:
+        self._closing = True
+        if self._shut:
+            return
+        self._shut = True
+        self._outbox.clear()
+        self._inbox.clear()
+        self._queued = 0
+        # Under the lock, so that no send goes to the number of the socket once it is free.
+        self._handle.close()
+
+
+class ServerCore:
+    """Packets to callbacks for one `completionport.Server`."""
+
+    def __init__(
+        self,
+        port: CompletionPort,
+        handler: Handler,
+        server: Server,
+        *,
+        buffer_size: int,
+        max_connections: int | None,
+        idle_timeout: float | None,
+        send_limit: int,
+    ) -> None:
+        self.port = port
+        self.handler = handler
+        self.server = server
+        self.buffer_size = buffer_size
+        self.idle_timeout = idle_timeout
+        self.send_limit = send_limit
+        self._max_connections = max_connections
+        self._stop = object()  # the packet that ends a worker
+        self._accept_operation = Overlapped()
+        self._changed = threading.Condition(threading.RLock())  # its lock guards what follows
+        self._listener: Handle | None = None
+        self._accepting = False  # an accept is under way, or its packet is
+        self._starved = False  # accepting waits for descriptors, or for a moment
+        self._no_room_at = float("-inf")  # when there was no descriptor for the last time
+        self._stopping = False
+        # Accepted, and waiting for a descriptor that the port needs for them.
+        self._waiting: deque[socket.socket] = deque()
+        # From birth to the end of `closed`.
+        self._connections: dict[PortableConnection, None] = {}
+        self._due: float | None = None  # when `_tick` has something to do
+        self._accepted = 0
+        # Of connections that have ended.
+        self._received_packets = 0
+        self._received_bytes = 0
+        self._sent_bytes = 0
+        if idle_timeout is not None:
+            self._set_due(self._tick_length())
+
+    def listen(self, sock: socket.socket) -> None:
+        """Begin to accept."""
+        self._listener = self.port.associate(sock, self)
+        self._accept_more()
+
+    def work(self) -> None:
+        """The body of a worker thread; returns when it takes a stop packet."""
+        get = self.port.get
+        while True:
+            due = self._due
+            try:
+                completion = get(None if due is None else max(due - time.monotonic(), 0.0))
+            except PortClosed:
+                return
+            try:
+                if due is not None and time.monotonic() >= due:
+                    self._tick()
+                if completion is None:
+                    continue
+                key = completion.key
+                if type(key) is PortableConnection:
+                    key.take(completion)
+                elif completion.transferred is self._stop:
+                    return
+                elif completion.overlapped is self._accept_operation:
+                    self._take_accepted(completion)
+            except Exception:
+                logger.exception("completionport: error in a worker, which goes on")
+            # Not to be kept alive while this thread waits.
+            completion = key = None
+
+    def stop_listening(self) -> None:
+        """Close the listening socket."""
+        with self._changed:
+            self._stopping = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            if self._listener is not None:
+                self._listener.close()
+        for sock in waiting:
+            sock.close()
+
+    def close_connections(self) -> None:
+        """Close each connection once what is queued for it has gone out."""
+        for connection in self._all():
+            connection.close()
+
+    def abort_connections(self) -> None:
+        """Close each connection at once."""
+        for connection in self._all():
+            connection.abort()
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until the last `closed` has run; False when the time is over before."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not self._connections and not self._accepting, timeout
+            )
+
+    def post_stop(self) -> None:
+        """End one worker."""
+        self.port.post(self._stop, self, None)
+
+    def stats(self) -> dict[str, int]:
+        """Numbers for a look inside."""
+        with self._changed:
+            connections = list(self._connections)
+            return {
+                "connections": len(connections),
+                "accepted": self._accepted,
+                "received_packets": self._received_packets
+                + sum(connection.received_packets for connection in connections),
+                "received_bytes": self._received_bytes
+                + sum(connection.received_bytes for connection in connections),
+                "sent_bytes": self._sent_bytes
+                + sum(connection.sent_bytes for connection in connections),
+            }
+
+    def forget(self, connection: PortableConnection) -> None:
+        """A connection has ended."""
+        with self._changed:
+            if self._connections.pop(connection, False) is not None:
+                return
+            self._received_packets += connection.received_packets
+            self._received_bytes += connection.received_bytes
+            self._sent_bytes += connection.sent_bytes
+            self._starved = False
+            if not self._connections:
+                self._changed.notify_all()
+        self._accept_more()
+
+    def _all(self) -> list[PortableConnection]:
+        with self._changed:
+            return list(self._connections)
+
+    def _accept_more(self) -> None:
+        """Welcome who waits, and have the next one accepted if there is room."""
+        while True:
+            with self._changed:
+                if (
+                    self._listener is None
+                    or self._accepting
+                    or self._starved
+                    or self._stopping
+                    or self._is_full()
+                ):
+                    return
+                sock = self._waiting.popleft() if self._waiting else None
+                if sock is None:
+                    self._accepting = True
+                    try:
+                        self._listener.accept(overlapped=self._accept_operation)
+                    except (HandleClosed, PortClosed):
+                        self._accepting = False
+                    except OSError as error:
+                        self._accepting = False
+                        self._accept_failed(error)
+                    return
+            connection = self._welcome(sock)
+            if connection is not None:
+                connection.begin()
+
+    def _take_accepted(self, completion: Completion) -> None:
+        connection: PortableConnection | None = None
+        with self._changed:
+            if completion.error is None:
+                connection = self._welcome(completion.overlapped.result())
+            elif not isinstance(completion.error, OperationAborted):
+                self._accept_failed(completion.error)
+            self._accepting = False
+            self._changed.notify_all()
+        self._accept_more()  # before the callback, which may take its time
+        if connection is not None:
+            connection.run()
+
+    def _welcome(self, sock: socket.socket) -> PortableConnection | None:
+        """Make a connection of a new socket; None when there is no room for it now."""
+        with self._changed:
+            if self._stopping:
+                sock.close()
+                return None
+            try:
+                sock.setblocking(False)
+                if sock.family in (socket.AF_INET, socket.AF_INET6):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:
+                pass  # it is gone already: the first receive will say so
+            try:
+                connection = PortableConnection(self, sock)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    self._waiting.appendleft(sock)
+                else:
+                    sock.close()
+                self._accept_failed(error)
+                return None
+            except BaseException:
+                sock.close()
+                raise
+            self._connections[connection] = None
+            self._accepted += 1
+            return connection
+
+    def _is_full(self) -> bool:
+        """Lock held."""
+        limit = self._max_connections
+        return limit is not None and len(self._connections) >= limit
+
+    def _accept_failed(self, error: OSError) -> None:
+        """Lock held."""
+        now = time.monotonic()
+        if error.errno not in NO_ROOM:
+            # A connection that went before it was taken: the next one is not concerned.
+            logger.debug("accept: %s", error.strerror)
+        else:
+            # Each connection that ends makes room for one more: that is no new shortage.
+            if now - self._no_room_at > SHORTAGE_OVER:
+                logger.warning(
+                    "accepting pauses: %s; it goes on when there is room again", error.strerror
+                )
+            self._no_room_at = now
+        self._starved = True
+        self._set_due(RETRY_ACCEPT)
+
+    def _tick_length(self) -> float:
+        return min(max((self.idle_timeout or 0.0) / 4, 0.01), 1.0)
+
+    def _set_due(self, seconds: float) -> None:
+        """Have `_tick` called in so many seconds at the latest."""
+        due = time.monotonic() + seconds
+        with self._changed:
+            if self._due is None or due < self._due:
+                self._due = due
+
+    def _tick(self) -> None:
+        """What is done by the clock: another try to accept, and idle connections."""
+        now = time.monotonic()
+        with self._changed:
+            if self._due is None or now < self._due:
+                return  # another worker was quicker
+            self._due = None
+            self._starved = False
+            idle: Sequence[PortableConnection] = ()
+            if self.idle_timeout is not None:
+                self._set_due(self._tick_length())
+                before = now - self.idle_timeout
+                idle = [one for one in self._connections if one.used <= before]
+        for connection in idle:
+            connection.expire()
+        self._accept_more()
+
+
+def _pieces(data: Any) -> list[bytes]:
+    """What is to be sent, none of it empty or changeable."""
+    if isinstance(data, bytes):
+        return [data] if data else []
+    if isinstance(data, str) or not isinstance(data, Sequence) or _is_buffer(data):
+        data = [data]
+    pieces = []
+    for piece in data:
+        if not isinstance(piece, bytes):
+            try:
+                piece = bytes(memoryview(piece))
+            except TypeError:
+                raise TypeError(
+                    "send() takes a bytes-like object or a sequence of them, "
+                    f"not {type(piece).__name__}"
+                ) from None
+        if piece:
+            pieces.append(piece)
+    return pieces
+
+
+def _is_buffer(data: Any) -> bool:
+    try:
+        memoryview(data).release()
+    except TypeError:
+        return False
+    return True
+
+
+def _address(ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except OSError:
+        return None  # a peer that is gone already
