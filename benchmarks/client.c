@@ -197,7 +197,7 @@ static int receive_some(struct connection *c)
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN)
-            return 0;
+            break;
         if (n < 0)
             die("recv: %s", strerror(errno));
         if (n == 0)
@@ -281,6 +281,8 @@ static void load(size_t count, double seconds, double warmup, long server, doubl
     if (server)
         cpu = cpu_of(server) - cpu;
     own = own_cpu() - own;
+    if (!requests)
+        die("no echo came in the measured time");
     double took = (double)(time - begin) / 1e9;
     printf("{\"connections\": %zu, \"size\": %zu, \"requests\": %" PRIu64 ", \"seconds\": %.6f, "
            "\"rate\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f, "
@@ -288,7 +290,7 @@ static void load(size_t count, double seconds, double warmup, long server, doubl
            count, size, requests, took, (double)requests / took, percentile(requests, 0.5),
            percentile(requests, 0.99), (double)worst / 1000.0, connect_seconds, (double)own / 1e9 / took);
     if (server)
-        printf(", \"server_cpu_us\": %.4f", requests ? (double)cpu / 1e3 / (double)requests : 0);
+        printf(", \"server_cpu_us\": %.4f", (double)cpu / 1e3 / (double)requests);
     puts("}");
 }
 

@@ -77,12 +77,14 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
         return  # the failed test's frames are kept for the report, and so are its sockets
 
     def left() -> list[Any]:
-        gc.collect()
         more: list[Any] = [thread for thread in threading.enumerate() if thread not in threads]
         more += [item for item in native_threads().items() if item[0] not in natives]
         more += [item for item in descriptors().items() if item not in files.items()]
         return more
 
+    if not left():
+        return  # without a collection, which takes longer than most tests
+    gc.collect()
     with contextlib.suppress(AssertionError):
         wait_until(lambda: not left(), timeout=5)
     assert left() == []

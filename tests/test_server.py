@@ -984,18 +984,16 @@ class Echo(Handler):
 
 logging.basicConfig(level=logging.WARNING)
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-with Server(Echo(), "127.0.0.1", 0) as server:
-    clients = []
-
-    def connect():
-        clients.append(socket.socket())
-        clients[-1].settimeout(20)
-
-    for _ in range(60):
-        connect()
-    # The clients have their descriptors; the server gets about twenty more.
-    limit = len(os.listdir("/proc/self/fd")) + 20
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+clients = []
+for _ in range(60):
+    clients.append(socket.socket())
+    clients[-1].settimeout(20)
+server = Server(Echo(), "127.0.0.1", 0)
+# The clients have their descriptors; the server gets about twenty more. io_uring takes the limit as
+# it is when accepting starts, so it is set before.
+limit = len(os.listdir("/proc/self/fd")) + 20
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+with server:
     for client in clients:
         client.connect(server.address)
     served = wait_until(lambda: server.stats()["connections"])

@@ -84,6 +84,7 @@ cdef enum:
     ADDRESS_SIZE = 28          # sockaddr_in6
     LARGEST_COPY = 16384       # more is sent from the bytes object itself
     RETRY_ACCEPT_NS = 100000000
+    SHORTAGE_OVER_NS = 10000000000
 
 cdef object logger = logging.getLogger("completionport")
 cdef object STOP = object()
@@ -96,7 +97,7 @@ cdef class Connection:
     cdef Stream* stream
     cdef public object state
     cdef object failure          # why it ended; own worker, or before the close it belongs to
-    cdef list held               # received while paused: own worker only
+    cdef list held               # received while paused or throttled: own worker only
     cdef bint paused             # channel lock
     cdef bint throttled          # channel lock: more is queued than `send_limit`
     cdef bint end_told           # own worker only
@@ -249,6 +250,7 @@ cdef class Connection:
             if self.paused:
                 self.paused = False
                 self.want_input()
+                # For what is held back.
                 stream_schedule(self.stream, True)
             cp_mutex_unlock(&self.stream.channel.lock)
             self.stream.channel.engine.type.submit(self.stream.channel.engine)
@@ -298,7 +300,7 @@ cdef class ServerCore:
     cdef int64_t idle_ns              # 0: no limit
     cdef bint keeps_time
     cdef bint starved                 # accepting waits for descriptors
-    cdef bint starved_told
+    cdef int64_t starved_ns           # when descriptors last ran out, 0 for never
     cdef int64_t next_tick            # FOREVER, or when `tick` has something to do
     # Counters: atomic.
     cdef int64_t accepted, received_packets, received_bytes, sent_bytes
@@ -512,14 +514,17 @@ cdef class ServerCore:
         return 0
 
     cdef int accept_failed(self, int error) except -1:
+        cdef int64_t now
         if error in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
-            if not self.starved_told:
-                self.starved_told = True
+            now = cp_now_ns()
+            # Once for a shortage, not for each connection that found its place in between.
+            if self.starved_ns == 0 or now - self.starved_ns > SHORTAGE_OVER_NS:
                 logger.warning(
                     "accepting pauses: %s; it goes on when there is room again", os.strerror(error)
                 )
+            self.starved_ns = now
             self.starved = True
-            self.next_tick = cp_now_ns() + RETRY_ACCEPT_NS
+            self.next_tick = now + RETRY_ACCEPT_NS
         else:
             # A connection that went before it was taken: the next one is not concerned.
             logger.debug("accept: %s", os.strerror(error))
@@ -533,7 +538,6 @@ cdef class ServerCore:
         cdef Connection connection = Connection.__new__(Connection)
         cdef Stream* stream
         cdef unsigned int size = ADDRESS_SIZE
-        self.starved_told = False
         if not enter(self.core.scheduler):
             close(descriptor)
             return 0
@@ -602,9 +606,11 @@ cdef class ServerCore:
         cdef bint drained = False
         cdef bint gone = False
         cdef bint sent = False
+        cdef bint quiet = False
         cdef bytes chunk
         while again and count < CHUNKS_AT_ONCE:
-            if connection.held is not None and not connection.paused:
+            quiet = connection.paused or connection.throttled
+            if connection.held is not None and not quiet:
                 chunk = connection.held.pop(0)
                 if not connection.held:
                     connection.held = None
@@ -627,7 +633,7 @@ cdef class ServerCore:
                 cp_count(&self.received_bytes, size)
                 cp_count(&self.received_packets, 1)
                 count += 1
-                if connection.paused:
+                if connection.paused or connection.throttled:
                     if connection.held is None:
                         connection.held = []
                     connection.held.append(chunk)
@@ -636,7 +642,7 @@ cdef class ServerCore:
                 continue
             leave(self.core.scheduler)
             again = False
-            if size == 0 and not connection.end_told and not connection.paused:
+            if size == 0 and not connection.end_told and not quiet:
                 connection.end_told = True
                 self.call(connection, self.on_end, None)
             elif size < 0 and size != -EAGAIN and size != -EBADF:
@@ -661,6 +667,7 @@ cdef class ServerCore:
         if not enter(self.core.scheduler):
             return 0
         cp_mutex_lock(&stream.channel.lock)
+        quiet = connection.paused or connection.throttled
         if stream.channel.closing:
             # When the kernel holds nothing more the stream is not to be queued again.
             gone = stream.channel.in_kernel == 0
@@ -668,8 +675,8 @@ cdef class ServerCore:
         elif (
             again or stream.first_chunk != NULL
             or (stream.readable and stream.wants_input)
-            or (stream.ended and not connection.end_told and not connection.paused)
-            or (connection.held is not None and not connection.paused)
+            or (stream.ended and not connection.end_told and not quiet)
+            or (connection.held is not None and not quiet)
             or (stream.first_block == NULL and (stream.was_full or stream.close_when_sent))
         ):
             push(engine.scheduler, &stream.packet, True)

@@ -81,8 +81,10 @@ cdef int stream_append(Stream* stream, const char* data, size_t size, void* obje
     """Queue bytes to be sent; with ``object`` they lie in it and its reference is taken over."""
     cdef Block* block = stream.last_block
     cdef size_t room
-    if object == NULL and block != NULL and block.room - block.size >= size and not (
-        stream.sending and block == stream.first_block
+    if (
+        object == NULL and block != NULL and block.object == NULL
+        and block.room - block.size >= size
+        and not (stream.sending and block == stream.first_block)
     ):
         memcpy(block.data + block.size, data, size)
         block.size += size
