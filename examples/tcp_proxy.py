@@ -107,19 +107,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5050)
     parser.add_argument("--engine")
     options = parser.parse_args()
-    host, _, number = options.target.rpartition(":")
+    host, _, target_port = options.target.rpartition(":")
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     with (
         CompletionPort(engine=options.engine) as port,
         socket.create_server(("127.0.0.1", options.port), backlog=128) as listener,
     ):
         print(f"Listening on port {listener.getsockname()[1]}", flush=True)
         try:
-            Proxy(port, listener, (host, int(number))).run()
+            Proxy(port, listener, (host, int(target_port))).run()
         except KeyboardInterrupt:
             pass
 
