@@ -9,6 +9,7 @@ on different workers at the same time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import threading
 
 from completionport import Connection, ConnectionClosed, Handler, Server
@@ -45,10 +46,8 @@ class Chat(Handler):
         with self.lock:
             members = [member for member in self.members if member is not but]
         for member in members:
-            try:
+            with contextlib.suppress(ConnectionClosed):  # its closed() is on the way
                 member.send(text)
-            except ConnectionClosed:
-                pass  # its closed() is on the way
 
     @staticmethod
     def name(connection: Connection) -> str:

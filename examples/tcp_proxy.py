@@ -8,6 +8,7 @@ Low-level API: accept and connect are operations like any other, so one thread s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import socket
 from typing import Any
@@ -119,10 +120,8 @@ def main() -> None:
         socket.create_server(("127.0.0.1", options.port), backlog=128) as listener,
     ):
         print(f"Listening on port {listener.getsockname()[1]}", flush=True)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             Proxy(port, listener, (host, int(target_port))).run()
-        except KeyboardInterrupt:
-            pass
 
 
 if __name__ == "__main__":

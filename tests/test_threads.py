@@ -207,6 +207,7 @@ class TestConcurrency:
         wait_for_stats(port, running=limit, queued=5 - limit)
         assert port.get(0) is None  # no place for one more
         assert port.stats()["queued"] == 5 - limit
+        wait_until(lambda: sum(len(taker.taken) for taker in takers) == limit)
         holding = [taker for taker in takers if taker.taken]
         assert len(holding) == limit
         holding[0].go_on()

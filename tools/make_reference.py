@@ -1,7 +1,7 @@
 """Write docs/reference.md from the docstrings.
 
-    python tools/make_reference.py            writes it
-    python tools/make_reference.py --check    exit status 1 when it is out of date
+python tools/make_reference.py            writes it
+python tools/make_reference.py --check    exit status 1 when it is out of date
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ def text(thing: object) -> str:
 
 
 def members(cls: type) -> list[tuple[str, object]]:
-    found = [
+    return [
         (name, member)
         for name, member in vars(cls).items()
         if not name.startswith("_")
         and (inspect.isfunction(member) or isinstance(member, property))
         and inspect.getdoc(member)
     ]
-    return found
 
 
 def signature(name: str, member: object) -> str:
@@ -54,9 +53,7 @@ def signature(name: str, member: object) -> str:
         for key, parameter in shown.parameters.items()
         if key != "self"
     ]
-    return name + str(
-        shown.replace(parameters=plain, return_annotation=inspect.Signature.empty)
-    )
+    return name + str(shown.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 
 def source_members(name: str) -> list[tuple[str, object]]:

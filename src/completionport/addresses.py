@@ -21,7 +21,7 @@ def pack(family: int, kind: int, address: Any) -> bytes:
     if (
         not isinstance(address, tuple)
         or not 2 <= len(address) <= (2 if family == socket.AF_INET else 4)
-        or not isinstance(address[0], (str, bytes, bytearray))
+        or not isinstance(address[0], (str, bytes))
         or not isinstance(address[1], int)
     ):
         raise TypeError(f"an address (host, port) was expected, not {address!r}")
@@ -34,8 +34,12 @@ def pack(family: int, kind: int, address: Any) -> bytes:
         return struct.pack("=H", family) + port + number + bytes(8)
     flow = address[2] if len(address) > 2 else 0
     scope = address[3] if len(address) > 3 else found[3] if len(found) > 3 else 0
-    return struct.pack("=H", family) + port + struct.pack("!I", flow) + number + struct.pack(
-        "=I", scope
+    return (
+        struct.pack("=H", family)
+        + port
+        + struct.pack("!I", flow)
+        + number
+        + struct.pack("=I", scope)
     )
 
 

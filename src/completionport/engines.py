@@ -37,14 +37,14 @@ def probe(name: str) -> EngineReport:
         return EngineReport(name, True)
     try:
         if name == "io_uring":
-            from .native import io_uring as native_engine
+            from .native.io_uring import probe as ask_kernel
         elif name == "epoll":
-            from .native import epoll as native_engine
+            from .native.epoll import probe as ask_kernel
         else:
             raise ValueError(f"unknown engine {name!r}: it is one of {', '.join(ENGINES)}")
     except ImportError:
         return EngineReport(name, False, *_NOT_COMPILED)
-    reason, remedy, features = native_engine.probe()
+    reason, remedy, features = ask_kernel()
     return EngineReport(name, not reason, reason, remedy, features)
 
 

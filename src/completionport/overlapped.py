@@ -13,7 +13,7 @@ else:
     try:
         from .native.operations import Completion, OverlappedBase
     except ImportError:
-        from .portable.overlapped import Completion, OverlappedBase
+        from .portable.overlapped import Completion, OverlappedBase  # noqa: F401
 
 
 class Overlapped(OverlappedBase):

@@ -146,7 +146,9 @@ class Server:
         if threading.current_thread() in self._threads:
             # A worker can't wait for itself.
             if first:
-                threading.Thread(target=self._stop, args=(grace,), name="completionport-stop").start()
+                threading.Thread(
+                    target=self._stop, args=(grace,), name="completionport-stop"
+                ).start()
             return
         if first:
             self._stop(grace)

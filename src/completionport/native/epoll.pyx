@@ -304,6 +304,9 @@ cdef int wait(Engine* engine, int64_t deadline_ns) noexcept nogil:
         return EINTR
     for i in range(count):
         if <uint32_t> events[i].data.u64 == WAKE_EVENT:
+            if deadline_ns == POLL and engine.scheduler.leader != NULL:
+                # Not the leader, but it has taken what was to wake the leader.
+                wake(engine)
             continue
         channel = find_channel(epoll, events[i].data.u64)
         if channel != NULL:

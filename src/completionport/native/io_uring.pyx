@@ -176,6 +176,7 @@ cdef struct Ring:
     uint32_t* cq_tail
     uint32_t cq_mask
     cp_cqe* cqes
+    bint woken                  # a completion of `wake` was seen
     # Provided buffers; the kernel takes from the head, we move the tail: `buffer_lock`.
     cp_mutex buffer_lock
     cp_uring_buf* buffer_ring
@@ -567,6 +568,8 @@ cdef bint reap_once(Ring* ring) noexcept nogil:
         cp_store_release(ring.cq_head, head)
         if cqe.user_data & TAG_MASK == TAG_INPUT:
             input_completed(ring, <Stream*> <uintptr_t> (cqe.user_data - TAG_INPUT), cqe.res, cqe.flags)
+        elif cqe.user_data == 0:
+            ring.woken = True
         elif cqe.user_data & TAG_MASK == TAG_CANCEL:
             cancel_completed(ring, <Channel*> <uintptr_t> (cqe.user_data - TAG_CANCEL), cqe.res)
         elif cqe.user_data & TAG_MASK == TAG_OPERATION:
@@ -589,10 +592,22 @@ cdef bint collect(Ring* ring) noexcept nogil:
     return some
 
 
+cdef void pass_wake_on(Ring* ring) noexcept nogil:
+    """Not the leader, but it may have taken what was to wake the leader: wake it again."""
+    cdef bint woken
+    cp_mutex_lock(&ring.cq_lock)
+    woken = ring.woken
+    ring.woken = False
+    cp_mutex_unlock(&ring.cq_lock)
+    if woken and ring.engine.scheduler.leader != NULL:
+        wake(&ring.engine)
+
+
 cdef int wait(Engine* engine, int64_t deadline_ns) noexcept nogil:
     cdef Ring* ring = <Ring*> engine
     cdef int64_t timeout = -1
     cdef int result
+    cdef bint some
     if deadline_ns != POLL and collect(ring):
         submit(engine)
         return 0
@@ -604,7 +619,10 @@ cdef int wait(Engine* engine, int64_t deadline_ns) noexcept nogil:
         result = cp_uring_enter(
             ring.descriptor, unsubmitted(ring), 1, ring.wait_flags, timeout
         )
-    if collect(ring):
+    some = collect(ring)
+    if deadline_ns == POLL:
+        pass_wake_on(ring)
+    if some:
         if unsubmitted(ring):
             submit(engine)
         return 0
@@ -624,6 +642,7 @@ cdef void reap(Engine* engine, bint pause) noexcept nogil:
     collect(ring)
     if unsubmitted(ring):
         cp_uring_enter(ring.descriptor, unsubmitted(ring), 0, 0, -1)
+    pass_wake_on(ring)
     wake_threads(engine.scheduler)
 
 

@@ -1,0 +1,2 @@
+class Port:
+    """The compiled port; `completionport.interface.CompletionPort` has its methods."""
