@@ -81,6 +81,8 @@ def main() -> None:
 
     # Step 4: the listening socket.
     listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
+    # A signal may reach a worker, and then it does not interrupt accept(): look up now and then.
+    listener.settimeout(0.5)
     print(f"Listening on port {listener.getsockname()[1]}", flush=True)
 
     def interrupt(*_: object) -> None:
@@ -91,8 +93,12 @@ def main() -> None:
     try:
         while True:
             # Step 5: accept. As in the article this thread blocks here, and never calls get().
-            client, address = listener.accept()
+            try:
+                client, address = listener.accept()
+            except TimeoutError:
+                continue
             print(f"Accept Client:{address[0]}:{address[1]}", flush=True)
+            client.settimeout(None)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Steps 6 and 7: per-handle data, and its association with the port.
             per_handle = PerHandleData(address)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import signal
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -95,12 +97,13 @@ class Server:
             threading.Thread(target=self._core.work, name=f"completionport-worker-{number}")
             for number in range(1, (workers or self.completion_port.concurrency) + 1)
         ]
-        # Guards `_started` and `_stopping`.
+        # Guards `_started`, `_stopping` and `_waker`.
         self._lock = threading.Lock()
+        self._waker: socket.socket | None = None
+        self._signalled = False  # written by the signal handler only
         self._started = False
         self._stopping = False
         self._stop_asked = threading.Event()
-        self._grace = 5.0
         self._stopped = threading.Event()
 
     def __repr__(self) -> str:
@@ -122,10 +125,10 @@ class Server:
         ``grace`` as for `stop`. Signals end it only in the main thread, where their handlers are
         restored afterwards.
         """
-        with self._signals():
+        with self._signals() as wait:
             if not self._started:
                 self.start()
-            self._stop_asked.wait()
+            wait()
         self.stop(grace)
 
     def stop(self, grace: float = 5.0) -> None:
@@ -143,6 +146,9 @@ class Server:
         self._stop_asked.set()
         with self._lock:
             first, self._stopping = not self._stopping, True
+            if self._waker is not None:
+                with contextlib.suppress(BlockingIOError):
+                    self._waker.send(b"\0")
         if threading.current_thread() in self._threads:
             # A worker can't wait for itself.
             if first:
@@ -190,21 +196,41 @@ class Server:
         self.stop()
 
     @contextlib.contextmanager
-    def _signals(self) -> Any:
-        """Let SIGINT and SIGTERM ask for the end, in the main thread."""
+    def _signals(self) -> Iterator[Callable[[], object]]:
+        """Let SIGINT and SIGTERM ask for the end, in the main thread; gives how to wait for it."""
         if threading.current_thread() is not threading.main_thread():
-            yield
+            yield self._stop_asked.wait
             return
 
+        # The operating system may give the signal to a worker, and then nothing would interrupt
+        # a lock that the main thread waits for. A descriptor is written to in any case.
         def ask(number: int, frame: FrameType | None) -> None:
-            self._stop_asked.set()
+            self._signalled = True
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        def wait() -> None:
+            while not (self._signalled or self._stop_asked.is_set()):
+                select.select([reader], [], [])
+                with contextlib.suppress(BlockingIOError):
+                    reader.recv(4096)
+
+        reader, writer = socket.socketpair()
+        with reader, writer:
+            reader.setblocking(False)
+            writer.setblocking(False)
+            before = {
+                number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+            descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            with self._lock:
+                self._waker = writer
+            try:
+                yield wait
+            finally:
+                with self._lock:
+                    self._waker = None
+                signal.set_wakeup_fd(descriptor)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
 
 def _core_class(port: CompletionPort) -> Any:

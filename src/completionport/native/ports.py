@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from ..interface import CompletionPort
 from ..interface import Handle as PublicHandle
-from . import handles, port
+from .handles import Handle as CompiledHandle
+from .port import Port
 
 
-class Handle(handles.Handle, PublicHandle):
+class Handle(CompiledHandle, PublicHandle):
     """A handle of a compiled engine."""
 
     __slots__ = ()
 
 
-class IoUringPort(port.Port, CompletionPort):
+class IoUringPort(Port, CompletionPort):
     """A completion port on io_uring."""
 
     ENGINE = "io_uring"
     HANDLE = Handle
 
 
-class EpollPort(port.Port, CompletionPort):
+class EpollPort(Port, CompletionPort):
     """A completion port on epoll."""
 
     ENGINE = "epoll"

@@ -36,9 +36,6 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 DONT_WAIT = socket.MSG_DONTWAIT
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
-LISTEN_QUEUE_FULL_PAUSE = 0.01
-"""Seconds until a connect is tried again that the listener's queue had no room for."""
-
 CONNECT_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)
 WAITS = (BlockingIOError, InterruptedError)
 
@@ -170,7 +167,9 @@ class SelectorsChannel:
                 for request in list(queue):
                     if overlapped is None or request.overlapped is overlapped:
                         queue.remove(request)
-                        request.abort("the operation was cancelled")
+                        # A receive that was to be filled keeps its part: no byte is lost.
+                        if not (request.operation is Operation.RECV and request.transferred):
+                            request.abort("the operation was cancelled")
                         self._complete(request)
                         count += 1
         self.chores.run()
@@ -266,17 +265,16 @@ class SelectorsEngine:
         )
         self._list_lock = threading.Lock()  # held over the wait itself
         self._changes = Chores(self._list_lock)
-        self._disposed = False  # never goes back
-        # Channels whose connect has to be tried again later; a set whose steps are atomic.
-        self._again: dict[SelectorsChannel, None] = {}
+        # Guards `_disposed`, which never goes back, and that `_waker` is open until then.
+        # Reentrant for finalizers, and never held for long.
+        self._waker_lock = threading.RLock()
+        self._disposed = False
         self._waker, self._wakes = socket.socketpair()
         self._waker.setblocking(False)
         self._wakes.setblocking(False)
         self._selector.register(self._wakes.fileno(), READ, None)
 
     def wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        if self._again:
-            timeout = min(LISTEN_QUEUE_FULL_PAUSE, timeout or LISTEN_QUEUE_FULL_PAUSE)
         if self._kernel_keeps:
             return self._selector.select(timeout)
         with self._list_lock:
@@ -291,24 +289,19 @@ class SelectorsEngine:
             else:
                 with contextlib.suppress(OSError):
                     self._wakes.recv(4096)
-        for channel in list(self._again):
-            self._again.pop(channel, None)
-            channel.advance(WRITE)
 
     def wake(self) -> None:
-        with contextlib.suppress(OSError):  # full is as good
-            self._waker.send(b"\0")
+        with self._waker_lock:
+            if not self._disposed:
+                with contextlib.suppress(OSError):  # full is as good
+                    self._waker.send(b"\0")
 
     def dispose(self) -> None:
-        self._disposed = True
+        with self._waker_lock:
+            self._disposed = True
+            self._waker.close()
         self._selector.close()
-        self._waker.close()
         self._wakes.close()
-
-    def try_again(self, channel: SelectorsChannel) -> None:
-        """Nothing will say when a connect is possible: look again soon. Its lock held."""
-        self._again[channel] = None
-        self.wake()
 
     def watch(self, channel: SelectorsChannel, events: int) -> None:
         """Look for these events from now on. The channel's lock held."""
@@ -321,7 +314,6 @@ class SelectorsEngine:
 
     def let_go(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
         """Stop looking, let the descriptor go, and only then report. The channel's lock held."""
-        self._again.pop(channel, None)
         before, channel.armed = channel.armed, 0
         self._change(partial(self._let_go, channel, before))
         self._gone(channel, aborted)
@@ -361,9 +353,11 @@ def attempt(channel: SelectorsChannel, request: Request) -> bool:
     """Try the request without waiting: True when it is done. The channel's lock held."""
     try:
         return ATTEMPTS[request.operation](channel, request)
-    except WAITS:
-        return False
     except OSError as error:
+        # A connect raises EAGAIN only where a Unix listener's queue is full, and then nothing
+        # will say when there is room.
+        if isinstance(error, WAITS) and request.operation is not Operation.CONNECT:
+            return False
         if not request.transferred:
             raise
         request.fail(error)
@@ -393,9 +387,6 @@ def _connect(channel: SelectorsChannel, request: Request) -> bool:
         code = without_waiting(channel.descriptor, partial(sock.connect_ex, request.address))
         if code == 0:
             return True
-        if code == errno.EAGAIN:
-            channel.engine.try_again(channel)
-            return False
         if code not in CONNECT_UNDER_WAY:
             raise OSError(code, os.strerror(code))
         request.connecting = True
