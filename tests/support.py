@@ -201,6 +201,28 @@ def native_threads() -> dict[int, str]:
     return {number: what for number, what in found.items() if not what.startswith("iou-")}
 
 
+def send_signal(number: int, process: int | None = None) -> None:
+    """Send a signal to a process, this one by default, whose main thread is about to wait.
+
+    CPython loses sight, until its system call ends, of a signal that comes between its last look
+    and that call. So this waits until the thread has been asleep for a while.
+    """
+    if process is None:
+        process = os.getpid()
+    status = Path(f"/proc/{process}/task/{process}/stat")
+    seen = 0
+
+    def asleep() -> bool:
+        nonlocal seen
+        state = status.read_text().rpartition(")")[2].split()[0]
+        seen = seen + 1 if state == "S" else 0
+        time.sleep(0.001)
+        return seen > 10
+
+    wait_until(asleep, f"the main thread of {process} waits")
+    os.kill(process, number)
+
+
 def _environment(engine: str | None, extra: dict[str, str]) -> dict[str, str]:
     environment = dict(os.environ)
     environment.pop("COMPLETIONPORT_ENGINE", None)

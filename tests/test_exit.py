@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from support import python_process, run_python
+from support import python_process, run_python, send_signal
 
 WAITING = """
 import sys, threading
@@ -205,7 +205,7 @@ def test_ctrl_c_ends_a_program_that_waits_in_get(engine):
         """
     with python_process(script, engine=engine) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
+        send_signal(signal.SIGINT, process.pid)
         output, errors = process.communicate(timeout=30)
     assert (process.returncode, output, errors) == (0, "interrupted\n", "")
 
@@ -214,7 +214,7 @@ def test_an_unhandled_ctrl_c_ends_the_program_too(engine):
     script = WAITING + "print('ready', flush=True)\nport.get()"
     with python_process(script, engine=engine) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
+        send_signal(signal.SIGINT, process.pid)
         _, errors = process.communicate(timeout=30)
     assert process.returncode in (-signal.SIGINT, 130)
     assert errors.rstrip().endswith("KeyboardInterrupt")

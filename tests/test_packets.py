@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from support import (
     LONG,
     Background,
     assert_quiet,
+    send_signal,
     take,
     take_one,
     wait_for_stats,
@@ -277,7 +277,7 @@ class TestSignals:
         def interrupt(condition, number=signal.SIGINT):
             def send():
                 wait_until(condition)
-                os.kill(os.getpid(), number)
+                send_signal(number)
 
             threads.append(Background(send))
 

@@ -28,6 +28,7 @@ from support import (
     read_to_end,
     reset,
     run_python,
+    send_signal,
     wait_until,
 )
 
@@ -1272,7 +1273,7 @@ class TestStop:
                 assert read_exactly(client, 5) == b"hello"
                 client.sendall(b"much")
                 start = read_exactly(client, 1000)
-                process.send_signal(number)
+                send_signal(number, process.pid)
                 # What was queued before the signal still goes out.
                 assert start + read_to_end(client) == pattern(6_000_000)
             output, errors = process.communicate(timeout=30)
@@ -1285,7 +1286,7 @@ class TestStop:
             with socket.create_connection(("127.0.0.1", port), LONG) as client:
                 client.sendall(b"much")
                 read_exactly(client, 1000)
-                process.send_signal(signal.SIGTERM)
+                send_signal(signal.SIGTERM, process.pid)
                 output, errors = process.communicate(timeout=30)
         assert (process.returncode, errors) == (0, "")
         assert "after serve_forever" in output

@@ -136,6 +136,7 @@ cdef extern from *:
 
 cdef enum:
     SUBMISSION_ENTRIES = 1024
+    SUBMIT_AT = 64
     COMPLETION_ENTRIES = 8192
     BUFFER_GROUP = 1
     # A connection that finds no buffer has its request ended, so there must be as many as
@@ -347,6 +348,9 @@ cdef void request(Operation* operation, bint readiness) noexcept nogil:
     operation.in_kernel = True
     operation.waits_only = readiness
     operation.channel.in_kernel += 1
+    if unsubmitted(ring) >= SUBMIT_AT:
+        # So that the peers of the first can go on while the last are still being served.
+        cp_uring_enter(ring.descriptor, unsubmitted(ring), 0, 0, -1)
 
 
 cdef void start(Engine* engine, Operation* operation) noexcept nogil:
