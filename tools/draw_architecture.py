@@ -1,0 +1,81 @@
+"""Write docs/architecture.svg: what a byte goes through, and who owns its buffer.
+
+python tools/draw_architecture.py
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+TARGET = Path(__file__).parent.parent / "docs" / "architecture.svg"
+WIDTH, HEIGHT = 1080, 640
+INK, LINE, PAPER = "#1d2733", "#5b6b7b", "#ffffff"
+KERNEL, SHARED, THREAD, USER = "#e8eef5", "#e6f2ea", "#fdf3df", "#f7e6e6"
+
+
+def box(x: int, y: int, w: int, h: int, fill: str, title: str, *lines: str) -> str:
+    parts = [
+        f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="8" fill="{fill}" stroke="{LINE}"/>',
+        f'<text x="{x + 12}" y="{y + 24}" font-weight="bold">{escape(title)}</text>',
+    ]
+    parts += [
+        f'<text x="{x + 12}" y="{y + 46 + 19 * number}" font-size="13">{escape(line)}</text>'
+        for number, line in enumerate(lines)
+    ]
+    return "".join(parts)
+
+
+def arrow(x1: int, y1: int, x2: int, y2: int, label: str, lx: int, ly: int) -> str:
+    return (
+        f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{INK}" stroke-width="1.6" '
+        f'marker-end="url(#tip)"/><text x="{lx}" y="{ly}" font-size="13">{escape(label)}</text>'
+    )
+
+
+def draw() -> str:
+    shapes = [
+        box(30, 60, 250, 230, KERNEL, "Kernel", "sockets, pipes, files", "",
+            "io_uring: one ring, at most the head", "of each queue of a channel is in it,",
+            "provided buffers for the server", "", "epoll: an edge says that a file",
+            "is ready"),
+        box(390, 60, 270, 230, SHARED, "Engine  (one file each)",
+            "the leader waits here for everybody", "and reaps; it holds no lock meanwhile", "",
+            "channel: a descriptor of its own, and", "the queues of reads and of writes",
+            "(channel lock)", "", "operation done: to the packet queue"),
+        box(770, 60, 280, 230, SHARED, "Scheduler",
+            "packets: first in, first out", "waiting threads: last in, first out",
+            "places: at most `concurrency` threads", "hold a packet (scheduler lock)", "",
+            "nothing here knows Python objects", "beyond the references it carries"),
+        box(770, 400, 280, 190, THREAD, "Workers", "threads in get(), or in Server.work()", "",
+            "running: holds a place", "leading: waits in the kernel",
+            "parked: waits on its own futex"),
+        box(390, 400, 270, 190, THREAD, "Connection  (a strand)",
+            "one worker at a time", "bytes object made from the buffer,", "buffer given back", "",
+            "send: at once, or queued in blocks"),
+        box(30, 400, 250, 190, USER, "Handler (yours)", "connected, received,",
+            "end_of_stream, drained, closed", "", "or with the low-level API:", "port.get() gives a Completion"),
+        arrow(280, 130, 388, 130, "1 completed", 294, 122),
+        arrow(660, 130, 768, 130, "2 packet", 682, 122),
+        arrow(910, 290, 910, 398, "3 taken", 920, 350),
+        arrow(770, 470, 662, 470, "4 served", 684, 462),
+        arrow(390, 470, 282, 470, "5 received", 300, 462),
+        arrow(280, 550, 388, 550, "6 send", 310, 542),
+        arrow(525, 400, 525, 292, "7 SEND, or send(2)", 535, 350),
+        arrow(390, 230, 282, 230, "8 to the peer", 294, 222),
+    ]  # fmt: skip
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'height="{HEIGHT}" font-family="sans-serif" font-size="15" fill="{INK}">'
+        '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" '
+        f'markerHeight="8" orient="auto"><path d="M0 0L10 5L0 10z" fill="{INK}"/></marker></defs>'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>'
+        '<text x="30" y="36" font-size="18" font-weight="bold">'
+        "What a byte goes through, from the socket to received() and back</text>"
+        + "".join(shapes)
+        + "</svg>\n"
+    )
+
+
+if __name__ == "__main__":
+    TARGET.write_text(draw())
