@@ -34,7 +34,7 @@ near, far = unix_pair()
 one, two = port.associate(near, "one"), port.associate(far, "two")
 packets = 0
 
-def work():
+def work(port=port):
     global packets
     while True:
         transferred, key, overlapped, error = port.get()

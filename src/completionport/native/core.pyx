@@ -81,6 +81,9 @@ cdef class Core:
         self.scheduler.engine = self.engine
         self.scheduler.kernel_wait = <int (*)(void*, int64_t) noexcept nogil> self.engine.type.wait
         self.scheduler.kernel_wake = <void (*)(void*) noexcept nogil> self.engine.type.wake
+        self.scheduler.kernel_submit = (
+            <void (*)(void*) noexcept nogil> self.engine.type.submit
+        )
 
     def __dealloc__(self):
         # The port was closed before, or never came to life; in a child it is the parent's.

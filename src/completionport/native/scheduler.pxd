@@ -43,6 +43,7 @@ cdef struct Scheduler:
     void* engine
     int (*kernel_wait)(void* engine, int64_t deadline_ns) noexcept nogil
     void (*kernel_wake)(void* engine) noexcept nogil
+    void (*kernel_submit)(void* engine) noexcept nogil
     # All below: lock.
     Packet* head
     Packet* tail

@@ -376,6 +376,8 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
         else:
             stack_insert(s, me)
             unlock_and_wake(s)
+            # Another thread leads, or nobody may: what this one has started must not wait for that.
+            s.kernel_submit(s.engine)
             error = cp_futex_wait(&me.signal, 0, deadline_ns)
             cp_mutex_lock(&s.lock)
             reaped = False
