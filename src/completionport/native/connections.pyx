@@ -518,7 +518,7 @@ cdef class ServerCore:
         if error in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
             now = cp_now_ns()
             # Once for a shortage, not for each connection that found its place in between.
-            if self.starved_ns == 0 or now - self.starved_ns > SHORTAGE_OVER_NS:
+            if self.starved_ns == 0 or now - self.starved_ns > <int64_t> SHORTAGE_OVER_NS:
                 logger.warning(
                     "accepting pauses: %s; it goes on when there is room again", os.strerror(error)
                 )
