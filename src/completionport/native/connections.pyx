@@ -633,7 +633,8 @@ cdef class ServerCore:
                 cp_count(&self.received_bytes, size)
                 cp_count(&self.received_packets, 1)
                 count += 1
-                if connection.paused or connection.throttled:
+                # Behind what is held back already, although it was resumed a moment ago.
+                if quiet or connection.held is not None or connection.paused:
                     if connection.held is None:
                         connection.held = []
                     connection.held.append(chunk)
