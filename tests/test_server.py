@@ -806,8 +806,9 @@ class TestBackpressure:
     def test_pause_in_received_lets_no_more_through(self, serve, dial):
         class OneByOne(Recorder):
             def received(self, connection, data):
-                super().received(connection, data)
+                # Before the test can see the data, and resume.
                 connection.pause()
+                super().received(connection, data)
 
         handler = OneByOne()
         client = dial(serve(handler, buffer_size=64))
