@@ -46,7 +46,7 @@ class Server:
         *,
         workers: int | None = None,
         concurrency: int = 0,
-        backlog: int = 1024,
+        backlog: int = 4096,
         buffer_size: int = 16384,
         max_connections: int | None = None,
         idle_timeout: float | None = None,
