@@ -319,12 +319,13 @@ cdef inline void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
     elif operation.code == CP_RECV or operation.code == CP_READ:
         sqe.opcode = CP_OP_RECV if single else CP_OP_RECVMSG
         sqe.op_flags = operation.flags
-        # The system call has just said that there is nothing.
+        # A handle's system call has just said that there is nothing; a stream's send was not tried.
         sqe.ioprio = CP_RECVSEND_POLL_FIRST
     else:
         sqe.opcode = CP_OP_SEND if single else CP_OP_SENDMSG
         sqe.op_flags = operation.flags | MSG_NOSIGNAL | MSG_WAITALL
-        sqe.ioprio = CP_RECVSEND_POLL_FIRST
+        if operation.channel.owner == NULL:
+            sqe.ioprio = CP_RECVSEND_POLL_FIRST
 
 
 cdef void request(Operation* operation, bint readiness) noexcept nogil:
