@@ -82,7 +82,8 @@ cdef enum:
     CHUNKS_AT_ONCE = 16        # then other connections have their turn
     ACCEPTS_AT_ONCE = 64
     ADDRESS_SIZE = 28          # sockaddr_in6
-    LARGEST_COPY = 16384       # more is sent from the bytes object itself
+    COPIED_AT_MOST = 256       # more is sent from the bytes object itself
+    BATCHED_AT_MOST = 16384    # more is tried at once, whoever waits
     RETRY_ACCEPT_NS = 100000000
     SHORTAGE_OVER_NS = 10000000000
 
@@ -175,7 +176,7 @@ cdef class Connection:
             if open_ and size and stream.error == 0:
                 if stream.first_block == NULL and not (
                     # While other packets wait, sends go to the kernel together.
-                    engine.type.batches_sends and size <= LARGEST_COPY
+                    engine.type.batches_sends and size <= BATCHED_AT_MOST
                     and engine.scheduler.head != NULL and self.core.on_drained is None
                 ):
                     sent = stream_try_send(stream, data, size)
@@ -206,7 +207,7 @@ cdef class Connection:
 
     cdef int append(self, const char* data, size_t size, PyObject* whole) noexcept:
         cdef int error
-        if whole == NULL or size <= LARGEST_COPY:
+        if whole == NULL or size <= COPIED_AT_MOST:
             return stream_append(self.stream, data, size, NULL)
         Py_INCREF(<object> whole)
         error = stream_append(self.stream, data, size, whole)
@@ -302,8 +303,9 @@ cdef class ServerCore:
     cdef bint starved                 # accepting waits for descriptors
     cdef int64_t starved_ns           # when descriptors last ran out, 0 for never
     cdef int64_t next_tick            # FOREVER, or when `tick` has something to do
-    # Counters: atomic.
-    cdef int64_t accepted, received_packets, received_bytes, sent_bytes
+    cdef int64_t accepted             # atomic
+    # Of the connections that are over: atomic. Each stream counts its own.
+    cdef int64_t received_packets, received_bytes, sent_bytes
 
     def __init__(
         self, port, handler, server, *, buffer_size, max_connections, idle_timeout, send_limit
@@ -390,14 +392,21 @@ cdef class ServerCore:
         self.server.completion_port.post(0, STOP, None)
 
     def stats(self):
+        cdef int64_t packets = self.received_packets
+        cdef int64_t received = self.received_bytes
+        cdef int64_t sent = self.sent_bytes
+        cdef Connection connection
+        connections = list(self.connections)
+        for connection in connections:
+            packets += connection.stream.received_packets
+            received += connection.stream.received_bytes
+            sent += connection.stream.sent_bytes
         return {
-            "connections": len(self.connections),
+            "connections": len(connections),
             "accepted": self.accepted,
-            "received_packets": self.received_packets,
-            "received_bytes": self.received_bytes,
-            "sent_bytes": self.sent_bytes + sum(
-                (<Connection> c).stream.sent_bytes for c in list(self.connections)
-            ),
+            "received_packets": packets,
+            "received_bytes": received,
+            "sent_bytes": sent,
         }
 
     def work(self):
@@ -408,24 +417,25 @@ cdef class ServerCore:
         if scratch == NULL:
             raise MemoryError
         try:
-            while True:
+            while enter(scheduler):
                 status = TAKE_PACKET
-                if not enter(scheduler):
-                    return
                 if not take_ready(scheduler, &taken, False):
                     with nogil:
                         status = take(scheduler, self.next_tick, &taken)
-                leave(scheduler)
-                if status == TAKE_CLOSED:
-                    return
-                if status == TAKE_PACKET:
-                    if taken.packet == NULL or taken.packet.kind != PACKET_STREAM:
-                        if completion_of(&taken).key is STOP:
+                if (
+                    status == TAKE_PACKET and taken.packet != NULL
+                    and taken.packet.kind == PACKET_STREAM and not STREAM_OF(taken.packet).listens
+                ):
+                    self.serve(STREAM_OF(taken.packet), scratch)
+                else:
+                    leave(scheduler)
+                    if status == TAKE_CLOSED:
+                        return
+                    if status == TAKE_PACKET:
+                        if taken.packet != NULL and taken.packet.kind == PACKET_STREAM:
+                            self.serve_listener(STREAM_OF(taken.packet))
+                        elif completion_of(&taken).key is STOP:
                             return
-                    elif STREAM_OF(taken.packet).listens:
-                        self.serve_listener(STREAM_OF(taken.packet))
-                    else:
-                        self.serve(STREAM_OF(taken.packet), scratch)
                 if self.core.engine.garbage != NULL:
                     self.clear_garbage()
                 if self.next_tick != FOREVER and cp_now_ns() >= self.next_tick:
@@ -596,60 +606,87 @@ cdef class ServerCore:
         return 0
 
     cdef int serve(self, Stream* stream, char* scratch) except -1:
-        """One worker's turn with one connection."""
+        """One worker's turn with one connection. Called inside `enter`, and leaves."""
         cdef Connection connection = <Connection> stream.owner
         cdef Engine* engine = stream.channel.engine
-        cdef int64_t size
+        cdef int64_t size = -EAGAIN
         cdef char* data
         cdef int count = 0
         cdef bint again = True
-        cdef bint drained = False
-        cdef bint gone = False
-        cdef bint sent = False
-        cdef bint quiet = False
-        cdef bytes chunk
+        cdef bytes chunk = None
         while again and count < CHUNKS_AT_ONCE:
-            quiet = connection.paused or connection.throttled
-            if connection.held is not None and not quiet:
-                chunk = connection.held.pop(0)
-                if not connection.held:
-                    connection.held = None
-                self.call(connection, self.on_received, chunk)
-                continue
-            if not enter(self.core.scheduler):
-                return 0
             cp_mutex_lock(&stream.channel.lock)
             if stream.channel.closing:
                 size = -EBADF
+            elif connection.held is not None and not (connection.paused or connection.throttled):
+                size = -EAGAIN
             else:
                 size = engine.type.next_input(engine, stream, scratch, self.buffer_size, &data)
-                if size > 0 and self.keeps_time:
-                    stream.active_ns = cp_now_ns()
+                if size > 0:
+                    stream.received_bytes += size
+                    stream.received_packets += 1
+                    if self.keeps_time:
+                        stream.active_ns = cp_now_ns()
+                elif size == -EAGAIN and connection.held is None and not (
+                    stream.was_full or stream.close_when_sent
+                ):
+                    # All is done, as it nearly always is by now.
+                    stream.scheduled = False
+                    cp_mutex_unlock(&stream.channel.lock)
+                    leave(self.core.scheduler)
+                    return 0
             cp_mutex_unlock(&stream.channel.lock)
             if size > 0:
                 chunk = PyBytes_FromStringAndSize(data, size)
                 engine.type.release_input(engine, stream)
-                leave(self.core.scheduler)
-                cp_count(&self.received_bytes, size)
-                cp_count(&self.received_packets, 1)
-                count += 1
-                # Behind what is held back already, although it was resumed a moment ago.
-                if quiet or connection.held is not None or connection.paused:
-                    if connection.held is None:
-                        connection.held = []
-                    connection.held.append(chunk)
-                    continue
-                self.call(connection, self.on_received, chunk)
-                continue
             leave(self.core.scheduler)
-            again = False
-            if size == 0 and not connection.end_told and not quiet:
+            again = self.deliver(connection, size, chunk)
+            count += 1
+            if not enter(self.core.scheduler):
+                return 0
+        return self.end_turn(connection, stream, again)
+
+    cdef bint deliver(self, Connection connection, int64_t size, bytes chunk) except -1:
+        """Give the handler what was received, or the news that nothing more comes.
+
+        True: there may be more to deliver.
+        """
+        cdef bint quiet = connection.paused or connection.throttled
+        if size > 0:
+            # Behind what is held back already, although it was resumed a moment ago.
+            if quiet or connection.held is not None:
+                if connection.held is None:
+                    connection.held = []
+                connection.held.append(chunk)
+            else:
+                self.call(connection, self.on_received, chunk)
+            return True
+        if size == -EAGAIN:
+            if connection.held is None or quiet:
+                return False
+            chunk = connection.held.pop(0)
+            if not connection.held:
+                connection.held = None
+            self.call(connection, self.on_received, chunk)
+            return True
+        if size == 0:
+            if not connection.end_told and not quiet:
                 connection.end_told = True
                 self.call(connection, self.on_end, None)
-            elif size < 0 and size != -EAGAIN and size != -EBADF:
-                connection.fail(OSError(<int> -size, os.strerror(<int> -size)))
-        if not enter(self.core.scheduler):
-            return 0
+        elif size != -EBADF:
+            connection.fail(OSError(<int> -size, os.strerror(<int> -size)))
+        return False
+
+    cdef int end_turn(self, Connection connection, Stream* stream, bint again) except -1:
+        """What follows from sends and from the end, and whether the stream is queued once more.
+
+        Called inside `enter`, and leaves.
+        """
+        cdef Engine* engine = stream.channel.engine
+        cdef bint drained = False
+        cdef bint sent = False
+        cdef bint gone = False
+        cdef bint quiet
         cp_mutex_lock(&stream.channel.lock)
         if stream.first_block == NULL and not stream.channel.closing:
             if stream.was_full:
@@ -660,13 +697,14 @@ cdef class ServerCore:
                     connection.want_input()
             sent = stream.close_when_sent
         cp_mutex_unlock(&stream.channel.lock)
-        leave(self.core.scheduler)
-        if drained:
-            self.call(connection, self.on_drained, None)
-        if sent:
-            connection.abort()
-        if not enter(self.core.scheduler):
-            return 0
+        if drained or sent:
+            leave(self.core.scheduler)
+            if drained:
+                self.call(connection, self.on_drained, None)
+            if sent:
+                connection.abort()
+            if not enter(self.core.scheduler):
+                return 0
         cp_mutex_lock(&stream.channel.lock)
         quiet = connection.paused or connection.throttled
         if stream.channel.closing:
@@ -701,6 +739,8 @@ cdef class ServerCore:
             except BaseException:
                 logger.exception("%r: exception in closed()", connection)
         cp_count(&self.sent_bytes, stream.sent_bytes)
+        cp_count(&self.received_bytes, stream.received_bytes)
+        cp_count(&self.received_packets, stream.received_packets)
         if enter(self.core.scheduler):
             # Chunks that came in before the end hold buffers.
             cp_mutex_lock(&stream.channel.lock)

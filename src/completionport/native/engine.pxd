@@ -132,6 +132,8 @@ cdef struct Stream:
     void* owner             # the Connection; one reference from its birth to its `closed`
     int64_t active_ns       # when bytes last moved, CLOCK_MONOTONIC
     int64_t sent_bytes
+    int64_t received_bytes
+    int64_t received_packets
 
 cdef struct EngineType:
     const char* name
