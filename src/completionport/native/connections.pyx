@@ -764,7 +764,7 @@ cdef class ServerCore:
         cdef Engine* engine = stream.channel.engine
         cdef char* data
         while stream.first_chunk != NULL:
-            engine.type.next_input(engine, stream, NULL, 0, &data)
+            engine.type.next_input(engine, stream, NULL, <size_t> -1, &data)
             engine.type.release_input(engine, stream)
 
 

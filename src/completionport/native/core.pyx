@@ -207,7 +207,7 @@ cdef class Core:
         if self.destroyed:
             return 0
         self.destroyed = True
-        self.scheduler.closed = 1
+        self.scheduler.guard.closed = 1
         while channel != NULL:
             if channel.descriptor >= 0:
                 close(channel.descriptor)

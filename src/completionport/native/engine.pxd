@@ -94,7 +94,8 @@ cdef struct Channel:
 cdef struct Chunk:
     # What one completion of a multishot receive brought; io_uring only.
     Chunk* next
-    uint16_t buffer
+    void* buffer            # of the pool, in which the bytes lie
+    char* data
     int32_t size            # bytes; of a listener: the new descriptor
 
 cdef struct Block:
@@ -157,7 +158,8 @@ cdef struct EngineType:
     void (*stop_input)(Engine* engine, Stream* stream) noexcept nogil
     # The next piece received: its size, 0 for the end, or a negative errno (EAGAIN: nothing yet,
     # and `stream_schedule` will tell). It stays valid until `release_input`. `scratch` is for
-    # engines that have no buffers of their own. For a listener: the descriptor of a connection.
+    # engines that have no buffers of their own; its size is the most that is wanted.
+    # For a listener: the descriptor of a connection.
     int64_t (*next_input)(Engine* engine, Stream* stream, char* scratch, size_t scratch_size,
                           char** data) noexcept nogil
     # No lock:

@@ -137,7 +137,7 @@ cdef class Handle(HandleBase):
 
     @property
     def closed(self):
-        return self.channel.closing or self.core.scheduler.closed != 0
+        return self.channel.closing or self.core.scheduler.guard.closed != 0
 
     def fileno(self):
         return -1 if self.closed else self.number

@@ -32,6 +32,15 @@ from .atomics cimport (
     cp_now_ns,
     cp_store_release,
 )
+from .buffers cimport (
+    BUFFER_GROUP,
+    BufferPool,
+    pool_close,
+    pool_filled,
+    pool_grow,
+    pool_open,
+    pool_release,
+)
 from .channels cimport (
     FINISHED,
     GO_ON,
@@ -80,15 +89,6 @@ cdef extern from "uring_abi.h" nogil:
     cdef struct cp_probe:
         unsigned char last_op
         cp_probe_op ops[256]
-    cdef struct cp_uring_buf:
-        uint64_t addr
-        uint32_t len
-        uint16_t bid
-        uint16_t resv
-    cdef struct cp_buf_reg:
-        uint64_t ring_addr
-        uint32_t ring_entries
-        uint16_t bgid
     int cp_uring_setup(uint32_t entries, cp_uring_params* params)
     int cp_uring_register(int fd, unsigned opcode, void* arg, unsigned count)
     int cp_uring_enter(int fd, unsigned submit, unsigned wanted, unsigned flags, int64_t timeout_ns)
@@ -99,14 +99,14 @@ cdef extern from "uring_abi.h" nogil:
         CP_FEAT_NODROP, CP_FEAT_RW_CUR_POS, CP_FEAT_FAST_POLL, CP_FEAT_EXT_ARG, CP_FEAT_NO_IOWAIT
         CP_FEAT_SINGLE_MMAP
         CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
-        CP_REGISTER_PROBE, CP_REGISTER_PBUF_RING
+        CP_REGISTER_PROBE
         CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
         CP_RECVSEND_POLL_FIRST, CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT, CP_PROBE_SUPPORTED
     uint64_t CP_OFF_SQ_RING, CP_OFF_SQES
 
 cdef extern from "sys/mman.h" nogil:
     enum:
-        PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_POPULATE
+        PROT_READ, PROT_WRITE, MAP_SHARED, MAP_POPULATE
     void* MAP_FAILED
     void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t offset)
     int munmap(void* address, size_t size)
@@ -138,16 +138,6 @@ cdef enum:
     SUBMISSION_ENTRIES = 1024
     SUBMIT_AT = 64
     COMPLETION_ENTRIES = 8192
-    BUFFER_GROUP = 1
-    # A connection that finds no buffer has its request ended, so there must be as many as
-    # connections are ready at once. They are provided as they turn out to be needed.
-    BUFFER_MEMORY = 67108864      # what all of them may take, bytes
-    FEWEST_BUFFERS = 64
-    FIRST_BUFFERS = 256
-    MOST_BUFFERS = 4096
-    # Buffers lie this much further apart than they are long, so that the first lines of all of
-    # them do not compete for the same few places in the processor's caches.
-    BUFFER_GAP = 192
     LARGEST_TRANSFER = 0x7ffff000
     # The low bits of a request's user_data say what its address points to; 0 is of no interest.
     TAG_OPERATION = 1
@@ -178,17 +168,7 @@ cdef struct Ring:
     uint32_t cq_mask
     cp_cqe* cqes
     bint woken                  # a completion of `wake` was seen
-    # Provided buffers; the kernel takes from the head, we move the tail: `buffer_lock`.
-    cp_mutex buffer_lock
-    cp_uring_buf* buffer_ring
-    size_t buffer_ring_size
-    char* buffers
-    size_t buffers_size
-    size_t buffer_size
-    uint32_t buffer_count       # entries of the ring
-    uint32_t buffers_provided   # of these, how many were ever given to the kernel
-    uint16_t buffer_tail
-    Chunk* chunks               # one for each buffer: the channel's lock of whoever has the buffer
+    BufferPool pool
 
 
 # -- submission -----------------------------------------------------------------------------------
@@ -398,13 +378,6 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
     channel_release(channel)
 
 
-cdef extern from *:
-    """
-    #define store_tail(word, value) __atomic_store_n((word), (value), __ATOMIC_RELEASE)
-    """
-    void store_tail(uint16_t* word, uint16_t value) noexcept nogil
-
-
 # -- streams --------------------------------------------------------------------------------------
 
 
@@ -451,46 +424,25 @@ cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
     stream.last_chunk = chunk
 
 
-cdef void give_buffer_back(Ring* ring, Chunk* chunk) noexcept nogil:
-    cdef cp_uring_buf* entry
-    cp_mutex_lock(&ring.buffer_lock)
-    entry = &ring.buffer_ring[ring.buffer_tail & (ring.buffer_count - 1)]
-    entry.addr = <uintptr_t> (ring.buffers + chunk.buffer * (ring.buffer_size + BUFFER_GAP))
-    entry.len = <uint32_t> ring.buffer_size
-    entry.bid = chunk.buffer
-    ring.buffer_tail += 1
-    # The tail lies over `resv` of the first entry: io_uring_register_buf_ring(3).
-    store_tail(&ring.buffer_ring[0].resv, ring.buffer_tail)
-    cp_mutex_unlock(&ring.buffer_lock)
-
-
-cdef bint provide_more(Ring* ring) noexcept nogil:
-    """Double the number of buffers; False when all are provided. Completion lock."""
-    cdef uint32_t first = ring.buffers_provided
-    cdef uint32_t i
-    ring.buffers_provided = min(max(2 * first, <uint32_t> FIRST_BUFFERS), ring.buffer_count)
-    for i in range(first, ring.buffers_provided):
-        ring.chunks[i].buffer = <uint16_t> i
-        give_buffer_back(ring, &ring.chunks[i])
-    return first != ring.buffers_provided
-
-
 cdef void release_chunk(Ring* ring, Stream* stream, Chunk* chunk) noexcept nogil:
     if stream.listens:
         free(chunk)
     else:
-        give_buffer_back(ring, chunk)
+        pool_release(&ring.pool, chunk)
 
 
 cdef int64_t next_input(
     Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
 ) noexcept nogil:
-    cdef Ring* ring = <Ring*> engine
     cdef Chunk* chunk = stream.first_chunk
     if chunk != NULL:
+        data[0] = chunk.data
+        if not stream.listens and <size_t> chunk.size > scratch_size:
+            chunk.data += scratch_size
+            chunk.size -= <int32_t> scratch_size
+            return scratch_size
         stream.first_chunk = chunk.next
         stream.current = chunk
-        data[0] = ring.buffers + chunk.buffer * (ring.buffer_size + BUFFER_GAP)
         return chunk.size
     if stream.error != 0:
         return -stream.error
@@ -502,8 +454,9 @@ cdef int64_t next_input(
 
 
 cdef void release_input(Engine* engine, Stream* stream) noexcept nogil:
-    release_chunk(<Ring*> engine, stream, stream.current)
-    stream.current = NULL
+    if stream.current != NULL:
+        release_chunk(<Ring*> engine, stream, stream.current)
+        stream.current = NULL
 
 
 cdef void input_completed(Ring* ring, Stream* stream, int32_t result, uint32_t flags) noexcept nogil:
@@ -523,10 +476,13 @@ cdef void input_completed(Ring* ring, Stream* stream, int32_t result, uint32_t f
         else:
             chunk.size = result
     elif flags & CP_CQE_F_BUFFER:
-        chunk = &ring.chunks[flags >> 16]
-        chunk.size = result
-        if channel.closing or result <= 0:
-            give_buffer_back(ring, chunk)
+        chunk = pool_filled(&ring.pool, flags, max(result, 0))
+        if chunk == NULL:
+            stream.error = ENOMEM
+            stream.wants_input = False
+            stream_schedule(stream, False)
+        elif channel.closing or result <= 0:
+            pool_release(&ring.pool, chunk)
             chunk = NULL
     if chunk != NULL:
         append_chunk(stream, chunk)
@@ -535,7 +491,7 @@ cdef void input_completed(Ring* ring, Stream* stream, int32_t result, uint32_t f
         stream.ended = True
         stream.wants_input = False
         stream_schedule(stream, False)
-    elif result == -ENOBUFS and not (stream.wants_input and provide_more(ring)):
+    elif result == -ENOBUFS and not (stream.wants_input and pool_grow(&ring.pool)):
         # All buffers wait for workers. By the time one comes to this stream, the buffers of
         # those before it are free again: `next_input` then asks again.
         stream_schedule(stream, False)
@@ -664,38 +620,7 @@ cdef void close_channel(Engine* engine, Channel* channel) noexcept nogil:
 
 cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:
     cdef Ring* ring = <Ring*> engine
-    cdef uint32_t count = MOST_BUFFERS
-    cdef cp_buf_reg registration
-    cdef int error
-    if ring.buffers != NULL:
-        return 0 if ring.buffer_size == size else EBUSY
-    while count > FEWEST_BUFFERS and count * size > BUFFER_MEMORY:
-        count //= 2
-    ring.chunks = <Chunk*> calloc(count, sizeof(Chunk))
-    ring.buffer_ring = <cp_uring_buf*> map_memory(count * sizeof(cp_uring_buf))
-    ring.buffers = <char*> map_memory(count * (size + BUFFER_GAP))
-    if ring.chunks == NULL or ring.buffer_ring == NULL or ring.buffers == NULL:
-        return ENOMEM
-    ring.buffer_ring_size = count * sizeof(cp_uring_buf)
-    ring.buffers_size = count * (size + BUFFER_GAP)
-    ring.buffer_count = count
-    ring.buffer_size = size
-    memset(&registration, 0, sizeof(registration))
-    registration.ring_addr = <uintptr_t> ring.buffer_ring
-    registration.ring_entries = count
-    registration.bgid = BUFFER_GROUP
-    error = cp_uring_register(ring.descriptor, CP_REGISTER_PBUF_RING, &registration, 1)
-    if error < 0:
-        return -error
-    provide_more(ring)
-    return 0
-
-
-cdef void* map_memory(size_t size) noexcept nogil:
-    cdef void* memory = mmap(
-        NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
-    )
-    return NULL if memory == MAP_FAILED else memory
+    return pool_open(&ring.pool, ring.descriptor, size)
 
 
 cdef void destroy(Engine* engine) noexcept nogil:
@@ -707,11 +632,7 @@ cdef void destroy(Engine* engine) noexcept nogil:
         munmap(ring.rings, ring.rings_size)
     if ring.descriptor >= 0:
         close(ring.descriptor)
-    if ring.buffer_ring != NULL:
-        munmap(ring.buffer_ring, ring.buffer_ring_size)
-    if ring.buffers != NULL:
-        munmap(ring.buffers, ring.buffers_size)
-    free(ring.chunks)
+    pool_close(&ring.pool)
     free(ring)
 
 
@@ -841,6 +762,7 @@ def probe():
         features["provided buffers"] = provide_buffers(&ring.engine, 64) == 0
         features["multishot receive"] = features["provided buffers"] and multishot_works(ring)
         missing = [name for name, there in features.items() if not there]
+        features["buffers filled bit by bit (PBUF_RING_INC)"] = bool(ring.pool.incremental)
         features["idle is not iowait (NO_IOWAIT)"] = bool(params.features & CP_FEAT_NO_IOWAIT)
     finally:
         destroy(&ring.engine)

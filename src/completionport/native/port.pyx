@@ -114,7 +114,7 @@ cdef class Port:
 
     @property
     def closed(self):
-        return self.core.scheduler.closed != 0
+        return self.core.scheduler.guard.closed != 0
 
     def associate(self, file, key=NO_KEY):
         if key is NO_KEY:

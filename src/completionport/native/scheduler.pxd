@@ -6,6 +6,7 @@ Nothing here touches a Python object: every function runs with or without the GI
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from .atomics cimport cp_mutex
+from .guard cimport Guard, guard_enter, guard_leave, guard_wait_until_alone
 
 ctypedef enum PacketKind:
     PACKET_POSTED     # a PostedPacket
@@ -36,9 +37,9 @@ cdef struct Waiter:
 
 cdef struct Scheduler:
     cp_mutex lock
-    uint32_t closed         # written under the lock, read anywhere (acquire)
+    # Threads inside a call: the kernel's objects outlive them. `closed` is written under the lock.
+    Guard guard
     int references          # atomic
-    int inside              # atomic: threads inside a call; the kernel objects outlive them
     # The engine, constant after creation.
     void* engine
     int (*kernel_wait)(void* engine, int64_t deadline_ns) noexcept nogil
@@ -81,8 +82,6 @@ cdef int64_t POLL
 
 cdef Scheduler* scheduler_new(int concurrency) noexcept nogil
 cdef void scheduler_release(Scheduler* s) noexcept nogil
-cdef bint enter(Scheduler* s) noexcept nogil
-cdef void leave(Scheduler* s) noexcept nogil
 cdef void push(Scheduler* s, Packet* packet, bint wake) noexcept nogil
 cdef bint post(Scheduler* s, void* transferred, void* key, void* overlapped) noexcept nogil
 cdef void wake_threads(Scheduler* s) noexcept nogil
@@ -90,4 +89,16 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil
 cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept nogil
 cdef void announce_close(Scheduler* s) noexcept nogil
 cdef Packet* close_queue(Scheduler* s) noexcept nogil
-cdef void wait_until_alone(Scheduler* s) noexcept nogil
+
+
+cdef inline bint enter(Scheduler* s) noexcept nogil:
+    """Begin a call that uses the engine; False when the port is closed."""
+    return guard_enter(&s.guard)
+
+
+cdef inline void leave(Scheduler* s) noexcept nogil:
+    guard_leave(&s.guard)
+
+
+cdef inline void wait_until_alone(Scheduler* s) noexcept nogil:
+    guard_wait_until_alone(&s.guard)

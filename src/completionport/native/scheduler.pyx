@@ -7,8 +7,6 @@ from .atomics cimport (
     cp_add_fetch,
     cp_futex_wait,
     cp_futex_wake,
-    cp_load_acquire,
-    cp_load_int,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_store_release,
@@ -56,32 +54,6 @@ cdef void scheduler_release(Scheduler* s) noexcept nogil:
             s.spare = <PostedPacket*> spare.packet.next
             free(spare)
         free(s)
-
-
-cdef bint enter(Scheduler* s) noexcept nogil:
-    """Announce a call that uses the engine; False when the port is closed.
-
-    The closing thread sets `closed`, then waits until `inside` is 0: as both sides write
-    before they read, one of them sees the other.
-    """
-    cp_add_fetch(&s.inside, 1)
-    if cp_load_acquire(&s.closed):
-        leave(s)
-        return False
-    return True
-
-
-cdef void leave(Scheduler* s) noexcept nogil:
-    if cp_add_fetch(&s.inside, -1) == 0 and cp_load_acquire(&s.closed):
-        cp_futex_wake(<uint32_t*> &s.inside, 1)
-
-
-cdef void wait_until_alone(Scheduler* s) noexcept nogil:
-    """Wait until no thread is inside a call; `closed` is set, so none comes in for long."""
-    cdef int inside = cp_load_int(&s.inside)
-    while inside != 0:
-        cp_futex_wait(<uint32_t*> &s.inside, inside, FOREVER)
-        inside = cp_load_int(&s.inside)
 
 
 # -- threads ------------------------------------------------------------------------------------
@@ -236,7 +208,7 @@ cdef bint post(Scheduler* s, void* transferred, void* key, void* overlapped) noe
     or the port is closed."""
     cdef PostedPacket* posted
     cp_mutex_lock(&s.lock)
-    if s.closed:
+    if s.guard.closed:
         cp_mutex_unlock(&s.lock)
         return False
     posted = s.spare
@@ -294,7 +266,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
     if me.held != s:
         use_port(me, s)
     cp_mutex_lock(&s.lock)
-    if not s.closed and s.head != NULL and (
+    if not s.guard.closed and s.head != NULL and (
         more or (
             s.running - me.holds_place < s.concurrency
             and s.since_kernel < LOOK_INTO_KERNEL_AFTER
@@ -331,7 +303,7 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
     me.arrival = s.arrivals
     s.waiting += 1
     while True:
-        if s.closed:
+        if s.guard.closed:
             status = TAKE_CLOSED
             break
         if s.since_kernel >= LOOK_INTO_KERNEL_AFTER:
@@ -404,7 +376,7 @@ cdef void announce_close(Scheduler* s) noexcept nogil:
     signals.count = 0
     signals.leader = False
     cp_mutex_lock(&s.lock)
-    cp_store_release(&s.closed, 1)
+    cp_store_release(&s.guard.closed, 1)
     while s.newest != NULL:
         signal_thread(s, s.newest, &signals)
     cp_mutex_unlock(&s.lock)

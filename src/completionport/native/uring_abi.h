@@ -138,6 +138,9 @@ enum {
 
     CP_CQE_F_BUFFER = 1 << 0,
     CP_CQE_F_MORE = 1 << 1,
+    CP_CQE_F_BUF_MORE = 1 << 4,
+
+    CP_PBUF_RING_INC = 2,
 
     CP_SQE_BUFFER_SELECT = 1 << 5,
 

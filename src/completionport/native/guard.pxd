@@ -1,0 +1,12 @@
+"""Who is inside: what a guard stands before is not taken away while a thread is in there."""
+
+from libc.stdint cimport uint32_t
+
+cdef struct Guard:
+    uint32_t closed     # atomic: set once
+    uint32_t left       # atomic, futex word: counts those who leave a closed guard
+    int nested          # atomic: threads that came from inside another guard
+
+cdef bint guard_enter(Guard* guard) noexcept nogil
+cdef void guard_leave(Guard* guard) noexcept nogil
+cdef void guard_wait_until_alone(Guard* guard) noexcept nogil
