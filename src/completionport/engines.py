@@ -37,7 +37,7 @@ def probe(name: str) -> EngineReport:
         return EngineReport(name, True)
     try:
         if name == "io_uring":
-            from .native.io_uring import probe as ask_kernel
+            from .native.uring_probe import probe as ask_kernel
         elif name == "epoll":
             from .native.epoll import probe as ask_kernel
         else:
