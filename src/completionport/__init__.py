@@ -14,10 +14,12 @@ from .errors import (
     PortForked,
 )
 from .handler import Connection, Handler
+from .histogram import Histogram
 from .interface import CompletionPort, Handle
 from .operation import Operation
 from .overlapped import Completion, Overlapped
 from .server import Server
+from .strand import Strand
 
 __all__ = [
     "AlreadyAssociated",
@@ -30,6 +32,7 @@ __all__ = [
     "Handle",
     "HandleClosed",
     "Handler",
+    "Histogram",
     "Operation",
     "OperationAborted",
     "OperationPending",
@@ -37,4 +40,5 @@ __all__ = [
     "PortClosed",
     "PortForked",
     "Server",
+    "Strand",
 ]

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from mmap import mmap
 from typing import Any, Protocol, TypeAlias
 
 from .overlapped import Completion, Overlapped
+from .strand import Strand
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
 Buffers: TypeAlias = "Buffer | Sequence[Buffer]"
@@ -178,7 +180,12 @@ class CompletionPort:
     ``concurrency``: how many threads that have taken a packet may run at a time;
     0 means as many as can run Python at once: the usable processors on a
     free-threaded interpreter, 1 under the GIL. A thread that has taken a packet holds
-    its place until it calls `get` again (here or at another port) or ends.
+    its place until it calls `get` again (here or at another port) or ends. While it blocks (a
+    lock, a sleep, a database call, anything in the kernel) it does not count, and within a few
+    milliseconds another one is let go; when it runs again it counts again, and the port may be
+    over its concurrency for that while. The engine ``selectors`` can't see who blocks: there
+    only `blocking` tells. More than one under the GIL helps for nothing but threads that compute
+    outside of it.
 
     ``engine``: ``"io_uring"``, ``"epoll"``, ``"selectors"``, or None for the best one
     that runs here. The environment variable ``COMPLETIONPORT_ENGINE`` decides in
@@ -216,12 +223,15 @@ class CompletionPort:
         """True once `close` was called."""
         raise NotImplementedError
 
-    def associate(self, file: HasFileno | int, key: Any) -> Handle:
+    def associate(
+        self, file: HasFileno | int, key: Any, *, strand: Strand | None = None
+    ) -> Handle:
         """Bind a file to this port (``CreateIoCompletionPort(file, port, key, 0)``).
 
         ``file``: a socket or any object with ``fileno()``, or a descriptor number. It may be
         blocking, non-blocking or have a timeout: that makes no difference here.
         ``key``: any object; it comes with every packet of this file (per-handle data).
+        ``strand``: a `Strand` of this port that all packets of this file are bound to.
 
         Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed one,
         `AlreadyAssociated` when a port has this file already.
@@ -249,20 +259,52 @@ class CompletionPort:
         """
         raise NotImplementedError
 
-    def post(self, transferred: Any = 0, key: Any = None, overlapped: Any = None) -> None:
+    def post(
+        self,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> None:
         """Put a packet into the queue: the three values come out of `get` unchanged.
+
+        ``strand``: a `Strand` of this port that the packet is bound to.
 
         Raised: `PortClosed`. Win32: ``PostQueuedCompletionStatus``.
         """
         raise NotImplementedError
 
-    def stats(self) -> dict[str, int | str]:
-        """Numbers for a look inside; reading them costs the port nothing.
+    def blocking(self) -> AbstractContextManager[None]:
+        """For ``with port.blocking():`` around what blocks: another thread may run meanwhile.
+
+        The port finds out by itself within a few milliseconds that a thread blocks; this
+        tells it at once. At the end of the block the thread counts again, and the port may be over
+        its concurrency for a while. In a thread that has taken no packet it does nothing.
+        """
+        raise NotImplementedError
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for a look inside.
 
         ``engine``, ``concurrency``; ``queued``: packets in the queue now; ``posted``, ``completed``
         and ``taken``: packets so far; ``pending``: operations under way; ``handles``: open
-        handles; ``waiting``: threads in `get`; ``running``: threads that hold a place.
-        An engine may add counters of its own.
+        handles; ``waiting``: threads in `get`; ``running``: threads that hold a place;
+        ``blocked``: threads at work on a packet that do not count, because they block;
+        ``replaced``: how often a thread was let go in the place of one that blocks; ``wakeups``: how
+        often a thread was woken. ``queue_time`` and ``work_time`` are `Histogram` objects: how long
+        packets waited, and how long threads took from `get` to `get`.
+        """
+        raise NotImplementedError
+
+    def _new_strand(self) -> Strand:
+        """For `Strand`."""
+        raise NotImplementedError
+
+    def _wait_until_stuck(self, timeout: float | None) -> bool:
+        """For `WorkerPool`: wait until packets wait and every thread at work blocks.
+
+        False when the time (seconds, None for no limit) is over; `PortClosed`. It holds no place.
         """
         raise NotImplementedError
 
