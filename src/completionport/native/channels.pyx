@@ -14,7 +14,7 @@ from .atomics cimport (
     cp_store_release,
 )
 from .engine cimport DONE, POLLABLE, REGULAR, SOCKET, iovec, msghdr
-from .scheduler cimport push
+from .scheduler cimport push, strand_release
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -126,6 +126,8 @@ cdef Channel* channel_retain(Channel* channel) noexcept nogil:
 
 cdef void channel_release(Channel* channel) noexcept nogil:
     if cp_add_fetch(&channel.references, -1) == 0:
+        if channel.strand != NULL:
+            strand_release(channel.strand)
         free(channel)
 
 
@@ -235,6 +237,7 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
         cp_mutex_unlock(&channel.lock)
         return EBADF
     operation.channel = channel
+    operation.packet.strand = channel.strand
     queue = queue_of(operation)
     if queue.head != NULL:
         channel_retain(channel)

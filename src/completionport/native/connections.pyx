@@ -43,6 +43,7 @@ from .scheduler cimport (
     push,
     take,
     take_ready,
+    thread_is_back,
 )
 from .streams cimport (
     stream_append,
@@ -422,6 +423,7 @@ cdef class ServerCore:
                 if not take_ready(scheduler, &taken, False):
                     with nogil:
                         status = take(scheduler, self.next_tick, &taken)
+                    thread_is_back()
                 if (
                     status == TAKE_PACKET and taken.packet != NULL
                     and taken.packet.kind == PACKET_STREAM and not STREAM_OF(taken.packet).listens

@@ -6,6 +6,7 @@ Handles hold the core, the `CompletionPort` holds the core, nothing in the core 
 """
 
 import os
+import sys
 
 from libc.stdint cimport int64_t
 
@@ -14,6 +15,7 @@ from .channels cimport channel_close, channel_release, channel_retain
 from .engine cimport Operation
 from .operations cimport drop_packet
 from .scheduler cimport (
+    FOREVER,
     Packet,
     announce_close,
     close_queue,
@@ -25,12 +27,14 @@ from .scheduler cimport (
 )
 from .epoll cimport epoll_new
 from .io_uring cimport io_uring_new
+from . import monitor  # the scheduler calls it
 
 from .. import association
 from ..errors import PortClosed, PortForked
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
 cdef object release_file = association.release
+cdef object is_finalizing = sys.is_finalizing
 
 cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)(), void (*parent)(), void (*child)() noexcept)
@@ -41,6 +45,7 @@ cdef extern from "unistd.h" nogil:
 cdef enum:
     # How often, a millisecond each, close() waits for the kernel to let go of a handle.
     CLOSE_PATIENCE = 50
+    LAST_PATIENCE_NS = 1000000000
 
 # How many forks lie between the first process and this one; written only by a child with one thread.
 cdef int fork_count = 0
@@ -177,19 +182,29 @@ cdef class Core:
 
     cdef int close(self) except -1:
         """Wake the waiting threads, cancel all operations, and wait for the kernel."""
-        cdef Packet* packets
+        cdef Packet* packets = NULL
         cdef Packet* packet
+        cdef int64_t deadline = FOREVER
+        cdef bint alone = True
         if self.forked():
             self.close_in_child()
             return 0
+        if is_finalizing():
+            # The interpreter may have stopped a thread inside for good.
+            deadline = cp_now_ns() + LAST_PATIENCE_NS
         with nogil:
             cp_mutex_lock(&self.close_lock)
             if not self.destroyed:
                 announce_close(self.scheduler)
-                wait_until_alone(self.scheduler)
-                close_channels(self)
-            packets = close_queue(self.scheduler)
-        if not self.destroyed:
+                alone = wait_until_alone(self.scheduler, deadline)
+                if alone:
+                    close_channels(self)
+            if alone:
+                packets = close_queue(self.scheduler)
+        if not alone:
+            # What such a thread may still hold goes with the process.
+            self.destroyed = True
+        elif not self.destroyed:
             self.destroyed = True
             self.engine.type.destroy(self.engine)
         cp_mutex_unlock(&self.close_lock)

@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from .atomics cimport cp_mutex
-from .scheduler cimport Packet, Scheduler
+from .scheduler cimport Packet, Scheduler, Strand
 
 cdef extern from "sys/uio.h" nogil:
     cdef struct iovec:
@@ -78,6 +78,7 @@ cdef struct Channel:
     int descriptor          # a duplicate that nobody else knows; -1 once let go (lock)
     ChannelKind kind
     const ChannelOwner* owner
+    Strand* strand          # that its packets are bound to, one reference, or NULL
     bint readable           # opened for it
     bint writable
     # lock:

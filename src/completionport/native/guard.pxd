@@ -1,6 +1,6 @@
 """Who is inside: what a guard stands before is not taken away while a thread is in there."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 
 cdef struct Guard:
     uint32_t closed     # atomic: set once
@@ -9,4 +9,4 @@ cdef struct Guard:
 
 cdef bint guard_enter(Guard* guard) noexcept nogil
 cdef void guard_leave(Guard* guard) noexcept nogil
-cdef void guard_wait_until_alone(Guard* guard) noexcept nogil
+cdef bint guard_wait_until_alone(Guard* guard, int64_t deadline_ns) noexcept nogil

@@ -6,7 +6,7 @@ A thread announces where it is in its own record, then reads `closed`. The closi
 sees the other.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from .atomics cimport (
@@ -33,6 +33,10 @@ cdef extern from "thread_record.h" nogil:
 cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
 
+cdef extern from "errno.h" nogil:
+    enum:
+        ETIMEDOUT
+
 cdef extern from *:
     """
     #define cp_announce(place, guard) __atomic_store_n((place), (guard), __ATOMIC_RELEASE)
@@ -55,6 +59,12 @@ cdef Record* records
 
 cdef void thread_ended(void* ended) noexcept nogil:
     cdef Record* record = <Record*> ended
+    if record.inside != NULL:
+        # The interpreter ends, and with it threads wherever they next wait for something of Python's.
+        record.depth = 1
+        cp_thread_record_set(record)
+        guard_leave(record.inside)
+        cp_thread_record_set(NULL)
     cp_mutex_lock(&records_lock)
     unlink(record)
     cp_mutex_unlock(&records_lock)
@@ -135,18 +145,20 @@ cdef bint somebody_inside(Guard* guard) noexcept nogil:
     return found
 
 
-cdef void guard_wait_until_alone(Guard* guard) noexcept nogil:
+cdef bint guard_wait_until_alone(Guard* guard, int64_t deadline_ns) noexcept nogil:
     """Wait until no thread is inside; `closed` is set, so none comes in for long.
 
-    The calling thread is not inside. What those inside wait for must have been woken.
+    The calling thread is not inside. What those inside wait for must have been woken. False when
+    the time is over (negative: no limit).
     """
     cdef uint32_t left
     cp_rare_fence()
     while True:
         left = cp_load_acquire(&guard.left)
         if not somebody_inside(guard):
-            return
-        cp_futex_wait(&guard.left, left, -1)
+            return True
+        if cp_futex_wait(&guard.left, left, deadline_ns) == ETIMEDOUT:
+            return False
 
 
 cdef void in_child() noexcept nogil:

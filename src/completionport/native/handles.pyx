@@ -17,6 +17,8 @@ from .channels cimport cancel_operations, channel_close, channel_new, submit_ope
 from .core cimport Core
 from .engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
 from .operations cimport HandleBase, OverlappedBase
+from .scheduler cimport strand_retain
+from .strand cimport Strand
 
 from .. import association
 from ..addresses import pack
@@ -72,7 +74,7 @@ cdef class Handle(HandleBase):
     cdef bint listening      # seen to be, which does not change
     cdef object __weakref__
 
-    def __init__(self, Core core, file, key):
+    def __init__(self, Core core, file, key, Strand strand=None):
         cdef ChannelKind kind
         cdef int duplicate
         if self.channel != NULL:
@@ -91,6 +93,9 @@ cdef class Handle(HandleBase):
             if self.channel == NULL:
                 os.close(duplicate)
                 raise MemoryError
+            if strand is not None:
+                strand_retain(strand.strand)
+                self.channel.strand = strand.strand
             self.channel.readable = access != os.O_WRONLY
             self.channel.writable = access != os.O_RDONLY
             self.key = key

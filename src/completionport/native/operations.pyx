@@ -27,7 +27,7 @@ from libc.string cimport memset
 from .atomics cimport cp_load_acquire, cp_store_release, cp_swap_if
 from .channels cimport channel_release
 from .engine cimport CLAIMED, IDLE, iovec
-from .scheduler cimport PACKET_OPERATION, PACKET_POSTED, PostedPacket
+from .scheduler cimport PACKET_OPERATION, PACKET_POSTED, PostedPacket, strand_release
 
 from ..errors import OperationAborted, OperationPending
 from ..operation import Operation as OperationCode
@@ -395,6 +395,8 @@ cdef int drop_packet(Packet* packet) except -1:
         Py_XDECREF(<PyObject*> posted.transferred)
         Py_XDECREF(<PyObject*> posted.key)
         Py_XDECREF(<PyObject*> posted.overlapped)
+        if packet.strand != NULL:
+            strand_release(packet.strand)
         free(posted)
     # A stream's packet lies in the stream, which its server lets go.
     return 0

@@ -22,17 +22,25 @@ from .scheduler cimport (
     TAKE_INTERRUPTED,
     TAKE_PACKET,
     TAKE_TIMEOUT,
+    HISTOGRAM_BUCKETS,
     Scheduler,
+    Strand as CStrand,
     Taken,
     TakeStatus,
+    Times,
     enter,
     leave,
     post,
     take,
     take_ready,
+    thread_is_back,
+    wait_until_stuck as stuck,
 )
+from .strand cimport Blocking, Strand
 
 from ..errors import PortClosed
+from ..histogram import Histogram
+from ..strand import check_strand
 from ..workers import default_concurrency
 
 
@@ -60,6 +68,11 @@ cdef int64_t deadline_of(object timeout) except? -2:
 cdef object warn = warnings.warn
 cdef object resource_warning = ResourceWarning
 cdef object NO_KEY = object()
+
+
+cdef object histogram_of(Times* times):
+    cdef int i
+    return Histogram([times.counts[i] for i in range(HISTOGRAM_BUCKETS)], times.total_ns)
 
 
 cdef class Port:
@@ -116,23 +129,30 @@ cdef class Port:
     def closed(self):
         return self.core.scheduler.guard.closed != 0
 
-    def associate(self, file, key=NO_KEY):
+    def associate(self, file, key=NO_KEY, *, strand=None):
         if key is NO_KEY:
             raise TypeError("associate() needs a key: any object, it comes with every packet")
+        if strand is not None:
+            check_strand(strand, self)
         self.core.begin()
         try:
-            return self.HANDLE(self.core, file, key)
+            return self.HANDLE(self.core, file, key, strand)
         finally:
             self.core.end()
 
-    def post(self, transferred=0, key=None, overlapped=None):
+    def post(self, transferred=0, key=None, overlapped=None, *, strand=None):
         cdef bint posted
+        cdef CStrand* bound = NULL
+        if strand is not None:
+            check_strand(strand, self)
+            bound = (<Strand> strand).strand
         self.core.begin()
         Py_INCREF(transferred)
         Py_INCREF(key)
         Py_INCREF(overlapped)
         posted = post(
-            self.core.scheduler, <PyObject*> transferred, <PyObject*> key, <PyObject*> overlapped
+            self.core.scheduler, <PyObject*> transferred, <PyObject*> key, <PyObject*> overlapped,
+            bound,
         )
         leave(self.core.scheduler)
         if not posted:
@@ -183,6 +203,7 @@ cdef class Port:
             with nogil:
                 status = take(scheduler, deadline, taken)
                 leave(scheduler)
+            thread_is_back()
             if status == TAKE_PACKET:
                 return True
             if status == TAKE_TIMEOUT:
@@ -201,7 +222,7 @@ cdef class Port:
         return {
             "engine": self.engine_name,
             "concurrency": copy.concurrency,
-            "queued": copy.queued,
+            "queued": copy.queued + copy.held_back,
             "posted": copy.posted,
             "completed": copy.completed,
             "taken": copy.taken,
@@ -210,7 +231,38 @@ cdef class Port:
             "waiting": copy.waiting,
             "running": copy.running,
             "wakeups": copy.wakeups,
+            "blocked": copy.blocked,
+            "replaced": copy.replaced,
+            "queue_time": histogram_of(&copy.queue_times),
+            "work_time": histogram_of(&copy.work_times),
         }
+
+    def blocking(self):
+        return Blocking(self.core)
+
+    def _new_strand(self):
+        self.core.begin()
+        try:
+            return self.STRAND(self.core)
+        finally:
+            self.core.end()
+
+    def _wait_until_stuck(self, timeout):
+        cdef TakeStatus status
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef Scheduler* scheduler = self.core.scheduler
+        while True:
+            self.core.begin()
+            with nogil:
+                status = stuck(scheduler, deadline)
+                leave(scheduler)
+            if status == TAKE_PACKET:
+                return True
+            if status == TAKE_TIMEOUT:
+                return False
+            if status == TAKE_CLOSED:
+                raise PortClosed("this completion port was closed while a thread waited in it")
+            PyErr_CheckSignals()
 
     def close(self):
         self.core.close()

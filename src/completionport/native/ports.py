@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from ..interface import CompletionPort
 from ..interface import Handle as PublicHandle
+from ..strand import Strand as PublicStrand
 from .handles import Handle as CompiledHandle
 from .port import Port
+from .strand import Strand as CompiledStrand
 
 
 class Handle(CompiledHandle, PublicHandle):
     """A handle of a compiled engine."""
+
+    __slots__ = ()
+
+
+class Strand(CompiledStrand, PublicStrand):
+    """A strand of a compiled engine."""
 
     __slots__ = ()
 
@@ -19,6 +27,7 @@ class IoUringPort(Port, CompletionPort):
 
     ENGINE = "io_uring"
     HANDLE = Handle
+    STRAND = Strand
 
 
 class EpollPort(Port, CompletionPort):
@@ -26,6 +35,7 @@ class EpollPort(Port, CompletionPort):
 
     ENGINE = "epoll"
     HANDLE = Handle
+    STRAND = Strand
 
 
 PORTS: dict[str, type[CompletionPort]] = {"io_uring": IoUringPort, "epoll": EpollPort}

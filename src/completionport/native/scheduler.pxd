@@ -13,9 +13,28 @@ ctypedef enum PacketKind:
     PACKET_OPERATION  # the first member of an Operation
     PACKET_STREAM     # in a Stream: a connection or a listening socket has something to tell
 
+cdef struct Scheduler
+cdef struct Strand
+cdef struct Waiter
+
 cdef struct Packet:
     Packet* next       # scheduler lock, while it is queued
     PacketKind kind    # constant
+    Strand* strand     # constant while it is queued; its owner sees to the strand's life
+    int64_t queued_ns  # scheduler lock: when it came, where that is measured, else 0
+
+cdef struct Strand:
+    int references          # atomic
+    Scheduler* scheduler    # one reference
+    # All below: the scheduler's lock.
+    bint busy               # a packet of it is in the queue or with a thread
+    Packet* head            # those that stay back
+    Packet* tail
+    int64_t queued
+    Waiter* holder          # the thread that is at work on a packet of it; one reference
+    Strand* next_held       # of the same thread
+    Strand* previous        # all of the port
+    Strand* following
 
 cdef struct PostedPacket:
     # The three references belong to the packet until it is taken.
@@ -25,7 +44,7 @@ cdef struct PostedPacket:
     void* overlapped
 
 cdef struct Waiter:
-    # One thread. All fields but `signal` and `held`: the lock of the scheduler it waits in.
+    # One thread. All fields without another word: the lock of the scheduler it waits in.
     Waiter* newer
     Waiter* older
     bint on_stack
@@ -33,7 +52,32 @@ cdef struct Waiter:
     uint64_t arrival
     uint32_t signal         # futex word, atomic: 1 means wake up
     Scheduler* held         # own thread only: the port last used, one reference
-    bint holds_place        # own thread only: a place of `held` is taken
+    # The place of `held` that it has, from a packet to the next call of get.
+    bint holds_place
+    Waiter* next_holder
+    Waiter* previous_holder
+    bint blocked            # so its place does not count
+    int declared            # it said so itself, so many times
+    Strand* strands         # held with the packets it is at work on
+    uint64_t turn           # counts its packets
+    int64_t started_ns      # when it took the packet, where that is measured, else 0
+    uint32_t returning      # atomic: has left `take`, and may still wait for the GIL
+    # Constant: how others see what it does.
+    int clock               # its CPU clock
+    int number              # gettid(2)
+    # The monitor's alone: what it saw at its last look.
+    uint64_t seen_turn
+    int64_t seen_cpu_ns
+    int64_t seen_at_ns
+
+cdef enum:
+    HISTOGRAM_STEPS = 16    # as completionport.histogram has it
+    HISTOGRAM_BUCKETS = 608 # up to 2**40 ns
+
+cdef struct Times:
+    # Measured times: the scheduler's lock.
+    int64_t total_ns
+    uint32_t counts[HISTOGRAM_BUCKETS]
 
 cdef struct Scheduler:
     cp_mutex lock
@@ -53,16 +97,29 @@ cdef struct Scheduler:
     Waiter* newest          # stack of waiting threads, the leader included
     Waiter* leader
     int concurrency
-    int running             # threads that hold a place
+    int running             # threads that hold a place that counts
+    int blocked             # threads that hold one that does not
+    Waiter* holders         # both
+    Strand* strands
     int woken               # signalled, not yet back under the lock
     int waiting
     uint64_t arrivals
     int64_t queued
+    int64_t held_back       # packets in strands
     int64_t posted
     int64_t completed
     int64_t taken
     int64_t wakeups
+    int64_t replaced        # wake-ups because a thread blocked
     int since_kernel        # packets taken since the kernel was last looked at
+    int64_t work_ns         # running average of the time from get to get
+    Times queue_times
+    Times work_times
+    bint watched            # the monitor looks at it
+    int keepers             # threads that wait until the port is stuck
+    uint32_t stuck          # futex word for them: counts
+
+ctypedef void (*Watch)(Scheduler*) noexcept nogil
 
 ctypedef enum TakeStatus:
     TAKE_PACKET
@@ -83,12 +140,27 @@ cdef int64_t POLL
 cdef Scheduler* scheduler_new(int concurrency) noexcept nogil
 cdef void scheduler_release(Scheduler* s) noexcept nogil
 cdef void push(Scheduler* s, Packet* packet, bint wake) noexcept nogil
-cdef bint post(Scheduler* s, void* transferred, void* key, void* overlapped) noexcept nogil
+cdef bint post(
+    Scheduler* s, void* transferred, void* key, void* overlapped, Strand* strand
+) noexcept nogil
 cdef void wake_threads(Scheduler* s) noexcept nogil
 cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil
 cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept nogil
 cdef void announce_close(Scheduler* s) noexcept nogil
 cdef Packet* close_queue(Scheduler* s) noexcept nogil
+cdef void thread_is_back() noexcept nogil
+cdef bint start_blocking(Scheduler* s) noexcept nogil
+cdef void end_blocking(Scheduler* s) noexcept nogil
+cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nogil
+cdef Strand* strand_new(Scheduler* s) noexcept nogil
+cdef void strand_retain(Strand* strand) noexcept nogil
+cdef void strand_release(Strand* strand) noexcept nogil
+cdef bint strand_let_go(Strand* strand) noexcept nogil
+# For the monitor.
+cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil
+cdef bint wants_watch(Scheduler* s) noexcept nogil
+cdef void unlock_and_help(Scheduler* s) noexcept nogil
+cdef void on_watch(Watch function) noexcept nogil
 
 
 cdef inline bint enter(Scheduler* s) noexcept nogil:
@@ -100,5 +172,5 @@ cdef inline void leave(Scheduler* s) noexcept nogil:
     guard_leave(&s.guard)
 
 
-cdef inline void wait_until_alone(Scheduler* s) noexcept nogil:
-    guard_wait_until_alone(&s.guard)
+cdef inline bint wait_until_alone(Scheduler* s, int64_t deadline_ns) noexcept nogil:
+    return guard_wait_until_alone(&s.guard, deadline_ns)

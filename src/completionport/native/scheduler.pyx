@@ -7,8 +7,10 @@ from .atomics cimport (
     cp_add_fetch,
     cp_futex_wait,
     cp_futex_wake,
+    cp_load_acquire,
     cp_mutex_lock,
     cp_mutex_unlock,
+    cp_now_ns,
     cp_store_release,
 )
 
@@ -16,6 +18,19 @@ cdef extern from "thread_record.h" nogil:
     void* cp_thread_record
     int cp_thread_records_open(void (*at_thread_end)(void*) noexcept) noexcept
     void cp_thread_record_set(void* record) noexcept
+
+cdef extern from "thread_clock.h" nogil:
+    int cp_own_clock()
+    int cp_own_number()
+
+cdef extern from *:
+    """
+    #define cp_leading_zeros(value) __builtin_clzll((unsigned long long)(value))
+    """
+    int cp_leading_zeros(int64_t value) nogil
+
+cdef extern from "pthread.h" nogil:
+    int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
 
 cdef extern from "errno.h" nogil:
     enum: EINTR
@@ -30,6 +45,10 @@ cdef enum:
     LOOK_INTO_KERNEL_AFTER = 61
     SPARE_PACKETS = 256
     SIGNALS_AT_ONCE = 8
+    # What it costs to wake a thread, ns: shorter work is done sooner by who is awake.
+    WAKE_COST = 5000
+    # One packet of so many is measured (a power of 2), unless work takes longer than a wake-up.
+    MEASURE_EVERY = 16
 
 cdef struct Signals:
     # Futex words to wake once the lock is free. Waking one whose thread has gone on is harmless.
@@ -62,7 +81,7 @@ cdef void scheduler_release(Scheduler* s) noexcept nogil:
 cdef void thread_ended(void* record) noexcept nogil:
     cdef Waiter* me = <Waiter*> record
     if me.held != NULL:
-        give_place_back(me)
+        end_turn_elsewhere(me)
         scheduler_release(me.held)
     free(me)
 
@@ -71,29 +90,139 @@ cdef inline Waiter* current_thread() noexcept nogil:
     cdef Waiter* me = <Waiter*> cp_thread_record
     if me == NULL:
         me = <Waiter*> calloc(1, sizeof(Waiter))
+        me.clock = cp_own_clock()
+        me.number = cp_own_number()
         cp_thread_record_set(me)
     return me
 
 
-cdef void give_place_back(Waiter* me) noexcept nogil:
+cdef void end_turn_elsewhere(Waiter* me) noexcept nogil:
+    """Be done with what was taken from the port that was used before."""
     cdef Scheduler* s = me.held
     if me.holds_place:
-        me.holds_place = False
         if enter(s):
             cp_mutex_lock(&s.lock)
-            s.running -= 1
+            end_turn(s, me)
+            give_place_back(s, me)
             unlock_and_wake(s)
             leave(s)
+        else:
+            # Nobody else looks at a closed port's places, but the holders must leave its list.
+            cp_mutex_lock(&s.lock)
+            end_turn(s, me)
+            give_place_back(s, me)
+            cp_mutex_unlock(&s.lock)
 
 
 cdef void use_port(Waiter* me, Scheduler* s) noexcept nogil:
     """A thread works for one port at a time: coming to this one ends its work for another."""
     if me.held != s:
         if me.held != NULL:
-            give_place_back(me)
+            end_turn_elsewhere(me)
             scheduler_release(me.held)
         cp_add_fetch(&s.references, 1)
         me.held = s
+
+
+# -- places: the scheduler's lock in all of these ------------------------------------------------
+
+
+cdef inline void take_place(Scheduler* s, Waiter* me) noexcept nogil:
+    me.holds_place = True
+    s.running += 1
+    me.previous_holder = NULL
+    me.next_holder = s.holders
+    if s.holders != NULL:
+        s.holders.previous_holder = me
+    s.holders = me
+
+
+cdef inline void give_place_back(Scheduler* s, Waiter* me) noexcept nogil:
+    if not me.holds_place:
+        return
+    me.holds_place = False
+    me.declared = 0
+    set_blocked(s, me, False)
+    s.running -= 1
+    if me.previous_holder == NULL:
+        s.holders = me.next_holder
+    else:
+        me.previous_holder.next_holder = me.next_holder
+    if me.next_holder != NULL:
+        me.next_holder.previous_holder = me.previous_holder
+
+
+cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil:
+    """A thread that blocks holds its place, but the place does not count."""
+    if thread.blocked != blocked:
+        thread.blocked = blocked
+        if blocked:
+            s.running -= 1
+            s.blocked += 1
+        else:
+            s.running += 1
+            s.blocked -= 1
+
+
+cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
+    """The thread goes off to work on a packet."""
+    me.turn += 1
+    me.started_ns = 0
+    if s.work_ns >= WAKE_COST or s.taken & (MEASURE_EVERY - 1) == 0:
+        me.started_ns = cp_now_ns()
+
+
+cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
+    """The thread is done with what it had taken."""
+    cdef int64_t took
+    if me.started_ns != 0:
+        took = cp_now_ns() - me.started_ns
+        me.started_ns = 0
+        count_time(&s.work_times, took)
+        # One very long turn must not make the port wake threads for long after it.
+        s.work_ns += (min(took, <int64_t> 100 * WAKE_COST) - s.work_ns) // 8
+    while me.strands != NULL:
+        let_strand_go(s, me.strands)
+
+
+cdef inline void count_time(Times* times, int64_t took) noexcept nogil:
+    cdef int shift
+    cdef int64_t index = max(took, 0)
+    if index >= HISTOGRAM_STEPS:
+        shift = 63 - cp_leading_zeros(index) - 4
+        index = shift * HISTOGRAM_STEPS + (index >> shift)
+    times.counts[min(index, HISTOGRAM_BUCKETS - 1)] += 1
+    times.total_ns += took
+
+
+cdef bint start_blocking(Scheduler* s) noexcept nogil:
+    """The calling thread says that it is about to block; False when it holds no place."""
+    cdef Waiter* me = current_thread()
+    if me.held != s or not me.holds_place or not enter(s):
+        return False
+    cp_mutex_lock(&s.lock)
+    me.declared += 1
+    set_blocked(s, me, True)
+    if s.newest != NULL and s.queued > s.woken:
+        s.replaced += 1
+    unlock_and_wake(s)
+    leave(s)
+    return True
+
+
+cdef void end_blocking(Scheduler* s) noexcept nogil:
+    cdef Waiter* me = current_thread()
+    if me.held == s:
+        cp_mutex_lock(&s.lock)
+        # Both are over when it has called get meanwhile.
+        if me.holds_place and me.declared > 0:
+            me.declared -= 1
+            if me.declared == 0:
+                set_blocked(s, me, False)
+        cp_mutex_unlock(&s.lock)
+
+
+# -- waiting threads --------------------------------------------------------------------------------
 
 
 cdef inline void stack_insert(Scheduler* s, Waiter* me) noexcept nogil:
@@ -158,8 +287,56 @@ cdef inline void send_signals(Scheduler* s, Signals* signals) noexcept nogil:
         s.kernel_wake(s.engine)
 
 
+cdef Watch watch = NULL
+
+
+cdef void on_watch(Watch function) noexcept nogil:
+    """What is called, without a lock, when a port wants to be watched."""
+    global watch
+    watch = function
+
+
+cdef inline bint worth_a_wakeup(Scheduler* s) noexcept nogil:
+    """Whether a waiting thread should be let go although others are at work. Lock.
+
+    When it says no and is wrong, because those others take long, the monitor mends it.
+    """
+    cdef int64_t left = s.queued - s.woken
+    if left > 0:
+        return s.running == 0 or left * s.work_ns >= WAKE_COST
+    return s.leader == NULL and s.woken == 0 and (s.running == 0 or s.work_ns >= WAKE_COST)
+
+
+cdef bint wants_watch(Scheduler* s) noexcept nogil:
+    """Whether the port would have to know if a thread blocks. Lock."""
+    if s.holders == NULL:
+        return False
+    if s.newest != NULL:
+        return s.queued != 0 or s.leader == NULL
+    return s.blocked != 0 or (s.keepers != 0 and s.queued != 0)
+
+
 cdef inline void unlock_and_wake(Scheduler* s) noexcept nogil:
     """Unlock, and let go the threads that packets and free places allow to."""
+    cdef Signals signals
+    cdef bint unwatched
+    signals.count = 0
+    signals.leader = False
+    while (
+        s.newest != NULL and s.running + s.woken < s.concurrency and worth_a_wakeup(s)
+    ):
+        signal_thread(s, s.newest, &signals)
+    unwatched = not s.watched and wants_watch(s)
+    if unwatched:
+        s.watched = True
+    cp_mutex_unlock(&s.lock)
+    send_signals(s, &signals)
+    if unwatched:
+        watch(s)
+
+
+cdef void unlock_and_help(Scheduler* s) noexcept nogil:
+    """Unlock, and let threads go without asking whether it is worth it: those at work are stuck."""
     cdef Signals signals
     signals.count = 0
     signals.leader = False
@@ -169,8 +346,35 @@ cdef inline void unlock_and_wake(Scheduler* s) noexcept nogil:
         and (s.queued > s.woken or (s.leader == NULL and s.woken == 0))
     ):
         signal_thread(s, s.newest, &signals)
+        if s.blocked != 0:
+            s.replaced += 1
+    if s.keepers != 0 and s.queued != 0 and s.running == 0 and s.newest == NULL:
+        s.stuck += 1
+        cp_futex_wake(&s.stuck, 1)
     cp_mutex_unlock(&s.lock)
     send_signals(s, &signals)
+
+
+cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nogil:
+    """Wait until packets are queued and all threads at work block. The caller is inside `enter`.
+
+    TAKE_PACKET when it is so.
+    """
+    cdef uint32_t seen
+    cdef int error
+    cp_mutex_lock(&s.lock)
+    s.keepers += 1
+    seen = s.stuck
+    unlock_and_wake(s)
+    error = cp_futex_wait(&s.stuck, seen, deadline_ns)
+    cp_mutex_lock(&s.lock)
+    s.keepers -= 1
+    cp_mutex_unlock(&s.lock)
+    if s.guard.closed:
+        return TAKE_CLOSED
+    if error == ETIMEDOUT:
+        return TAKE_TIMEOUT
+    return TAKE_INTERRUPTED if error == EINTR else TAKE_PACKET
 
 
 cdef void wake_threads(Scheduler* s) noexcept nogil:
@@ -192,18 +396,33 @@ cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
     s.queued += 1
 
 
+cdef inline void enqueue(Scheduler* s, Packet* packet) noexcept nogil:
+    """Into the queue, or into its strand when that is busy. Lock."""
+    packet.queued_ns = 0
+    if (s.posted + s.completed) & (MEASURE_EVERY - 1) == 0:
+        packet.queued_ns = cp_now_ns()
+    if packet.strand != NULL:
+        if packet.strand.busy:
+            hold_back(s, packet)
+            return
+        packet.strand.busy = True
+    append(s, packet)
+
+
 cdef void push(Scheduler* s, Packet* packet, bint wake) noexcept nogil:
     """Queue a completion. With ``wake`` false the caller sees to `wake_threads` itself."""
     cp_mutex_lock(&s.lock)
-    append(s, packet)
     s.completed += 1
+    enqueue(s, packet)
     if wake and s.newest != NULL:
         unlock_and_wake(s)
     else:
         cp_mutex_unlock(&s.lock)
 
 
-cdef bint post(Scheduler* s, void* transferred, void* key, void* overlapped) noexcept nogil:
+cdef bint post(
+    Scheduler* s, void* transferred, void* key, void* overlapped, Strand* strand
+) noexcept nogil:
     """Queue three references, which the packet owns from now on; False when there is no memory
     or the port is closed."""
     cdef PostedPacket* posted
@@ -224,16 +443,19 @@ cdef bint post(Scheduler* s, void* transferred, void* key, void* overlapped) noe
     posted.transferred = transferred
     posted.key = key
     posted.overlapped = overlapped
-    append(s, &posted.packet)
+    posted.packet.strand = strand
+    if strand != NULL:
+        strand_retain(strand)
     s.posted += 1
-    if s.newest != NULL:
+    enqueue(s, &posted.packet)
+    if s.newest != NULL or s.keepers != 0:
         unlock_and_wake(s)
     else:
         cp_mutex_unlock(&s.lock)
     return True
 
 
-cdef inline void pop(Scheduler* s, Taken* taken) noexcept nogil:
+cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken) noexcept nogil:
     cdef Packet* packet = s.head
     cdef PostedPacket* posted
     s.head = packet.next
@@ -241,6 +463,10 @@ cdef inline void pop(Scheduler* s, Taken* taken) noexcept nogil:
         s.tail = NULL
     s.queued -= 1
     s.taken += 1
+    if packet.queued_ns != 0:
+        count_time(&s.queue_times, cp_now_ns() - packet.queued_ns)
+    if packet.strand != NULL:
+        hold_strand(me, packet.strand)
     taken.packet = packet
     if packet.kind == PACKET_POSTED:
         posted = <PostedPacket*> packet
@@ -248,6 +474,8 @@ cdef inline void pop(Scheduler* s, Taken* taken) noexcept nogil:
         taken.transferred = posted.transferred
         taken.key = posted.key
         taken.overlapped = posted.overlapped
+        if packet.strand != NULL:
+            strand_release(packet.strand)
         if s.spare_count < SPARE_PACKETS:
             packet.next = <Packet*> s.spare
             s.spare = posted
@@ -266,6 +494,11 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
     if me.held != s:
         use_port(me, s)
     cp_mutex_lock(&s.lock)
+    if not more:
+        end_turn(s, me)
+        if me.blocked:
+            me.declared = 0
+            set_blocked(s, me, False)
     if not s.guard.closed and s.head != NULL and (
         more or (
             s.running - me.holds_place < s.concurrency
@@ -273,10 +506,11 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
         )
     ):
         if not more:
-            s.running += 1 - me.holds_place
-            me.holds_place = True
+            if not me.holds_place:
+                take_place(s, me)
+            start_turn(s, me)
         s.since_kernel += 1
-        pop(s, taken)
+        pop(s, me, taken)
         found = True
         if s.newest != NULL:
             unlock_and_wake(s)
@@ -296,9 +530,8 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
     if me.held != s:
         use_port(me, s)
     cp_mutex_lock(&s.lock)
-    if me.holds_place:
-        me.holds_place = False
-        s.running -= 1
+    end_turn(s, me)
+    give_place_back(s, me)
     s.arrivals += 1
     me.arrival = s.arrivals
     s.waiting += 1
@@ -317,10 +550,11 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             # What the leader reaped belongs to a thread that came later, if one waits.
             reaped and s.newest != NULL and s.newest.arrival > me.arrival
         ):
-            me.holds_place = True
-            s.running += 1
+            take_place(s, me)
+            start_turn(s, me)
             s.since_kernel += 1
-            pop(s, taken)
+            cp_store_release(&me.returning, 1)
+            pop(s, me, taken)
             status = TAKE_PACKET
             break
         if error == EINTR:
@@ -359,10 +593,21 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
     return status
 
 
+cdef void thread_is_back() noexcept nogil:
+    """The thread that has left `take` holds the GIL again, or needs none."""
+    cp_store_release(&(<Waiter*> cp_thread_record).returning, 0)
+
+
 cdef Packet* close_queue(Scheduler* s) noexcept nogil:
     """Take what is queued out, to be dropped. `closed` is set and no thread is inside."""
     cdef Packet* packets
+    cdef Strand* strand
     cp_mutex_lock(&s.lock)
+    strand = s.strands
+    while strand != NULL:
+        while strand.head != NULL:
+            append(s, next_held_back(s, strand))
+        strand = strand.following
     packets = s.head
     s.head = s.tail = NULL
     s.queued = 0
@@ -379,9 +624,128 @@ cdef void announce_close(Scheduler* s) noexcept nogil:
     cp_store_release(&s.guard.closed, 1)
     while s.newest != NULL:
         signal_thread(s, s.newest, &signals)
+    s.stuck += 1
+    cp_futex_wake(&s.stuck, 0x7fffffff)
     cp_mutex_unlock(&s.lock)
     send_signals(s, &signals)
 
 
-if cp_thread_records_open(thread_ended) != 0:
+# -- strands ----------------------------------------------------------------------------------------
+
+
+cdef Strand* strand_new(Scheduler* s) noexcept nogil:
+    cdef Strand* strand = <Strand*> calloc(1, sizeof(Strand))
+    if strand == NULL:
+        return NULL
+    strand.references = 1
+    strand.scheduler = s
+    cp_add_fetch(&s.references, 1)
+    cp_mutex_lock(&s.lock)
+    strand.following = s.strands
+    if s.strands != NULL:
+        s.strands.previous = strand
+    s.strands = strand
+    cp_mutex_unlock(&s.lock)
+    return strand
+
+
+cdef void strand_retain(Strand* strand) noexcept nogil:
+    cp_add_fetch(&strand.references, 1)
+
+
+cdef void strand_release(Strand* strand) noexcept nogil:
+    """One reference less. Without the scheduler's lock, or it is not the last one."""
+    cdef Scheduler* s = strand.scheduler
+    if cp_add_fetch(&strand.references, -1) == 0:
+        cp_add_fetch(&s.references, 1)
+        cp_mutex_lock(&s.lock)
+        drop_strand(s, strand)
+        cp_mutex_unlock(&s.lock)
+        scheduler_release(s)
+
+
+cdef void drop_strand(Scheduler* s, Strand* strand) noexcept nogil:
+    """Lock, and the caller has a reference to the scheduler."""
+    if strand.previous == NULL:
+        s.strands = strand.following
+    else:
+        strand.previous.following = strand.following
+    if strand.following != NULL:
+        strand.following.previous = strand.previous
+    free(strand)
+    scheduler_release(s)
+
+
+cdef void hold_back(Scheduler* s, Packet* packet) noexcept nogil:
+    """Behind those of its strand that stay back already. Lock."""
+    cdef Strand* strand = packet.strand
+    packet.next = NULL
+    if strand.tail == NULL:
+        strand.head = packet
+    else:
+        strand.tail.next = packet
+    strand.tail = packet
+    strand.queued += 1
+    s.held_back += 1
+
+
+cdef Packet* next_held_back(Scheduler* s, Strand* strand) noexcept nogil:
+    cdef Packet* packet = strand.head
+    strand.head = packet.next
+    if strand.head == NULL:
+        strand.tail = NULL
+    strand.queued -= 1
+    s.held_back -= 1
+    return packet
+
+
+cdef void hold_strand(Waiter* me, Strand* strand) noexcept nogil:
+    """The thread takes a packet of the strand. Lock."""
+    strand_retain(strand)
+    strand.holder = me
+    strand.next_held = me.strands
+    me.strands = strand
+
+
+cdef void let_strand_go(Scheduler* s, Strand* strand) noexcept nogil:
+    """Its holder, the calling thread, is done with the packet: the next one may go. Lock."""
+    cdef Waiter* holder = strand.holder
+    cdef Strand** place = &holder.strands
+    while place[0] != strand:
+        place = &place[0].next_held
+    place[0] = strand.next_held
+    strand.next_held = NULL
+    strand.holder = NULL
+    if strand.head != NULL:
+        append(s, next_held_back(s, strand))
+    else:
+        strand.busy = False
+    if cp_add_fetch(&strand.references, -1) == 0:
+        drop_strand(s, strand)
+
+
+cdef bint strand_let_go(Strand* strand) noexcept nogil:
+    """For the calling thread; False when it does not hold the strand."""
+    cdef Scheduler* s = strand.scheduler
+    cdef Waiter* me = current_thread()
+    cp_mutex_lock(&s.lock)
+    if strand.holder != me:
+        cp_mutex_unlock(&s.lock)
+        return False
+    let_strand_go(s, strand)
+    unlock_and_wake(s)
+    return True
+
+
+cdef void in_child() noexcept nogil:
+    """What this thread had taken is the parent's; the CPU clock is another one."""
+    cdef Waiter* me = <Waiter*> cp_thread_record
+    if me != NULL:
+        me.holds_place = me.blocked = me.on_stack = False
+        me.strands = NULL
+        me.clock = cp_own_clock()
+        me.number = cp_own_number()
+
+
+if cp_thread_records_open(thread_ended) != 0 or pthread_atfork(NULL, NULL, in_child) != 0:
     raise MemoryError("no key left for thread-local data")

@@ -1,0 +1,251 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Finds the threads that block with a packet, so that the port lets others go in their place.
+
+One thread for all ports of the process, without the GIL, made when the first port wants it. It
+sleeps while no port has to be watched: a port does while threads wait in `get` that could not see to
+what comes, because those at work hold all places, or because nobody looks into the kernel. Then it
+looks every millisecond at each thread that is at work on the same packet as at its last look: what
+has used no processor meanwhile, and does not wait for one, blocks.
+
+It also lets a thread go when those at work take long, and gives the kernel what they have started.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from .atomics cimport (
+    cp_add_fetch,
+    cp_futex_wait,
+    cp_futex_wake,
+    cp_load_acquire,
+    cp_mutex,
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_now_ns,
+    cp_store_release,
+)
+from .scheduler cimport (
+    FOREVER,
+    Scheduler,
+    Waiter,
+    enter,
+    leave,
+    on_watch,
+    scheduler_release,
+    set_blocked,
+    unlock_and_help,
+    wants_watch,
+)
+
+cdef extern from "thread_clock.h" nogil:
+    int64_t cp_clock_ns(int clock)
+    bint cp_thread_sleeps(int number)
+    int cp_start_thread(void* (*body)(void*) noexcept nogil)
+
+cdef extern from "pthread.h" nogil:
+    int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
+
+cdef enum:
+    TICK_NS = 1000000
+    # A port is watched for so long after it last wanted it: to wake the monitor costs more than some ticks.
+    LINGER_TICKS = 30
+    # With nothing waiting it only has to notice that blocked threads run again.
+    SLOWEST_TICK_NS = 64000000
+    # A thread that used less than this part of the time blocks.
+    IDLE_PART = 20
+    MOST_SUSPECTS = 256
+
+cdef struct Watch:
+    Scheduler* scheduler    # one reference
+    Watch* next
+    int idle_ticks          # the monitor's alone
+
+cdef struct Suspect:
+    Waiter* thread          # not to be followed without the scheduler's lock
+    uint64_t turn
+    int clock
+    int number
+    bint blocked
+    bint judged
+    int64_t before_cpu_ns
+    int64_t before_at_ns
+    int64_t cpu_ns
+    int64_t at_ns
+
+# `monitor_lock`:
+cdef cp_mutex monitor_lock
+cdef Watch* arrived         # asked for since the last look
+cdef bint started
+# Atomic, futex word: counts what came.
+cdef uint32_t arrivals
+# The monitor's alone:
+cdef Watch* watches
+cdef Suspect suspects[MOST_SUSPECTS]
+
+
+cdef void watch(Scheduler* s) noexcept nogil:
+    """Look at this port from now on; `watched` was set by the caller."""
+    global arrived, started
+    cdef Watch* entry = <Watch*> calloc(1, sizeof(Watch))
+    if entry == NULL:
+        return
+    entry.scheduler = s
+    cp_add_fetch(&s.references, 1)
+    cp_mutex_lock(&monitor_lock)
+    entry.next = arrived
+    arrived = entry
+    if not started:
+        started = cp_start_thread(run) == 0
+    cp_mutex_unlock(&monitor_lock)
+    cp_add_fetch(<int*> &arrivals, 1)
+    cp_futex_wake(&arrivals, 1)
+
+
+cdef void* run(void* nothing) noexcept nogil:
+    global watches, arrived
+    cdef uint32_t seen
+    cdef int64_t pause = TICK_NS
+    cdef bint urgent
+    while True:
+        seen = cp_load_acquire(&arrivals)
+        cp_mutex_lock(&monitor_lock)
+        while arrived != NULL:
+            entry = arrived
+            arrived = entry.next
+            entry.next = watches
+            watches = entry
+            pause = TICK_NS
+        cp_mutex_unlock(&monitor_lock)
+        if watches == NULL:
+            cp_futex_wait(&arrivals, seen, FOREVER)
+            continue
+        urgent = look_at_all()
+        pause = <int64_t> TICK_NS if urgent else min(pause * 2, <int64_t> SLOWEST_TICK_NS)
+        if watches != NULL:
+            cp_futex_wait(&arrivals, seen, cp_now_ns() + pause)
+
+
+cdef bint look_at_all() noexcept nogil:
+    """One look at each port; True when one of them can't wait long for the next."""
+    global watches
+    cdef Watch** place = &watches
+    cdef Watch* entry
+    cdef bint urgent = False
+    cdef bint wanted
+    while place[0] != NULL:
+        entry = place[0]
+        wanted = False
+        if enter(entry.scheduler):
+            wanted = look_at(entry.scheduler)
+            if entry.idle_ticks > LINGER_TICKS and not wanted:
+                wanted = not unwatch(entry.scheduler)
+            elif not wanted:
+                entry.idle_ticks += 1
+                wanted = True
+            else:
+                entry.idle_ticks = 0
+            # A thread that blocks with nothing waiting for it is of no hurry.
+            urgent = urgent or entry.scheduler.newest != NULL or entry.scheduler.queued != 0
+            leave(entry.scheduler)
+        if wanted:
+            place = &entry.next
+        else:
+            place[0] = entry.next
+            scheduler_release(entry.scheduler)
+            free(entry)
+    return urgent
+
+
+cdef bint unwatch(Scheduler* s) noexcept nogil:
+    """Stop looking, unless it is wanted again."""
+    cdef bint done
+    cp_mutex_lock(&s.lock)
+    done = not wants_watch(s)
+    if done:
+        s.watched = False
+    cp_mutex_unlock(&s.lock)
+    return done
+
+
+cdef bint look_at(Scheduler* s) noexcept nogil:
+    """Judge the threads at work, and do what follows; True when the port has to be watched."""
+    cdef int count = 0
+    cdef int i
+    cdef int known = 0
+    cdef bint wanted
+    cdef bint stuck = True
+    cdef Waiter* thread
+    cp_mutex_lock(&s.lock)
+    wanted = wants_watch(s)
+    thread = s.holders
+    while wanted and thread != NULL and count < MOST_SUSPECTS:
+        if thread.turn != thread.seen_turn:
+            # It comes back to the port: all is well, and its clock need not be read.
+            thread.seen_turn = thread.turn
+            thread.seen_cpu_ns = -1
+            stuck = False
+        elif not cp_load_acquire(&thread.returning):
+            suspects[count].thread = thread
+            suspects[count].turn = thread.turn
+            suspects[count].clock = thread.clock
+            suspects[count].number = thread.number
+            suspects[count].blocked = thread.blocked
+            suspects[count].before_cpu_ns = thread.seen_cpu_ns
+            suspects[count].before_at_ns = thread.seen_at_ns
+            count += 1
+        thread = thread.next_holder
+    cp_mutex_unlock(&s.lock)
+    if not wanted:
+        return False
+    for i in range(count):
+        judge(&suspects[i])
+    if stuck:
+        # What those at work have started must not wait for them.
+        s.kernel_submit(s.engine)
+    cp_mutex_lock(&s.lock)
+    thread = s.holders
+    while thread != NULL and count != 0:
+        for i in range(count):
+            if suspects[i].thread == thread and suspects[i].turn == thread.turn:
+                thread.seen_cpu_ns = suspects[i].cpu_ns
+                thread.seen_at_ns = suspects[i].at_ns
+                if suspects[i].judged and thread.declared == 0:
+                    set_blocked(s, thread, suspects[i].blocked)
+                break
+        thread = thread.next_holder
+    if stuck or s.blocked != 0:
+        unlock_and_help(s)
+    else:
+        cp_mutex_unlock(&s.lock)
+    return True
+
+
+cdef void judge(Suspect* suspect) noexcept nogil:
+    cdef int64_t used
+    cdef int64_t elapsed
+    suspect.judged = False
+    suspect.at_ns = cp_now_ns()
+    suspect.cpu_ns = cp_clock_ns(suspect.clock)
+    if suspect.before_cpu_ns < 0 or suspect.cpu_ns < 0:
+        return
+    used = suspect.cpu_ns - suspect.before_cpu_ns
+    elapsed = suspect.at_ns - suspect.before_at_ns
+    if used * IDLE_PART >= elapsed:
+        suspect.judged = True
+        suspect.blocked = False
+    elif cp_thread_sleeps(suspect.number):
+        suspect.judged = True
+        suspect.blocked = True
+
+
+cdef void in_child() noexcept nogil:
+    """The thread is not in the child, and neither are the ports that it watched."""
+    global monitor_lock, arrived, started, watches
+    monitor_lock = 0
+    arrived = watches = NULL
+    started = False
+
+
+on_watch(watch)
+if pthread_atfork(NULL, NULL, in_child) != 0:
+    raise MemoryError("pthread_atfork failed")

@@ -1,0 +1,60 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The strands of the compiled ports, and their way of saying that a thread blocks.
+
+`completionport.Strand` and `completionport.CompletionPort.blocking` document them.
+"""
+
+from .core cimport Core
+from .scheduler cimport (
+    Strand as CStrand,
+    end_blocking,
+    start_blocking,
+    strand_let_go,
+    strand_new,
+    strand_release,
+)
+
+
+
+
+cdef class Strand:
+    def __cinit__(self, Core core):
+        self.core = core
+        self.strand = strand_new(core.scheduler)
+        if self.strand == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.strand != NULL:
+            strand_release(self.strand)
+
+    def __repr__(self):
+        return f"<Strand, {self.queued} queued>"
+
+    @property
+    def port(self):
+        return self.core.port_reference()
+
+    @property
+    def queued(self):
+        return self.strand.queued
+
+    def release(self):
+        if not strand_let_go(self.strand):
+            raise RuntimeError("the calling thread is not at work on a packet of this strand")
+
+
+cdef class Blocking:
+    """What ``with port.blocking():`` uses."""
+
+    def __cinit__(self, Core core):
+        self.core = core
+
+    def __enter__(self):
+        self.core.begin()
+        self.core.end()
+        self.told = start_blocking(self.core.scheduler)
+
+    def __exit__(self, *exc_info):
+        if self.told:
+            end_blocking(self.core.scheduler)

@@ -1,0 +1,74 @@
+/* What one thread can learn of another: how much it has run, and whether it wants to. */
+#ifndef COMPLETIONPORT_THREAD_CLOCK_H
+#define COMPLETIONPORT_THREAD_CLOCK_H
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static inline int cp_own_clock(void)
+{
+    clockid_t clock;
+    return pthread_getcpuclockid(pthread_self(), &clock) == 0 ? (int)clock : -1;
+}
+
+static inline int cp_own_number(void)
+{
+    return (int)syscall(SYS_gettid);
+}
+
+/* Nanoseconds on a processor so far, -1 when it can't be told. */
+static inline int64_t cp_clock_ns(int clock)
+{
+    struct timespec now;
+    if (clock_gettime((clockid_t)clock, &now) != 0)
+        return -1;
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* False for a thread that runs or waits for a processor; true when it sleeps, or when it can't be
+ * told. The state is the field behind the name, which may hold any character: proc_pid_stat(5). */
+static inline int cp_thread_sleeps(int number)
+{
+    char path[64], text[512], *end;
+    ssize_t size;
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", number);
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0)
+        return 1;
+    size = read(descriptor, text, sizeof text - 1);
+    close(descriptor);
+    if (size <= 0)
+        return 1;
+    text[size] = 0;
+    end = strrchr(text, ')');
+    return !end || end[1] != ' ' || end[2] != 'R';
+}
+
+/* A thread that never ends, takes no signals and touches no Python object. */
+static inline int cp_start_thread(void *(*body)(void *))
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int error;
+    sigfillset(&all);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, 128 * 1024);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(&thread, &attributes, body, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    if (error == 0)
+        pthread_setname_np(thread, "cp-monitor");
+    return error;
+}
+
+#endif
