@@ -192,13 +192,21 @@ def under_number(sock: socket.socket, number: int) -> socket.socket:
 def native_threads() -> dict[int, str]:
     """The threads of this process as the kernel sees them.
 
-    io_uring's own workers are left out: the kernel keeps one around for later.
+    io_uring's own workers are left out: the kernel keeps one around for later. So is the monitor,
+    of which a process has one from its first busy port to its end.
     """
     found = {}
     for name in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):
             found[int(name)] = Path(f"/proc/self/task/{name}/comm").read_text().strip()
-    return {number: what for number, what in found.items() if not what.startswith("iou-")}
+    return {number: what for number, what in found.items() if not what.startswith(("iou-", "cp-monitor"))}
+
+
+def compute_until(done: Callable[[], Any], timeout: float = LONG) -> None:
+    """Use a processor until ``done()``: a thread that blocked instead would be replaced."""
+    end = time.monotonic() + timeout
+    while not done():
+        assert time.monotonic() < end, "it took too long"
 
 
 def send_signal(number: int, process: int | None = None) -> None:

@@ -18,6 +18,7 @@ from support import (
     LONG,
     Background,
     assert_quiet,
+    compute_until,
     send_signal,
     take,
     take_one,
@@ -312,7 +313,7 @@ class TestSignals:
 
         def hold():
             port.get()
-            release.wait(LONG)
+            compute_until(release.is_set)
 
         holder = Background(hold)
         port.post()

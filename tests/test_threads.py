@@ -18,6 +18,7 @@ from support import (
     LONG,
     Background,
     assert_quiet,
+    compute_until,
     pattern,
     read_exactly,
     take,
@@ -30,9 +31,13 @@ STOP = object()
 
 
 class Taker:
-    """A thread that takes packets and holds each one until it is told to go on."""
+    """A thread that takes packets and holds each one until it is told to go on.
 
-    def __init__(self, port, name=None, timeout=None):
+    While it holds one it blocks, so that its place goes to another thread before long, or computes.
+    """
+
+    def __init__(self, port, name=None, timeout=None, *, computing=False):
+        self.computing = computing
         self.port = port
         self.name = name
         self.timeout = timeout
@@ -44,6 +49,8 @@ class Taker:
         with contextlib.suppress(PortClosed):
             while True:
                 self.taken.append(self.port.get(self.timeout))
+                if self.computing:
+                    compute_until(lambda: not self.orders.empty())
                 if self.orders.get(timeout=LONG) is STOP:
                     return
 
@@ -59,11 +66,11 @@ class Taker:
         return [done and done.transferred for done in self.taken]
 
 
-def start_in_order(port, count):
+def start_in_order(port, count, *, computing=False):
     """Takers that came to the port one after the other."""
     takers = []
     for number in range(count):
-        takers.append(Taker(port, number))
+        takers.append(Taker(port, number, computing=computing))
         wait_for_stats(port, waiting=number + 1)
     return takers
 
@@ -201,7 +208,7 @@ class TestConcurrency:
     @pytest.mark.parametrize("limit", [1, 2, 3])
     def test_no_more_threads_than_that_hold_packets(self, make_port, limit):
         port = make_port(limit)
-        takers = start_in_order(port, 5)
+        takers = start_in_order(port, 5, computing=True)
         for number in range(5):
             port.post(number)
         wait_for_stats(port, running=limit, queued=5 - limit)

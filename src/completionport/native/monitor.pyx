@@ -42,6 +42,21 @@ cdef extern from "thread_clock.h" nogil:
     bint cp_thread_sleeps(int number)
     int cp_start_thread(void* (*body)(void*) noexcept nogil)
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    enum { CP_HAS_GIL = 0 };
+    #else
+    enum { CP_HAS_GIL = 1 };
+    #endif
+    """
+    enum:
+        CP_HAS_GIL
+
+cdef extern from "time.h" nogil:
+    enum:
+        CLOCK_PROCESS_CPUTIME_ID
+
 cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
 
@@ -53,6 +68,9 @@ cdef enum:
     SLOWEST_TICK_NS = 64000000
     # A thread that used less than this part of the time blocks.
     IDLE_PART = 20
+    # Who waits for the GIL asks for it every switch interval (5 ms), and so uses a processor now and
+    # then; who blocks does not. So while some thread computes, one has to be still for so long.
+    STILL_NS = 12000000
     MOST_SUSPECTS = 256
 
 cdef struct Watch:
@@ -67,6 +85,11 @@ cdef struct Suspect:
     int number
     bint blocked
     bint judged
+    bint known              # it was looked at before in this turn
+    bint computes
+    bint sleeps
+    int64_t used
+    int64_t elapsed
     int64_t before_cpu_ns
     int64_t before_at_ns
     int64_t cpu_ns
@@ -80,6 +103,9 @@ cdef bint started
 cdef uint32_t arrivals
 # The monitor's alone:
 cdef Watch* watches
+cdef int64_t process_cpu_ns     # of all threads, at the last look
+cdef int64_t process_at_ns
+cdef bint process_computes      # since then, and it has a GIL
 cdef Suspect suspects[MOST_SUSPECTS]
 
 
@@ -127,11 +153,16 @@ cdef void* run(void* nothing) noexcept nogil:
 
 cdef bint look_at_all() noexcept nogil:
     """One look at each port; True when one of them can't wait long for the next."""
-    global watches
+    global watches, process_cpu_ns, process_at_ns, process_computes
+    cdef int64_t used = cp_clock_ns(CLOCK_PROCESS_CPUTIME_ID)
+    cdef int64_t now = cp_now_ns()
     cdef Watch** place = &watches
     cdef Watch* entry
     cdef bint urgent = False
     cdef bint wanted
+    process_computes = CP_HAS_GIL and (used - process_cpu_ns) * 10 >= now - process_at_ns
+    process_cpu_ns = used
+    process_at_ns = now
     while place[0] != NULL:
         entry = place[0]
         wanted = False
@@ -174,6 +205,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     cdef int known = 0
     cdef bint wanted
     cdef bint stuck = True
+    cdef bint computing = process_computes
     cdef Waiter* thread
     cp_mutex_lock(&s.lock)
     wanted = wants_watch(s)
@@ -198,7 +230,11 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     if not wanted:
         return False
     for i in range(count):
-        judge(&suspects[i])
+        look_at_thread(&suspects[i])
+        if CP_HAS_GIL and suspects[i].known and not suspects[i].sleeps:
+            computing = True
+    for i in range(count):
+        judge(&suspects[i], computing)
     if stuck:
         # What those at work have started must not wait for them.
         s.kernel_submit(s.engine)
@@ -220,22 +256,31 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     return True
 
 
-cdef void judge(Suspect* suspect) noexcept nogil:
-    cdef int64_t used
-    cdef int64_t elapsed
-    suspect.judged = False
+cdef void look_at_thread(Suspect* suspect) noexcept nogil:
     suspect.at_ns = cp_now_ns()
     suspect.cpu_ns = cp_clock_ns(suspect.clock)
-    if suspect.before_cpu_ns < 0 or suspect.cpu_ns < 0:
+    suspect.known = suspect.before_cpu_ns >= 0 and suspect.cpu_ns >= 0
+    if suspect.known:
+        suspect.used = suspect.cpu_ns - suspect.before_cpu_ns
+        suspect.elapsed = suspect.at_ns - suspect.before_at_ns
+        suspect.computes = suspect.used * IDLE_PART >= suspect.elapsed
+        suspect.sleeps = not suspect.computes and cp_thread_sleeps(suspect.number)
+
+
+cdef void judge(Suspect* suspect, bint others_compute) noexcept nogil:
+    suspect.judged = suspect.known and (suspect.computes or suspect.sleeps)
+    if not suspect.judged:
         return
-    used = suspect.cpu_ns - suspect.before_cpu_ns
-    elapsed = suspect.at_ns - suspect.before_at_ns
-    if used * IDLE_PART >= elapsed:
-        suspect.judged = True
-        suspect.blocked = False
-    elif cp_thread_sleeps(suspect.number):
-        suspect.judged = True
-        suspect.blocked = True
+    if suspect.sleeps and not suspect.blocked and others_compute and (
+        suspect.elapsed < STILL_NS or suspect.used != 0
+    ):
+        suspect.judged = False
+        if suspect.elapsed < STILL_NS:
+            # Measured from the same moment at the next look.
+            suspect.cpu_ns = suspect.before_cpu_ns
+            suspect.at_ns = suspect.before_at_ns
+        return
+    suspect.blocked = suspect.sleeps
 
 
 cdef void in_child() noexcept nogil:
