@@ -11,7 +11,8 @@ STEPS = 16
 class Histogram:
     """Times in seconds, as they were counted; a snapshot that does not change.
 
-    The port measures one packet in sixteen while callbacks are short, and each one when they are not.
+    A busy port measures one packet in sixteen while its threads are done with each in microseconds,
+    and all of them otherwise.
     """
 
     __slots__ = ("_counts", "_total", "count")

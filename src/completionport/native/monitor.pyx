@@ -2,7 +2,7 @@
 """Finds the threads that block with a packet, so that the port lets others go in their place.
 
 One thread for all ports of the process, without the GIL, made when the first port wants it. It
-sleeps while no port has to be watched: a port does while threads wait in `get` that could not see to
+sleeps while no port has to be watched: a port has while threads wait in `get` that could not see to
 what comes, because those at work hold all places, or because nobody looks into the kernel. Then it
 looks every millisecond at each thread that is at work on the same packet as at its last look: what
 has used no processor meanwhile, and does not wait for one, blocks.
@@ -25,7 +25,11 @@ from .atomics cimport (
     cp_store_release,
 )
 from .scheduler cimport (
+    DROWSY,
     FOREVER,
+    UNWATCHED,
+    WATCHED,
+    Attention,
     Scheduler,
     Waiter,
     enter,
@@ -73,9 +77,9 @@ cdef enum:
     STILL_NS = 12000000
     MOST_SUSPECTS = 256
 
-cdef struct Watch:
+cdef struct Entry:
     Scheduler* scheduler    # one reference
-    Watch* next
+    Entry* next
     int idle_ticks          # the monitor's alone
 
 cdef struct Suspect:
@@ -97,22 +101,29 @@ cdef struct Suspect:
 
 # `monitor_lock`:
 cdef cp_mutex monitor_lock
-cdef Watch* arrived         # asked for since the last look
+cdef Entry* arrived         # asked for since the last look
 cdef bint started
 # Atomic, futex word: counts what came.
 cdef uint32_t arrivals
 # The monitor's alone:
-cdef Watch* watches
+cdef Entry* watches
 cdef int64_t process_cpu_ns     # of all threads, at the last look
 cdef int64_t process_at_ns
 cdef bint process_computes      # since then, and it has a GIL
 cdef Suspect suspects[MOST_SUSPECTS]
 
 
-cdef void watch(Scheduler* s) noexcept nogil:
-    """Look at this port from now on; `watched` was set by the caller."""
+cdef void watch(Scheduler* s, bint known) noexcept nogil:
+    """Look at this port from now on; its `attention` was set by the caller."""
+    if not known:
+        add_watch(s)
+    cp_add_fetch(<int*> &arrivals, 1)
+    cp_futex_wake(&arrivals, 1)
+
+
+cdef void add_watch(Scheduler* s) noexcept nogil:
     global arrived, started
-    cdef Watch* entry = <Watch*> calloc(1, sizeof(Watch))
+    cdef Entry* entry = <Entry*> calloc(1, sizeof(Entry))
     if entry == NULL:
         return
     entry.scheduler = s
@@ -123,15 +134,13 @@ cdef void watch(Scheduler* s) noexcept nogil:
     if not started:
         started = cp_start_thread(run) == 0
     cp_mutex_unlock(&monitor_lock)
-    cp_add_fetch(<int*> &arrivals, 1)
-    cp_futex_wake(&arrivals, 1)
 
 
 cdef void* run(void* nothing) noexcept nogil:
     global watches, arrived
     cdef uint32_t seen
     cdef int64_t pause = TICK_NS
-    cdef bint urgent
+    cdef Entry* entry
     while True:
         seen = cp_load_acquire(&arrivals)
         cp_mutex_lock(&monitor_lock)
@@ -140,15 +149,13 @@ cdef void* run(void* nothing) noexcept nogil:
             arrived = entry.next
             entry.next = watches
             watches = entry
-            pause = TICK_NS
         cp_mutex_unlock(&monitor_lock)
         if watches == NULL:
             cp_futex_wait(&arrivals, seen, FOREVER)
             continue
-        urgent = look_at_all()
-        pause = <int64_t> TICK_NS if urgent else min(pause * 2, <int64_t> SLOWEST_TICK_NS)
-        if watches != NULL:
-            cp_futex_wait(&arrivals, seen, cp_now_ns() + pause)
+        pause = <int64_t> TICK_NS if look_at_all() else min(pause * 2, <int64_t> SLOWEST_TICK_NS)
+        if watches != NULL and cp_futex_wait(&arrivals, seen, cp_now_ns() + pause) == 0:
+            pause = TICK_NS
 
 
 cdef bint look_at_all() noexcept nogil:
@@ -156,50 +163,47 @@ cdef bint look_at_all() noexcept nogil:
     global watches, process_cpu_ns, process_at_ns, process_computes
     cdef int64_t used = cp_clock_ns(CLOCK_PROCESS_CPUTIME_ID)
     cdef int64_t now = cp_now_ns()
-    cdef Watch** place = &watches
-    cdef Watch* entry
-    cdef bint urgent = False
-    cdef bint wanted
+    cdef Entry** place = &watches
+    cdef Entry* entry
+    cdef bint awake = False
+    cdef Attention attention
     process_computes = CP_HAS_GIL and (used - process_cpu_ns) * 10 >= now - process_at_ns
     process_cpu_ns = used
     process_at_ns = now
     while place[0] != NULL:
         entry = place[0]
-        wanted = False
+        attention = UNWATCHED
         if enter(entry.scheduler):
-            wanted = look_at(entry.scheduler)
-            if entry.idle_ticks > LINGER_TICKS and not wanted:
-                wanted = not unwatch(entry.scheduler)
-            elif not wanted:
-                entry.idle_ticks += 1
-                wanted = True
-            else:
+            if look_at(entry.scheduler):
                 entry.idle_ticks = 0
-            # A thread that blocks with nothing waiting for it is of no hurry.
-            urgent = urgent or entry.scheduler.newest != NULL or entry.scheduler.queued != 0
+            else:
+                entry.idle_ticks += 1
+            attention = WATCHED
+            if entry.idle_ticks > LINGER_TICKS:
+                attention = relax(entry.scheduler)
             leave(entry.scheduler)
-        if wanted:
+        if attention != UNWATCHED:
+            awake = awake or attention == WATCHED
             place = &entry.next
         else:
             place[0] = entry.next
             scheduler_release(entry.scheduler)
             free(entry)
-    return urgent
+    return awake
 
 
-cdef bint unwatch(Scheduler* s) noexcept nogil:
-    """Stop looking, unless it is wanted again."""
-    cdef bint done
+cdef Attention relax(Scheduler* s) noexcept nogil:
+    """Look less often, or not at all, unless the port wants it again."""
     cp_mutex_lock(&s.lock)
-    done = not wants_watch(s)
-    if done:
-        s.watched = False
+    if not wants_watch(s):
+        s.attention = DROWSY if s.blocked != 0 else UNWATCHED
+    cdef Attention attention = s.attention
     cp_mutex_unlock(&s.lock)
-    return done
+    return attention
 
 
 cdef bint look_at(Scheduler* s) noexcept nogil:
-    """Judge the threads at work, and do what follows; True when the port has to be watched."""
+    """Judge the threads at work, and do what follows; True when the port wants to be watched."""
     cdef int count = 0
     cdef int i
     cdef int known = 0
@@ -210,7 +214,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     cp_mutex_lock(&s.lock)
     wanted = wants_watch(s)
     thread = s.holders
-    while wanted and thread != NULL and count < MOST_SUSPECTS:
+    while thread != NULL and count < MOST_SUSPECTS:
         if thread.turn != thread.seen_turn:
             # It comes back to the port: all is well, and its clock need not be read.
             thread.seen_turn = thread.turn
@@ -227,8 +231,6 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
             count += 1
         thread = thread.next_holder
     cp_mutex_unlock(&s.lock)
-    if not wanted:
-        return False
     for i in range(count):
         look_at_thread(&suspects[i])
         if CP_HAS_GIL and suspects[i].known and not suspects[i].sleeps:
@@ -253,7 +255,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
         unlock_and_help(s)
     else:
         cp_mutex_unlock(&s.lock)
-    return True
+    return wanted
 
 
 cdef void look_at_thread(Suspect* suspect) noexcept nogil:

@@ -79,6 +79,11 @@ cdef struct Times:
     int64_t total_ns
     uint32_t counts[HISTOGRAM_BUCKETS]
 
+ctypedef enum Attention:
+    UNWATCHED
+    DROWSY      # it looks now and then
+    WATCHED     # it looks every millisecond
+
 cdef struct Scheduler:
     cp_mutex lock
     # Threads inside a call: the kernel's objects outlive them. `closed` is written under the lock.
@@ -89,6 +94,7 @@ cdef struct Scheduler:
     int (*kernel_wait)(void* engine, int64_t deadline_ns) noexcept nogil
     void (*kernel_wake)(void* engine) noexcept nogil
     void (*kernel_submit)(void* engine) noexcept nogil
+    bint submits_late       # what threads start may wait for their next call
     # All below: lock.
     Packet* head
     Packet* tail
@@ -115,11 +121,12 @@ cdef struct Scheduler:
     int64_t work_ns         # running average of the time from get to get
     Times queue_times
     Times work_times
-    bint watched            # the monitor looks at it
+    Attention attention     # the monitor's to this port
     int keepers             # threads that wait until the port is stuck
     uint32_t stuck          # futex word for them: counts
 
-ctypedef void (*Watch)(Scheduler*) noexcept nogil
+# With the scheduler's lock not held; `known`: it is in the monitor's list already.
+ctypedef void (*Watch)(Scheduler* s, bint known) noexcept nogil
 
 ctypedef enum TakeStatus:
     TAKE_PACKET

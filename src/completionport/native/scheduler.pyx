@@ -47,7 +47,7 @@ cdef enum:
     SIGNALS_AT_ONCE = 8
     # What it costs to wake a thread, ns: shorter work is done sooner by who is awake.
     WAKE_COST = 5000
-    # One packet of so many is measured (a power of 2), unless work takes longer than a wake-up.
+    # In a busy port one packet of so many is measured (a power of 2), unless work takes long anyway.
     MEASURE_EVERY = 16
 
 cdef struct Signals:
@@ -165,10 +165,10 @@ cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil
 
 
 cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
-    """The thread goes off to work on a packet."""
+    """The thread goes off to work on the packet at the head of the queue."""
     me.turn += 1
     me.started_ns = 0
-    if s.work_ns >= WAKE_COST or s.taken & (MEASURE_EVERY - 1) == 0:
+    if s.head.queued_ns != 0 or s.work_ns >= WAKE_COST:
         me.started_ns = cp_now_ns()
 
 
@@ -308,31 +308,32 @@ cdef inline bint worth_a_wakeup(Scheduler* s) noexcept nogil:
 
 
 cdef bint wants_watch(Scheduler* s) noexcept nogil:
-    """Whether the port would have to know if a thread blocks. Lock."""
+    """Whether the port would have to know at once if a thread blocks. Lock."""
     if s.holders == NULL:
         return False
-    if s.newest != NULL:
-        return s.queued != 0 or s.leader == NULL
-    return s.blocked != 0 or (s.keepers != 0 and s.queued != 0)
+    if s.queued != 0:
+        return s.newest != NULL or s.keepers != 0 or s.submits_late
+    return s.newest != NULL and s.leader == NULL
 
 
 cdef inline void unlock_and_wake(Scheduler* s) noexcept nogil:
     """Unlock, and let go the threads that packets and free places allow to."""
     cdef Signals signals
-    cdef bint unwatched
+    cdef Attention before = s.attention
     signals.count = 0
     signals.leader = False
     while (
         s.newest != NULL and s.running + s.woken < s.concurrency and worth_a_wakeup(s)
     ):
         signal_thread(s, s.newest, &signals)
-    unwatched = not s.watched and wants_watch(s)
-    if unwatched:
-        s.watched = True
+    if before != WATCHED and wants_watch(s):
+        s.attention = WATCHED
+        cp_mutex_unlock(&s.lock)
+        send_signals(s, &signals)
+        watch(s, before == DROWSY)
+        return
     cp_mutex_unlock(&s.lock)
     send_signals(s, &signals)
-    if unwatched:
-        watch(s)
 
 
 cdef void unlock_and_help(Scheduler* s) noexcept nogil:
@@ -399,7 +400,7 @@ cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
 cdef inline void enqueue(Scheduler* s, Packet* packet) noexcept nogil:
     """Into the queue, or into its strand when that is busy. Lock."""
     packet.queued_ns = 0
-    if (s.posted + s.completed) & (MEASURE_EVERY - 1) == 0:
+    if s.running == 0 or (s.posted + s.completed) & (MEASURE_EVERY - 1) == 0:
         packet.queued_ns = cp_now_ns()
     if packet.strand != NULL:
         if packet.strand.busy:
@@ -512,7 +513,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
         s.since_kernel += 1
         pop(s, me, taken)
         found = True
-        if s.newest != NULL:
+        if s.newest != NULL or (s.submits_late and s.attention != WATCHED):
             unlock_and_wake(s)
             return True
     cp_mutex_unlock(&s.lock)
