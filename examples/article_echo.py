@@ -85,34 +85,29 @@ def main() -> None:
     listener.settimeout(0.5)
     print(f"Listening on port {listener.getsockname()[1]}", flush=True)
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
+    ending = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    try:
-        while True:
-            # Step 5: accept. As in the article this thread blocks here, and never calls get().
-            try:
-                client, address = listener.accept()
-            except TimeoutError:
-                continue
-            print(f"Accept Client:{address[0]}:{address[1]}", flush=True)
-            client.settimeout(None)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Steps 6 and 7: per-handle data, and its association with the port.
-            per_handle = PerHandleData(address)
-            per_handle.handle = port.associate(client, per_handle)
-            connections.add(per_handle)
-            # Step 8: the first receive, with its per-I/O data.
-            per_io = PerIoData()
-            try:
-                per_handle.handle.recv(per_io.buffer, overlapped=per_io)
-            except OSError:
-                per_handle.handle.close()
-                connections.discard(per_handle)
-    except KeyboardInterrupt:
-        pass
+        signal.signal(number, lambda *_: ending.set())
+    while not ending.is_set():
+        # Step 5: accept. As in the article this thread blocks here, and never calls get().
+        try:
+            client, address = listener.accept()
+        except TimeoutError:
+            continue
+        print(f"Accept Client:{address[0]}:{address[1]}", flush=True)
+        client.settimeout(None)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Steps 6 and 7: per-handle data, and its association with the port.
+        per_handle = PerHandleData(address)
+        per_handle.handle = port.associate(client, per_handle)
+        connections.add(per_handle)
+        # Step 8: the first receive, with its per-I/O data.
+        per_io = PerIoData()
+        try:
+            per_handle.handle.recv(per_io.buffer, overlapped=per_io)
+        except OSError:
+            per_handle.handle.close()
+            connections.discard(per_handle)
     listener.close()
     for per_handle in list(connections):
         if per_handle.handle is not None:

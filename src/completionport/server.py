@@ -15,13 +15,24 @@ from .handler import Handler
 from .interface import CompletionPort
 
 
+FEWEST_WORKERS = 8
+"""Of a server that was told no number: so many callbacks may block before others wait for them."""
+
+_PORT_NUMBERS = (
+    *("queued", "taken", "waiting", "running", "blocked", "replaced", "wakeups"),
+    *("queue_time", "work_time"),
+)
+"""What a server tells of its port."""
+
+
 class Server:
     """A TCP server on a completion port.
 
     ``handler``: a `Handler`; one object for all connections.
     ``host``, ``port``: where to listen; port 0 takes a free one, see `address`. ``listener``, a
     listening socket of your own, takes their place; it is closed with the server.
-    ``workers``: threads that run callbacks, 1 or more; None for as many as ``concurrency``.
+    ``workers``: threads, 1 or more; None for 8, or twice ``concurrency`` where that is more. At
+    most ``concurrency`` of them run callbacks; the others step in for those whose callback blocks.
     ``concurrency``, ``engine``: as for `CompletionPort`.
     ``backlog``: connections that may wait to be accepted.
     ``buffer_size``: the most bytes that one `Handler.received` gets, 64 to 2**20.
@@ -95,7 +106,7 @@ class Server:
         self.address: Any = self._listener.getsockname()
         self._threads = [
             threading.Thread(target=self._core.work, name=f"completionport-worker-{number}")
-            for number in range(1, (workers or self.completion_port.concurrency) + 1)
+            for number in range(1, (workers or self._default_workers()) + 1)
         ]
         # Guards `_started`, `_stopping` and `_waker`.
         self._lock = threading.Lock()
@@ -105,6 +116,9 @@ class Server:
         self._stopping = False
         self._stop_asked = threading.Event()
         self._stopped = threading.Event()
+
+    def _default_workers(self) -> int:
+        return max(FEWEST_WORKERS, 2 * self.completion_port.concurrency)
 
     def __repr__(self) -> str:
         return f"<Server {self.address} on {self.completion_port.engine}>"
@@ -179,14 +193,17 @@ class Server:
             self.completion_port.close()
             self._stopped.set()
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Numbers for a look inside.
 
         ``connections`` now; so far ``accepted``, ``received_packets`` (calls of
-        `Handler.received`), ``received_bytes``, ``sent_bytes``. The port's numbers are in
-        ``completion_port.stats()``.
+        `Handler.received`), ``received_bytes``, ``sent_bytes``. And of `CompletionPort.stats`:
+        ``queued``, ``taken``, ``waiting``, ``running``, ``blocked``, ``replaced``, ``wakeups``,
+        ``queue_time`` (how long connections with something to tell waited for a worker) and
+        ``work_time`` (how long callbacks took).
         """
-        return dict(self._core.stats())
+        port = self.completion_port.stats()
+        return {**self._core.stats(), **{name: port[name] for name in _PORT_NUMBERS}}
 
     def __enter__(self) -> Server:
         self.start()
