@@ -16,6 +16,7 @@ from .requests import LARGEST_OFFSET, Request
 
 if TYPE_CHECKING:
     from .port import Core
+    from .strand import PortableStrand
 
 
 class Channel(Protocol):
@@ -51,11 +52,20 @@ class Channel(Protocol):
 class PortableHandle(Handle):
     """A handle of an engine that is written in Python."""
 
-    __slots__ = ("__weakref__", "_channel", "_core", "_number", "_open", "file", "key")
+    __slots__ = ("__weakref__", "_channel", "_core", "_number", "_open", "file", "key", "strand")
 
-    def __init__(self, core: Core, channel: Channel, file: Any, number: int, key: Any) -> None:
+    def __init__(
+        self,
+        core: Core,
+        channel: Channel,
+        file: Any,
+        number: int,
+        key: Any,
+        strand: PortableStrand | None,
+    ) -> None:
         self.file = file
         self.key = key
+        self.strand = strand
         self._core = core
         self._channel = channel
         self._number = number

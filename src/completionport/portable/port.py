@@ -6,16 +6,20 @@ import math
 import operator
 import warnings
 import weakref
+from contextlib import AbstractContextManager
 from typing import Any
 
 from .. import association
 from ..interface import CompletionPort, Handle
+from ..strand import Strand, check_strand
 from ..workers import default_concurrency
 from .handle import Channel, PortableHandle
 from .overlapped import Completion
-from .requests import Request
+from .places import Blocking
+from .requests import Post, Request
 from .scheduler import Scheduler
 from .selectors_engine import SelectorsChannel, SelectorsEngine
+from .strand import PortableStrand
 
 LARGEST_CONCURRENCY = 2**31 - 1
 
@@ -30,7 +34,7 @@ class Core:
         self.port = weakref.ref(port)
         # Channels that are open, a set whose steps are atomic.
         self.channels: dict[Channel, None] = {}
-        self.engine = SelectorsEngine(self._deliver, self._gone)
+        self.engine = SelectorsEngine(self.deliver, self._gone)
         self.scheduler = Scheduler(concurrency, self.engine)
 
     @property
@@ -45,7 +49,7 @@ class Core:
         """Raise `PortForked` or `PortClosed` where one of them is due."""
         self.scheduler.check()
 
-    def associate(self, file: Any, key: Any) -> Handle:
+    def associate(self, file: Any, key: Any, strand: PortableStrand | None) -> Handle:
         """A new handle."""
         self.check()
         token, number = association.register(file)
@@ -55,7 +59,7 @@ class Core:
             association.release(token)
             raise
         self.channels[channel] = None
-        handle = PortableHandle(self, channel, file, number, key)
+        handle = PortableHandle(self, channel, file, number, key, strand)
         # A close() that did not see the channel in its list is seen here.
         self.check()
         return handle
@@ -82,43 +86,25 @@ class Core:
         self.scheduler.shut()
         for channel in list(self.channels):
             channel.detach("the completion port was closed")
-        self._drop()
         self.scheduler.close()
 
-    def numbers(self) -> dict[str, int | str]:
-        """A look inside, at no moment in particular."""
-        scheduler = self.scheduler
-        queue = scheduler.queued()
-        operations = sum(isinstance(packet, Request) for packet in queue)
-        waiting, running = scheduler.counts()
+    def numbers(self) -> dict[str, Any]:
+        """A look inside."""
         return {
             "engine": "selectors",
-            "concurrency": scheduler.concurrency,
-            "queued": len(queue),
-            "posted": scheduler.taken_posts + len(queue) - operations,
-            "completed": scheduler.taken_operations + operations,
-            "taken": scheduler.taken_posts + scheduler.taken_operations,
             "pending": sum(channel.pending() for channel in list(self.channels)),
             "handles": len(self.channels),
-            "waiting": waiting,
-            "running": running,
+            **self.scheduler.numbers(),
         }
 
-    def _deliver(self, request: Request) -> None:
+    def deliver(self, request: Request) -> None:
+        """Make a packet of a complete request."""
         self.scheduler.put(request)
-        if self.scheduler.closed:
-            self._drop()
 
     def _gone(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
         self.channels.pop(channel, None)
         for request in aborted:
-            self._deliver(request)
-
-    def _drop(self) -> None:
-        """Nobody will take what is queued."""
-        for packet in self.scheduler.drain():
-            if isinstance(packet, Request):
-                packet.drop()
+            self.deliver(request)
 
 
 class SelectorsPort(CompletionPort):
@@ -169,8 +155,8 @@ class SelectorsPort(CompletionPort):
         assert self._core is not None
         return self._core
 
-    def associate(self, file: Any, key: Any) -> Handle:
-        return self._inside.associate(file, key)
+    def associate(self, file: Any, key: Any, *, strand: Strand | None = None) -> Handle:
+        return self._inside.associate(file, key, self._own(strand))
 
     def get(self, timeout: float | None = None) -> Completion | None:
         packets = self._take(1, timeout)
@@ -190,17 +176,42 @@ class SelectorsPort(CompletionPort):
     def _take(self, count: int, timeout: float | None) -> list[Completion]:
         core = self._inside
         packets = core.scheduler.take(count, None if timeout is None else checked_timeout(timeout))
-        return [packet if isinstance(packet, Completion) else packet.take() for packet in packets]
+        return [packet.take() for packet in packets]
 
-    def post(self, transferred: Any = 0, key: Any = None, overlapped: Any = None) -> None:
+    def post(
+        self,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> None:
         core = self._inside
         core.check()
-        core.scheduler.put(Completion(transferred, key, overlapped))
-        if core.closed:
-            core.scheduler.drain()
+        core.scheduler.put(Post(Completion(transferred, key, overlapped), self._own(strand)))
 
-    def stats(self) -> dict[str, int | str]:
+    def blocking(self) -> AbstractContextManager[None]:
+        scheduler = self._inside.scheduler
+        scheduler.check_fork()
+        return Blocking(scheduler)
+
+    def stats(self) -> dict[str, Any]:
         return self._inside.numbers()
+
+    def _new_strand(self) -> Strand:
+        core = self._inside
+        core.check()
+        return PortableStrand.make(core)
+
+    def _own(self, strand: Strand | None) -> PortableStrand | None:
+        check_strand(strand, self)
+        assert strand is None or isinstance(strand, PortableStrand)
+        return strand
+
+    def _wait_until_stuck(self, timeout: float | None) -> bool:
+        return self._inside.scheduler.wait_until_stuck(
+            None if timeout is None else checked_timeout(timeout)
+        )
 
     def close(self) -> None:
         core = self._inside

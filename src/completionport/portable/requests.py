@@ -6,7 +6,7 @@ import errno
 import operator
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import OperationAborted
 from ..operation import Operation
@@ -15,6 +15,7 @@ from .overlapped import Completion
 if TYPE_CHECKING:
     from ..overlapped import Overlapped
     from .handle import PortableHandle
+    from .strand import PortableStrand
 
 LARGEST_SIZE = 2**31 - 1
 LARGEST_OFFSET = 2**63 - 1
@@ -44,7 +45,9 @@ class Request:
         "operation",
         "overlapped",
         "parts",
+        "since",
         "size",
+        "strand",
         "transferred",
         "value",
         "views",
@@ -53,6 +56,8 @@ class Request:
     def __init__(self, operation: Operation, handle: PortableHandle) -> None:
         self.operation = operation
         self.handle = handle
+        self.strand = handle.strand
+        self.since = 0  # when it came into the packet queue, in nanoseconds
         self.overlapped: Overlapped  # set before the request goes anywhere
         self.flags = 0
         self.offset: int | None = None
@@ -201,3 +206,25 @@ class Request:
         with view:
             # Empty ones can't be cast.
             return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+class Post:
+    """A packet that was posted."""
+
+    __slots__ = ("completion", "since", "strand")
+
+    def __init__(self, completion: Completion, strand: PortableStrand | None) -> None:
+        self.completion = completion
+        self.strand = strand
+        self.since = 0  # when it came into the packet queue, in nanoseconds
+
+    def take(self) -> Completion:
+        """The packet is taken."""
+        return self.completion
+
+    def drop(self) -> None:
+        """The packet will not be taken: the port is closed."""
+
+
+Packet: TypeAlias = Request | Post
+"""A complete operation, or what was posted."""

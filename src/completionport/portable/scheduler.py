@@ -1,4 +1,4 @@
-"""The packet queue, the threads that wait for packets, and their places.
+"""The threads that wait for packets, and their places.
 
 Nothing here knows how operations are carried out: a `Reaper` waits in the kernel.
 
@@ -10,24 +10,25 @@ atomic container, and whoever holds the lock sees to it on the way out.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from ..errors import PortClosed, PortForked
-from .overlapped import Completion
-from .requests import Request
-
-Packet: TypeAlias = Request | Completion
-"""A complete operation, or what was posted."""
+from .packets import PacketQueue, look
+from .places import Note, this_place
+from .recorder import Recorder
+from .requests import Packet
 
 LONGEST_WAIT = 86400.0
 """Seconds; longer waits are cut in pieces, as the system calls have limits of their own."""
+STUCK_AFTER = 0.01
+"""Seconds without a packet taken after which the threads at work count as blocked."""
+PATIENCE = 0.05
+"""Seconds that a look inside waits for the lock, which its own thread may hold."""
 
 _generation = 0  # counts the forks behind this process; written in the child's only thread
 
@@ -57,34 +58,6 @@ class Reaper(Protocol):
         """Let everything go; nobody waits any more."""
 
 
-class Chores:
-    """Work to be done under a lock by whoever can have it: now, or when its holder lets go.
-
-    Every holder of the lock calls `run` once it has released it.
-    """
-
-    __slots__ = ("_lock", "_work")
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-        self._work: deque[Callable[[], None]] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._work)
-
-    def add(self, work: Callable[[], None]) -> None:
-        self._work.append(work)
-        self.run()
-
-    def run(self) -> None:
-        while self._work and self._lock.acquire(False):
-            try:
-                while self._work:
-                    self._work.popleft()()
-            finally:
-                self._lock.release()
-
-
 class _Waiter:
     """One thread in `Scheduler.take`."""
 
@@ -96,54 +69,24 @@ class _Waiter:
         self.gate.acquire()
 
 
-class _Place:
-    """The place that one thread holds; belongs to that thread alone."""
-
-    __slots__ = ("holder",)
-
-    def __init__(self) -> None:
-        self.holder: weakref.ref[Scheduler] | None = None
-
-    def let_go(self, asking: Scheduler | None = None) -> bool:
-        """Give the place back. True, and nothing done, when it is the asking scheduler's own."""
-        if self.holder is None:
-            return False
-        scheduler = self.holder()
-        self.holder = None
-        if scheduler is not None and scheduler is asking:
-            return True
-        if scheduler is not None and not scheduler.forked:
-            scheduler.place_returned()
-        return False
-
-    def __del__(self) -> None:
-        # The thread ends.
-        self.let_go()
-
-
-class _Places(threading.local):
-    def __init__(self) -> None:
-        self.mine = _Place()
-
-
-_places = _Places()
-
-
 class Scheduler:
     """First in, first out for packets; last in, first out for threads."""
 
     def __init__(self, concurrency: int, reaper: Reaper) -> None:
         self.concurrency = concurrency
-        self.taken_operations = 0  # packets of operations so far; _lock
-        self.taken_posts = 0  # other packets so far; _lock
         self._reaper = reaper
         self._birth = _generation
         self._lock = threading.Lock()
-        self._packets: deque[Packet] = deque()  # appended to without a lock, taken from under _lock
-        self._returned: deque[None] = deque()  # places given back and not yet counted; no lock
+        self._packets = PacketQueue()  # _lock, but for what says otherwise
+        self._notes: deque[Note] = deque()  # what threads did and nobody counted yet; no lock
         self._unsettled = False  # something was noted since `_dispatch` last looked; no lock
-        self._running = 0  # threads that hold a place; _lock
+        self._running = 0  # threads that count; _lock
+        self._blocked = 0  # threads at work that do not count; _lock
+        self._replaced = 0  # places given because another thread blocks; _lock
+        self._wakeups = 0  # _lock
+        self._work_time = Recorder()  # _lock
         self._waiters: list[_Waiter] = []  # the last one came last; _lock
+        self._watchers: list[_Waiter] = []  # threads in `wait_until_stuck`; _lock
         self._leader: _Waiter | None = None  # the one that waits in the kernel; _lock
         self._asleep = False  # the leader is (or is about to be) in `Reaper.wait`; set under _lock
         self._roused = False  # and was woken already; set under _lock
@@ -161,24 +104,27 @@ class Scheduler:
     def closed(self) -> bool:
         return self._closed
 
-    def check(self) -> None:
-        """Raise `PortForked` or `PortClosed` where one of them is due."""
+    def check_fork(self) -> None:
+        """Raise `PortForked` where it is due."""
         if self._birth != _generation:
             raise PortForked
+
+    def check(self) -> None:
+        """Raise `PortForked` or `PortClosed` where one of them is due."""
+        self.check_fork()
         if self._closed:
             raise PortClosed("the completion port is closed")
 
     def put(self, packet: Packet) -> None:
         """Append a packet, and wake a thread for it if need be. Never blocks."""
-        self._packets.append(packet)
+        self._packets.put(packet)
         self._unsettled = True
         self.settle()
 
-    def place_returned(self) -> None:
-        """A thread gave its place back. Never blocks."""
-        self._returned.append(None)
+    def note(self, note: Note) -> None:
+        """What a thread did is to be counted. Never blocks; the caller settles."""
+        self._notes.append(note)
         self._unsettled = True
-        self.settle()
 
     def settle(self) -> None:
         """Do what was noted, unless somebody else is at it."""
@@ -187,14 +133,16 @@ class Scheduler:
                 self._dispatch()
             finally:
                 self._lock.release()
+        if self._closed:
+            self._packets.drop()
 
     def take(self, max_count: int, timeout: float | None) -> list[Packet]:
         """Take packets, waiting for the first one; an empty list when the time is over."""
         self.check()
-        place = _places.mine
+        place = this_place()
         # Where it is this port's place, it is not free before the thread has had its turn: so it
         # takes the next packet itself, and nobody is woken for it.
-        returning = place.let_go(self)
+        returning = came_back = place.let_go(self)
         deadline = None if timeout is None else time.monotonic() + timeout
         waiter: _Waiter | None = None
         looked = False  # in the kernel, at least once
@@ -208,19 +156,22 @@ class Scheduler:
                     if returning:
                         returning = False
                         self._running -= 1
-                    self._count_returned()
+                    self._count_notes()
                     if self._closed:
                         raise PortClosed("the completion port was closed")
+                    self._sort()
                     free = self._running < self.concurrency
-                    if free and self._packets and (waiter is None or waiter.called):
+                    if free and self._packets.ready and (waiter is None or waiter.called):
+                        stands_in = self._running + self._blocked >= self.concurrency
                         self._running += 1
-                        place.holder = self._self
-                        with contextlib.suppress(IndexError):
-                            while len(packets) < max_count:
-                                packets.append(self._packets.popleft())
+                        place.claim(self._self)
+                        now = time.monotonic_ns()
+                        self._packets.take(packets, max_count, now)
                         if not packets:
-                            continue  # `drain` was quicker: the port is closed
-                        self._count(packets, 1)
+                            continue  # `drop` was quicker: the port is closed
+                        # One that comes back goes on in the place that it was let go into.
+                        self._replaced += stands_in and not came_back
+                        place.take(packets, now)
                         self._remove(waiter)
                         return packets
                     lead = free and (self._leader is None or self._leader is waiter)
@@ -256,12 +207,12 @@ class Scheduler:
             with self._lock:
                 # A signal handler may raise at any step, also with packets in hand.
                 if packets:
-                    self._packets.extendleft(reversed(packets))
-                    self._count(packets, -1)
+                    self._packets.put_back(packets)
+                    self._unsettled = True
                 if returning:
                     self._running -= 1
                 self._remove(waiter)
-            place.let_go()
+            place.undo()
             raise
         finally:
             if self._unsettled:
@@ -277,31 +228,71 @@ class Scheduler:
         self._unsettled = True
         self.settle()
 
-    def drain(self) -> list[Packet]:
-        """Take out whatever is queued: the port is closed and nobody will."""
-        packets: list[Packet] = []
-        while True:
-            try:
-                packets.append(self._packets.popleft())
-            except IndexError:
-                return packets
+    def wait_until_stuck(self, timeout: float | None) -> bool:
+        """Wait until packets wait that only another thread could take.
 
-    def queued(self) -> list[Packet]:
-        """A look at the queue."""
-        while True:
-            # Free-threaded, a deque may change while it is copied.
-            with contextlib.suppress(RuntimeError):
-                return list(self._packets)
+        Which thread blocks can't be known here. So: a place is free, nobody waits for packets,
+        and for a while nobody came to take one.
+        """
+        self.check()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        watcher = _Waiter()
+        stuck_since: float | None = None
+        taken = -1
+        try:
+            with self._lock:
+                self._watchers.append(watcher)
+            while True:
+                now = time.monotonic()
+                pause = LONGEST_WAIT if deadline is None else max(deadline - now, 0.0)
+                with self._lock:
+                    self._count_notes()
+                    if self._closed:
+                        raise PortClosed("the completion port was closed")
+                    self._sort()
+                    watcher.gate.acquire(False)
+                    watcher.called = self._is_stuck()  # once it is seen, time tells the rest
+                    if not watcher.called:
+                        stuck_since = None
+                    elif stuck_since is None or taken != self._packets.taken:
+                        taken, stuck_since = self._packets.taken, now
+                    elif now - stuck_since >= STUCK_AFTER:
+                        return True
+                if self._unsettled:
+                    self.settle()
+                if pause == 0.0:
+                    return False
+                if stuck_since is not None:
+                    pause = min(pause, STUCK_AFTER)
+                watcher.gate.acquire(timeout=min(pause, LONGEST_WAIT))
+        finally:
+            with self._lock:
+                if watcher in self._watchers:
+                    self._watchers.remove(watcher)
+            if self._unsettled:
+                self.settle()
 
-    def counts(self) -> tuple[int, int]:
-        """How many threads wait, and how many hold a place."""
-        return len(self._waiters), self._running - len(self._returned)
-
-    def _count(self, packets: list[Packet], sign: int) -> None:
-        """Lock held."""
-        operations = sum(isinstance(packet, Request) for packet in packets)
-        self.taken_operations += sign * operations
-        self.taken_posts += sign * (len(packets) - operations)
+    def numbers(self) -> dict[str, Any]:
+        """A look inside, all of one moment."""
+        # In a finalizer, the lock may be this thread's own: then it is a look at what is there.
+        locked = self._lock.acquire(timeout=PATIENCE)
+        try:
+            notes = look(self._notes)
+            return {
+                "concurrency": self.concurrency,
+                "waiting": len(self._waiters),
+                "running": self._running + sum(note.running for note in notes),
+                "blocked": self._blocked + sum(note.blocked for note in notes),
+                "replaced": self._replaced,
+                "wakeups": self._wakeups,
+                "work_time": self._work_time.snapshot(),
+                **self._packets.numbers(),
+            }
+        finally:
+            if locked:
+                self._lock.release()
+            if self._unsettled:
+                self.settle()
 
     def _remove(self, waiter: _Waiter | None) -> None:
         """The thread leaves; somebody else may have to be called in its stead. Lock held."""
@@ -312,25 +303,47 @@ class Scheduler:
                 self._leader = None
         self._dispatch()
 
-    def _count_returned(self) -> None:
+    def _count_notes(self) -> None:
         """Lock held."""
-        while self._returned:
-            self._returned.popleft()
-            self._running -= 1
+        while self._notes:
+            note = self._notes.popleft()
+            self._running += note.running
+            self._blocked += note.blocked
+            if note.spent >= 0:
+                self._work_time.add(note.spent)
+            for strand in note.released:
+                self._packets.advance(strand)
+                # With the port closed, `drop` may have missed the packet that moved.
+                self._unsettled = True
+
+    def _sort(self) -> None:
+        """Lock held."""
+        self._packets.sort()
+        if self._closed:
+            self._unsettled = True  # a packet that moved may have been missed by `drop`
+
+    def _is_stuck(self) -> bool:
+        """Lock held."""
+        return bool(self._packets.ready) and not self._waiters and self._running < self.concurrency
 
     def _dispatch(self) -> None:
         """Call threads for packets and places, and one to lead. Lock held."""
         self._unsettled = False
-        self._count_returned()
+        self._count_notes()
         if self._closed:
-            for waiter in self._waiters:
+            for waiter in (*self._waiters, *self._watchers):
                 if not waiter.called:
                     self._call(waiter)
             if self._ending and self._leader is None and not self._disposed:
                 self._disposed = True
                 self._reaper.dispose()
             return
-        wanted = min(self.concurrency - self._running, len(self._packets))
+        self._sort()
+        if self._watchers and self._is_stuck():
+            for watcher in self._watchers:
+                if not watcher.called:
+                    self._call(watcher)
+        wanted = min(self.concurrency - self._running, len(self._packets.ready))
         if wanted == 0 and self._leader is None and self._running < self.concurrency:
             wanted = 1
         for waiter in reversed(self._waiters):
@@ -344,7 +357,9 @@ class Scheduler:
         """Ask a waiting thread to look at the queue. Lock held."""
         waiter.called = True
         if waiter is not self._leader:
+            self._wakeups += 1
             waiter.gate.release()
         elif self._asleep and not self._roused:
             self._roused = True
+            self._wakeups += 1
             self._reaper.wake()

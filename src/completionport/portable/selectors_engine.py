@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, TypeVar
 from .. import association
 from ..errors import HandleClosed
 from ..operation import Operation
+from .chores import Chores
 from .requests import LARGEST_VECTOR, READING, Request
-from .scheduler import Chores
 
 if TYPE_CHECKING:
     from ..overlapped import Overlapped
