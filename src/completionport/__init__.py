@@ -18,6 +18,7 @@ from .histogram import Histogram
 from .interface import CompletionPort, Handle
 from .operation import Operation
 from .overlapped import Completion, Overlapped
+from .pool import WorkerPool
 from .server import Server
 from .strand import Strand
 
@@ -41,4 +42,5 @@ __all__ = [
     "PortForked",
     "Server",
     "Strand",
+    "WorkerPool",
 ]

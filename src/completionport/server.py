@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from .arguments import check_count
 from .handler import Handler
 from .interface import CompletionPort
 
@@ -68,11 +69,11 @@ class Server:
     ) -> None:
         if not isinstance(handler, Handler):
             raise TypeError(f"handler must be a Handler, not {type(handler).__name__}")
-        _check_count("workers", workers, 1, optional=True)
-        _check_count("backlog", backlog, 0)
-        _check_count("buffer_size", buffer_size, 64, 1 << 20)
-        _check_count("max_connections", max_connections, 1, optional=True)
-        _check_count("send_limit", send_limit, 0)
+        check_count("workers", workers, 1, optional=True)
+        check_count("backlog", backlog, 0)
+        check_count("buffer_size", buffer_size, 64, 1 << 20)
+        check_count("max_connections", max_connections, 1, optional=True)
+        check_count("send_limit", send_limit, 0)
         if idle_timeout is not None:
             if not isinstance(idle_timeout, (int, float)):
                 raise TypeError(
@@ -284,14 +285,3 @@ def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.sock
         sock.close()
         raise
     return sock
-
-
-def _check_count(
-    name: str, value: Any, least: int, most: int = 1 << 31, *, optional: bool = False
-) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, not {value}")
