@@ -16,6 +16,8 @@ from .scheduler cimport (
 
 
 
+from ..errors import PortForked
+
 
 cdef class Strand:
     def __cinit__(self, Core core):
@@ -25,7 +27,8 @@ cdef class Strand:
             raise MemoryError
 
     def __dealloc__(self):
-        if self.strand != NULL:
+        # In a child the scheduler's lock may be held by a thread that is not there.
+        if self.strand != NULL and not self.core.forked():
             strand_release(self.strand)
 
     def __repr__(self):
@@ -40,6 +43,8 @@ cdef class Strand:
         return self.strand.queued
 
     def release(self):
+        if self.core.forked():
+            raise PortForked()
         if not strand_let_go(self.strand):
             raise RuntimeError("the calling thread is not at work on a packet of this strand")
 
@@ -51,8 +56,6 @@ cdef class Blocking:
         self.core = core
 
     def __enter__(self):
-        self.core.begin()
-        self.core.end()
         self.told = start_blocking(self.core.scheduler)
 
     def __exit__(self, *exc_info):
