@@ -1,161 +1,85 @@
-/* A closed-loop load client: one thread, epoll, exactly one message in flight on each connection.
+/* A load client: one thread, epoll, at most one message in flight on each connection.
  *
- *   client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]
- *   client --idle N HOST PORT
+ *   client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]...
+ *          [--slow-every N] [--rate R]
  *
- * The first form prints one JSON line. With --server-pid it also reads the server's CPU time at
- * the start and at the end of the measured time, so that connecting and warming up are left out.
- * The second form connects N clients, prints a line, holds them until its standard input closes,
- * then sends one byte on each and prints how many were lost.
+ * It prints one JSON line. It is a closed loop: each connection sends its next message
+ * when the echo of the last one is there. With --server-pid, once for each process of the server,
+ * it also reads the server's CPU time at the start and at the end of the measured time, so that
+ * connecting and warming up are left out.
+ *
+ * --slow-every N marks every Nth message (counted over all connections) by 0xFF in byte 8, which
+ * in the others is 0x38. It asks the server to block in its callback. The JSON then has the
+ * latencies of the unmarked messages alone as well ("others_...").
+ *
+ * --rate R sends R messages a second in all, whatever the server does, each on the connection that
+ * has been free for longest. Its latency counts from when it was due, also while all connections
+ * were waiting: a server that stalls does not hold back the messages that would show it.
+ * All that was due in the measured time is waited for, and counted.
  *
  * Exit status: 0 when all went well, 1 for any wrong or missing echo, 2 for wrong arguments.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdarg.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "common.h"
+#include "cpu_time.h"
+#include "histogram.h"
 
 #define EVENTS 1024
 #define CHUNK 65536
 #define STALLED_NS 5000000000ull /* nothing at all came back for this long: the server hangs */
 
-/* Latencies: 32 steps for each power of two, so a figure is within 3 % of the true one. */
-#define STEP_BITS 5
-#define STEPS (1 << STEP_BITS)
-#define BUCKETS (64 * STEPS)
+#define MARK_AT 8 /* behind the stamp */
+#define MARK 0xFF
+#define SERVERS 64
 
 struct connection {
     int fd;
     uint32_t sequence; /* stamped into each message, so that an old echo is not taken for a new */
     size_t sent;
     size_t received;
-    uint64_t started;
+    uint64_t started; /* with --rate: when it was due */
+    int waiting;      /* for the echo of its message */
+    int slow;         /* its message is marked */
+};
+
+struct load {
+    double seconds, warmup;
+    uint64_t interval;   /* nanoseconds from one message to the next; 0 is the closed loop */
+    long servers[SERVERS];
+    int server_count;
 };
 
 static struct connection *connections;
 static size_t size;
 static unsigned char *message; /* the bytes that every message has after its stamp */
 static int epoll;
-static uint64_t histogram[BUCKETS];
+static struct histogram all, others;
+static uint64_t slow_every; /* 0: none is marked */
+static uint64_t messages;   /* sent so far on all connections */
 
-__attribute__((noreturn, format(printf, 1, 2))) static void die(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    fputs("client: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-    exit(1);
-}
-
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static unsigned bucket_of(uint64_t value)
-{
-    if (value < STEPS)
-        return (unsigned)value;
-    unsigned shift = 63u - (unsigned)__builtin_clzll(value) - STEP_BITS;
-    return (shift + 1) * STEPS + (unsigned)((value >> shift) & (STEPS - 1));
-}
-
-/* The middle of a bucket. */
-static double value_of(unsigned bucket)
-{
-    if (bucket < STEPS)
-        return bucket;
-    unsigned shift = bucket / STEPS - 1;
-    return ((double)(STEPS + bucket % STEPS) + 0.5) * (double)(1ull << shift);
-}
-
-static double percentile(uint64_t count, double part)
-{
-    uint64_t wanted = (uint64_t)((double)count * part), seen = 0;
-    for (unsigned i = 0; i < BUCKETS; i++)
-        if ((seen += histogram[i]) > wanted)
-            return value_of(i) / 1000.0;
-    return 0;
-}
-
-/* CPU nanoseconds of all threads of a process. schedstat counts to the nanosecond; where the
- * kernel was built without it, utime and stime of the process are the next best. */
-static uint64_t cpu_of(long pid)
-{
-    char path[64 + 256];
-    uint64_t total = 0;
-    int found = 0;
-    snprintf(path, sizeof path, "/proc/%ld/task", pid);
-    DIR *tasks = opendir(path);
-    if (!tasks)
-        die("no process %ld to measure: %s", pid, strerror(errno));
-    for (struct dirent *task; (task = readdir(tasks));) {
-        uint64_t nanoseconds;
-        if (task->d_name[0] == '.')
-            continue;
-        snprintf(path, sizeof path, "/proc/%ld/task/%s/schedstat", pid, task->d_name);
-        FILE *file = fopen(path, "r");
-        if (!file)
-            continue;
-        if (fscanf(file, "%" SCNu64, &nanoseconds) == 1)
-            total += nanoseconds, found = 1;
-        fclose(file);
-    }
-    closedir(tasks);
-    if (!found) {
-        unsigned long user = 0, system = 0;
-        snprintf(path, sizeof path, "/proc/%ld/stat", pid);
-        FILE *file = fopen(path, "r");
-        if (file) {
-            /* The name in the second field may hold blanks, never a closing bracket at the end. */
-            if (fscanf(file, "%*d (%*[^)]) %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu",
-                       &user, &system) != 2)
-                user = system = 0;
-            fclose(file);
-        }
-        total = (uint64_t)(user + system) * (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
-    }
-    return total;
-}
-
-/* How busy this client is: near 1 it is the client that limits the rate, not the server. */
-static uint64_t own_cpu(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
+/* Connections without a message in flight, the one that has been free for longest first. */
+static struct {
+    struct connection **ring;
+    size_t size, first, count;
+} unused;
 
 static void stamp(unsigned char *to, const struct connection *c)
 {
     uint32_t marks[2] = {(uint32_t)(c - connections), c->sequence};
     memcpy(to, marks, size < sizeof marks ? size : sizeof marks);
-}
-
-static void watch(struct connection *c, uint32_t events)
-{
-    struct epoll_event event = {.events = events, .data.ptr = c};
-    if (epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &event))
-        die("epoll_ctl: %s", strerror(errno));
+    if (slow_every)
+        to[MARK_AT] = c->slow ? MARK : MARK_AT * 7;
 }
 
 /* Sends what the socket takes of the current message; the rest goes out when it is writable. */
@@ -179,6 +103,8 @@ static void start_message(struct connection *c, uint64_t time)
     c->sequence++;
     c->sent = c->received = 0;
     c->started = time;
+    c->waiting = 1;
+    c->slow = slow_every && ++messages % slow_every == 0;
     send_some(c);
 }
 
@@ -214,204 +140,177 @@ static int receive_some(struct connection *c)
     return c->received == size;
 }
 
-static int connect_one(const struct sockaddr *address, socklen_t length)
+static void connect_all(size_t count, const char *host, const char *port)
 {
-    int one = 1, fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        die("socket: %s", strerror(errno));
-    if (connect(fd, address, length))
-        die("connect: %s", strerror(errno));
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    return fd;
-}
-
-static void connect_all(size_t count, const char *host, const char *port, uint32_t events)
-{
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
-    int error = getaddrinfo(host, port, &hints, &found);
-    if (error)
-        die("%s port %s: %s", host, port, gai_strerror(error));
+    struct addrinfo *address = find_address(host, port);
     for (size_t i = 0; i < count; i++) {
-        connections[i].fd = connect_one(found->ai_addr, found->ai_addrlen);
-        watch(&connections[i], events);
+        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+                                    .data.ptr = &connections[i]};
+        connections[i].fd = connect_one(address);
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, connections[i].fd, &event))
+            die("epoll_ctl: %s", strerror(errno));
     }
-    freeaddrinfo(found);
+    freeaddrinfo(address);
 }
 
-static void load(size_t count, double seconds, double warmup, long server, double connect_seconds)
+static void set_free(struct connection *c)
+{
+    c->sent = size; /* nothing left to send */
+    unused.ring[(unused.first + unused.count++) % unused.size] = c;
+}
+
+static struct connection *take_free(void)
+{
+    struct connection *c = unused.ring[unused.first];
+    unused.first = (unused.first + 1) % unused.size;
+    unused.count--;
+    return c;
+}
+
+/* Waits for events, not longer than until `due`. */
+static int wait_events(struct epoll_event *events, uint64_t due)
+{
+    int n;
+    if (due) {
+        /* epoll_wait counts in milliseconds: too coarse for some thousands a second. */
+        uint64_t time = now(), left = due > time ? due - time : 0;
+        struct timespec limit = {(time_t)(left / 1000000000u), (long)(left % 1000000000u)};
+        struct pollfd readable = {.fd = epoll, .events = POLLIN};
+        ppoll(&readable, 1, &limit, NULL);
+        n = epoll_wait(epoll, events, EVENTS, 0);
+    } else
+        n = epoll_wait(epoll, events, EVENTS, 1000);
+    if (n < 0 && errno != EINTR)
+        die("epoll_wait: %s", strerror(errno));
+    return n;
+}
+
+static uint64_t servers_cpu(const struct load *l)
+{
+    uint64_t total = 0;
+    for (int i = 0; i < l->server_count; i++) {
+        int64_t cpu = cpu_of(l->servers[i]);
+        if (cpu < 0)
+            die("no process %ld to measure: %s", l->servers[i], strerror(errno));
+        total += (uint64_t)cpu;
+    }
+    return total;
+}
+
+static void print_latencies(const char *prefix, const struct histogram *h)
+{
+    printf(", \"%sp50_us\": %.1f, \"%sp99_us\": %.1f, \"%smax_us\": %.1f", prefix,
+           percentile(h, 0.5), prefix, percentile(h, 0.99), prefix, (double)h->most / 1000.0);
+}
+
+static void load(const struct load *l, size_t count, double connect_seconds)
 {
     static struct epoll_event events[EVENTS];
-    uint64_t requests = 0, worst = 0, cpu = 0, own = 0, time = now(), last = time;
-    uint64_t begin = time + (uint64_t)(warmup * 1e9), end = begin + (uint64_t)(seconds * 1e9);
+    const uint64_t interval = l->interval;
+    uint64_t cpu = 0, own = 0, time = now(), last = time, due = time;
+    uint64_t begin = time + (uint64_t)(l->warmup * 1e9), end = begin + (uint64_t)(l->seconds * 1e9);
     int measuring = 0;
     for (size_t i = 0; i < count; i++)
-        start_message(&connections[i], now());
-    while (time < end) {
-        int n = epoll_wait(epoll, events, EVENTS, 1000);
-        if (n < 0 && errno != EINTR)
-            die("epoll_wait: %s", strerror(errno));
+        if (interval)
+            set_free(&connections[i]);
+        else
+            start_message(&connections[i], now());
+    while (time < end || (interval && (unused.count < count || due < end))) {
+        int sending = interval && due < end && unused.count;
+        int n = wait_events(events, sending ? due : 0);
         time = now();
-        if (n > 0)
+        if (n > 0 || unused.count == count)
             last = time;
         else if (time - last > STALLED_NS)
             die("the server does not answer any more");
         if (!measuring && time >= begin) {
-            if (server)
-                cpu = cpu_of(server);
+            cpu = servers_cpu(l);
             own = own_cpu();
             begin = time = now();
-            end = begin + (uint64_t)(seconds * 1e9);
+            end = begin + (uint64_t)(l->seconds * 1e9);
             measuring = 1;
         }
         for (int i = 0; i < n; i++) {
             struct connection *c = events[i].data.ptr;
             send_some(c);
-            if (!(events[i].events & ~(uint32_t)EPOLLOUT) || !receive_some(c))
+            if (!(events[i].events & ~(uint32_t)EPOLLOUT) || !receive_some(c) || !c->waiting)
                 continue;
             time = now();
-            if (measuring) {
-                uint64_t took = time - c->started;
-                histogram[bucket_of(took)]++;
-                worst = took > worst ? took : worst;
-                requests++;
+            c->waiting = 0;
+            if (measuring && !(interval && c->started < begin)) {
+                count_latency(&all, time - c->started);
+                if (!c->slow)
+                    count_latency(&others, time - c->started);
             }
-            start_message(c, time);
+            if (interval)
+                set_free(c);
+            else
+                start_message(c, time);
         }
+        for (; interval && unused.count && due <= time && due < end; due += interval)
+            start_message(take_free(), due);
     }
-    if (server)
-        cpu = cpu_of(server) - cpu;
+    cpu = servers_cpu(l) - cpu;
     own = own_cpu() - own;
-    if (!requests)
+    if (!all.count)
         die("no echo came in the measured time");
     double took = (double)(time - begin) / 1e9;
     printf("{\"connections\": %zu, \"size\": %zu, \"requests\": %" PRIu64 ", \"seconds\": %.6f, "
-           "\"rate\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f, "
-           "\"connect_seconds\": %.6f, \"client_load\": %.3f",
-           count, size, requests, took, (double)requests / took, percentile(requests, 0.5),
-           percentile(requests, 0.99), (double)worst / 1000.0, connect_seconds, (double)own / 1e9 / took);
-    if (server)
-        printf(", \"server_cpu_us\": %.4f", (double)cpu / 1e3 / (double)requests);
+           "\"rate\": %.1f, \"connect_seconds\": %.6f, \"client_load\": %.3f",
+           count, size, all.count, took, (double)all.count / took, connect_seconds,
+           (double)own / 1e9 / took);
+    print_latencies("", &all);
+    if (slow_every) {
+        printf(", \"slow\": %" PRIu64, all.count - others.count);
+        print_latencies("others_", &others);
+    }
+    if (l->server_count)
+        printf(", \"server_cpu_us\": %.4f", (double)cpu / 1e3 / (double)all.count);
     puts("}");
-}
-
-/* One byte there and back on a connection; 0 when it does not come within five seconds. */
-static int answers(struct connection *c)
-{
-    unsigned char out = (unsigned char)(c - connections), back = (unsigned char)~out;
-    struct timeval limit = {.tv_sec = 5};
-    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    return send(c->fd, &out, 1, MSG_NOSIGNAL) == 1 && recv(c->fd, &back, 1, 0) == 1 && out == back;
-}
-
-static void idle(size_t count, const char *host, const char *port)
-{
-    static struct epoll_event events[EVENTS];
-    size_t lost = 0;
-    uint64_t start = now();
-    connect_all(count, host, port, EPOLLIN | EPOLLRDHUP);
-    /* connect() returns before the server has accepted. Connections are accepted in the order
-     * they came, so an answer on the last one says that the server has all of them. */
-    double connected = (double)(now() - start) / 1e9;
-    int served = answers(&connections[count - 1]);
-    printf("{\"connections\": %zu, \"connect_seconds\": %.6f, \"served_seconds\": %.6f, "
-           "\"served\": %s}\n",
-           count, connected, (double)(now() - start) / 1e9, served ? "true" : "false");
-    fflush(stdout);
-
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    if (epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event))
-        die("the standard input must be a pipe or a terminal: %s", strerror(errno));
-    for (int holding = 1; holding;) {
-        int n = epoll_wait(epoll, events, EVENTS, -1);
-        for (int i = 0; i < n; i++) {
-            struct connection *c = events[i].data.ptr;
-            char line[256];
-            if (!c) {
-                if (read(STDIN_FILENO, line, sizeof line) <= 0)
-                    holding = 0;
-                continue;
-            }
-            /* Nothing was asked, so whatever this is (a byte, the end, a reset) is a loss. */
-            epoll_ctl(epoll, EPOLL_CTL_DEL, c->fd, NULL);
-            close(c->fd);
-            c->fd = -1;
-            lost++;
-        }
-    }
-    size_t closed = lost;
-    for (size_t i = 0; i < count; i++)
-        if (connections[i].fd >= 0 && !answers(&connections[i])) {
-            /* A server that is gone altogether should not cost five seconds for each of them. */
-            if (++lost - closed >= 3) {
-                lost += count - i - 1;
-                break;
-            }
-        }
-    printf("{\"connections\": %zu, \"lost\": %zu}\n", count, lost);
-    if (lost)
-        exit(1);
-}
-
-static double number(const char *text, const char *name, double least)
-{
-    char *end;
-    double value = strtod(text, &end);
-    if (*end || end == text || !(value >= least)) {
-        fprintf(stderr, "client: %s must be a number of at least %g, not '%s'\n", name, least, text);
-        exit(2);
-    }
-    return value;
 }
 
 int main(int argc, char **argv)
 {
     const char *plain[7];
     int plains = 0;
-    long server = 0;
-    size_t idlers = 0;
+    struct load l = {0};
     for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--idle") && i + 1 < argc)
-            idlers = (size_t)number(argv[++i], "--idle", 1);
-        else if (!strcmp(argv[i], "--server-pid") && i + 1 < argc)
-            server = (long)number(argv[++i], "--server-pid", 1);
+        if (!strcmp(argv[i], "--server-pid") && i + 1 < argc && l.server_count < SERVERS)
+            l.servers[l.server_count++] = (long)number(argv[++i], "--server-pid", 1);
+        else if (!strcmp(argv[i], "--slow-every") && i + 1 < argc)
+            slow_every = (uint64_t)number(argv[++i], "--slow-every", 1);
+        else if (!strcmp(argv[i], "--rate") && i + 1 < argc)
+            l.interval = (uint64_t)(1e9 / number(argv[++i], "--rate", 1));
         else if (plains < 6 && argv[i][0] != '-')
             plain[plains++] = argv[i];
         else
             plains = 7, i = argc;
     }
-    if (idlers ? plains != 2 : plains != 5 && plains != 6) {
-        fputs("usage: client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]\n"
-              "       client --idle N HOST PORT\n", stderr);
+    if (plains != 5 && plains != 6) {
+        fputs("usage: client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]...\n"
+              "              [--slow-every N] [--rate R]\n", stderr);
         return 2;
     }
 
-    size_t count = idlers ? idlers : (size_t)number(plain[2], "CONNECTIONS", 1);
-    size = idlers ? 1 : (size_t)number(plain[3], "SIZE", 1);
-    double seconds = idlers ? 0 : number(plain[4], "SECONDS", 0.001);
-    double warmup = plains == 6 ? number(plain[5], "WARMUP", 0) : 0;
+    size_t count = (size_t)number(plain[2], "CONNECTIONS", 1);
+    size = (size_t)number(plain[3], "SIZE", slow_every ? MARK_AT + 1 : 1);
+    l.seconds = number(plain[4], "SECONDS", 0.001);
+    l.warmup = plains == 6 ? number(plain[5], "WARMUP", 0) : 0;
 
-    struct rlimit limit;
-    if (!getrlimit(RLIMIT_NOFILE, &limit)) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-        if (count + 16 > limit.rlim_cur)
-            die("%zu connections need more descriptors than the limit of %ju", count,
-                (uintmax_t)limit.rlim_cur);
-    }
+    raise_limit(count);
     connections = calloc(count, sizeof *connections);
+    unused.ring = calloc(count, sizeof *unused.ring);
+    unused.size = count;
     message = malloc(size);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (!connections || !message || epoll < 0)
+    if (!connections || !unused.ring || !message || epoll < 0)
         die("%s", strerror(errno));
     for (size_t i = 0; i < size; i++)
         message[i] = (unsigned char)(i * 7 + i / 251);
 
-    if (idlers) {
-        idle(count, plain[0], plain[1]);
-        return 0;
-    }
+    prctl(PR_SET_TIMERSLACK, 1ul); /* the kernel's default is 50 us late */
     uint64_t start = now();
-    connect_all(count, plain[0], plain[1], EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
-    load(count, seconds, warmup, server, (double)(now() - start) / 1e9);
+    connect_all(count, plain[0], plain[1]);
+    load(&l, count, (double)(now() - start) / 1e9);
     return 0;
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uvloop
-from echo_asyncio import arguments, serve
+from echo_asyncio import arguments, divide, serve
 
 if __name__ == "__main__":
-    uvloop.run(serve(arguments(__doc__).port))
+    options = arguments(__doc__)
+    uvloop.run(serve(options, *divide(options)))

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
@@ -34,9 +34,10 @@ class Failed(Exception):
 
 
 def build(name: str) -> Path:
-    """Compile ``name``.c when the program is missing or older than its source."""
+    """Compile ``name``.c when the program is missing or older than its sources."""
     source, program = HERE / f"{name}.c", BUILD / name
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+    changed = max(path.stat().st_mtime for path in (source, *HERE.glob("*.h")))
+    if not program.exists() or program.stat().st_mtime < changed:
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
         if not compiler:
             raise Failed("no C compiler found: install one, or name it in CC")
@@ -59,13 +60,26 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def cores() -> tuple[int | None, int | None]:
-    """The cores for server and client, None where there are not two of them."""
+class Places(NamedTuple):
+    """The processors for the server and those for the client, None for any."""
+
+    server: set[int] | None
+    client: set[int] | None
+
+
+def apart() -> Places:
+    """A core for the server and one for the client, where there are two of them."""
     usable = os.sched_getaffinity(0)
     if {SERVER_CORE, CLIENT_CORE} <= usable:
-        return SERVER_CORE, CLIENT_CORE
+        return Places({SERVER_CORE}, {CLIENT_CORE})
     first_two = sorted(usable)[:2]
-    return (first_two[0], first_two[1]) if len(first_two) == 2 else (None, None)
+    return Places({first_two[0]}, {first_two[1]}) if len(first_two) == 2 else Places(None, None)
+
+
+def together() -> Places:
+    """The same two cores for both."""
+    both = set().union(*(part or () for part in apart())) or None
+    return Places(both, both)
 
 
 def busy_seconds() -> float:
@@ -82,13 +96,13 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    command: list[str], core: int | None, **streams: Any
+    command: list[str], cores: set[int] | None, **streams: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process on ``core``; asked to end when the block is left, and killed if it does not."""
+    """A process on ``cores``; asked to end when the block is left, and killed if it does not."""
 
     def pin() -> None:
-        if core is not None:
-            os.sched_setaffinity(0, {core})
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
 
     process = subprocess.Popen(command, preexec_fn=pin, text=True, **streams)
     try:
@@ -110,10 +124,13 @@ def running(
 class EchoServer:
     """A server under test, that has answered once."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, errors: Any) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], port: int, errors: Any, places: Places
+    ) -> None:
         self.process = process
         self.pid = process.pid
         self.port = port
+        self.places = places
         self._errors = errors
 
     def said(self) -> str:
@@ -139,10 +156,18 @@ class EchoServer:
                     return
             time.sleep(0.05)
 
+    def processes(self) -> list[int]:
+        """The one that was started, and those that it has forked."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [self.pid, *map(int, children.read_text().split() if children.exists() else ())]
+
     def cpu_seconds(self) -> float:
-        # Behind the closing bracket of the name, which may hold anything.
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        ticks = 0
+        for pid in self.processes():
+            # Behind the closing bracket of the name, which may hold anything.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> int:
         """Bytes that only this process has: its heap, and mapped memory without a file.
@@ -163,28 +188,28 @@ class EchoServer:
 
 
 @contextlib.contextmanager
-def echo_server(command: list[str]) -> Iterator[EchoServer]:
+def echo_server(command: list[str], places: Places) -> Iterator[EchoServer]:
     """A fresh server on its own port. ``{port}`` in the command is replaced."""
     port = free_port()
     with (
         tempfile.TemporaryFile("w+") as errors,
         running(
             [part.format(port=port) for part in command],
-            cores()[0],
+            places.server,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
         ) as process,
     ):
-        server = EchoServer(process, port, errors)
+        server = EchoServer(process, port, errors, places)
         server.wait_until_it_answers()
         yield server
 
 
-def run_client(command: list[str], seconds: float, core: int | None) -> dict[str, Any]:
+def run_client(command: list[str], seconds: float, cores: set[int] | None) -> dict[str, Any]:
     """Run a program that prints one line of JSON."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with running(command, core, stdin=subprocess.DEVNULL, **pipes) as process:
+    with running(command, cores, stdin=subprocess.DEVNULL, **pipes) as process:
         try:
             out, errors = process.communicate(timeout=seconds + MARGIN_SECONDS)
         except subprocess.TimeoutExpired:
@@ -195,11 +220,18 @@ def run_client(command: list[str], seconds: float, core: int | None) -> dict[str
     return dict(json.loads(out))
 
 
-def load(server: EchoServer, connections: int, size: int, seconds: float) -> dict[str, Any]:
-    """One round of closed-loop load; connecting and a moment after it are not measured."""
+def load(
+    server: EchoServer, connections: int, size: int, seconds: float, *arguments: str
+) -> dict[str, Any]:
+    """One round of load; connecting and a moment after it are not measured.
+
+    ``arguments``: further ones for the client.
+    """
     warmup = max(0.1, seconds / 8)
     command = [str(build("client")), "127.0.0.1", str(server.port), str(connections), str(size)]
-    command += [str(seconds), str(warmup), "--server-pid", str(server.pid)]
+    command += [str(seconds), str(warmup), *arguments]
+    for pid in server.processes():
+        command += ["--server-pid", str(pid)]
 
     def spent() -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -207,7 +239,7 @@ def load(server: EchoServer, connections: int, size: int, seconds: float) -> dic
 
     busy, ours, start = busy_seconds(), spent(), time.monotonic()
     try:
-        found = run_client(command, seconds + warmup, cores()[1])
+        found = run_client(command, seconds + warmup, server.places.client)
     except Failed as failure:
         raise Failed(f"{failure}; server: {server.said() or 'nothing said'}") from None
     others = busy_seconds() - busy - (spent() - ours)
@@ -227,9 +259,9 @@ def read_line(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
 def hold_idle(server: EchoServer, connections: int) -> dict[str, Any]:
     """Connect clients that say nothing; what each of them costs in memory."""
     before = server.memory()
-    command = [str(build("client")), "--idle", str(connections), "127.0.0.1", str(server.port)]
+    command = [str(build("idle")), str(connections), "127.0.0.1", str(server.port)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with running(command, cores()[1], **pipes) as client:
+    with running(command, server.places.client, **pipes) as client:
         connected = read_line(client, MARGIN_SECONDS)
         each = (server.memory() - before) / connections
         assert client.stdin
