@@ -3,8 +3,8 @@
  *   client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]...
  *          [--slow-every N] [--rate R]
  *
- * It prints one JSON line. It is a closed loop: each connection sends its next message
- * when the echo of the last one is there. With --server-pid, once for each process of the server,
+ * It prints one JSON line. It is a closed loop: each connection sends its next message when the
+ * echo of the last one is there. With --server-pid, once for each process of the server,
  * it also reads the server's CPU time at the start and at the end of the measured time, so that
  * connecting and warming up are left out.
  *
@@ -16,6 +16,9 @@
  * has been free for longest. Its latency counts from when it was due, also while all connections
  * were waiting: a server that stalls does not hold back the messages that would show it.
  * All that was due in the measured time is waited for, and counted.
+ *
+ * In both, what is in flight at the end is waited for, and 1 is the exit status when it does not
+ * come. In the closed loop it counts for nothing but the longest latency.
  *
  * Exit status: 0 when all went well, 1 for any wrong or missing echo, 2 for wrong arguments.
  */
@@ -203,32 +206,62 @@ static void print_latencies(const char *prefix, const struct histogram *h)
            percentile(h, 0.5), prefix, percentile(h, 0.99), prefix, (double)h->most / 1000.0);
 }
 
+struct figures {
+    uint64_t requests, slow, cpu, own;
+    double seconds;
+};
+
+/* What was spent since `begin`, and how much was done. */
+static struct figures figures_at(const struct load *l, uint64_t time, uint64_t begin)
+{
+    return (struct figures){all.count, all.count - others.count, servers_cpu(l), own_cpu(),
+                            (double)(time - begin) / 1e9};
+}
+
+static void echoed(struct connection *c, uint64_t time, int over)
+{
+    uint64_t took = time - c->started;
+    struct histogram *counted[] = {&all, c->slow ? NULL : &others};
+    for (int i = 0; i < 2; i++)
+        if (counted[i] && over)
+            longest(counted[i], took);
+        else if (counted[i])
+            count_latency(counted[i], took);
+}
+
 static void load(const struct load *l, size_t count, double connect_seconds)
 {
     static struct epoll_event events[EVENTS];
     const uint64_t interval = l->interval;
-    uint64_t cpu = 0, own = 0, time = now(), last = time, due = time;
+    uint64_t time = now(), last = time, due = time;
     uint64_t begin = time + (uint64_t)(l->warmup * 1e9), end = begin + (uint64_t)(l->seconds * 1e9);
-    int measuring = 0;
+    struct figures before = {0}, after = {0};
+    int measuring = 0, over = 0;
     for (size_t i = 0; i < count; i++)
         if (interval)
             set_free(&connections[i]);
         else
             start_message(&connections[i], now());
-    while (time < end || (interval && (unused.count < count || due < end))) {
+    /* What is in flight at the end is waited for: a message that the server has lost, or a
+     * connection that it forgets over the others, does not go unseen. */
+    while (time < end || unused.count < count || (interval && due < end)) {
         int sending = interval && due < end && unused.count;
         int n = wait_events(events, sending ? due : 0);
         time = now();
         if (n > 0 || unused.count == count)
             last = time;
         else if (time - last > STALLED_NS)
-            die("the server does not answer any more");
+            die("the server does not answer any more: %zu messages of %zu connections",
+                count - unused.count, count);
         if (!measuring && time >= begin) {
-            cpu = servers_cpu(l);
-            own = own_cpu();
+            before = figures_at(l, 0, 0);
             begin = time = now();
             end = begin + (uint64_t)(l->seconds * 1e9);
             measuring = 1;
+        }
+        if (!interval && !over && time >= end) {
+            after = figures_at(l, time, begin);
+            over = 1;
         }
         for (int i = 0; i < n; i++) {
             struct connection *c = events[i].data.ptr;
@@ -237,12 +270,9 @@ static void load(const struct load *l, size_t count, double connect_seconds)
                 continue;
             time = now();
             c->waiting = 0;
-            if (measuring && !(interval && c->started < begin)) {
-                count_latency(&all, time - c->started);
-                if (!c->slow)
-                    count_latency(&others, time - c->started);
-            }
-            if (interval)
+            if (measuring && !(interval && c->started < begin))
+                echoed(c, time, over);
+            if (interval || over)
                 set_free(c);
             else
                 start_message(c, time);
@@ -250,22 +280,23 @@ static void load(const struct load *l, size_t count, double connect_seconds)
         for (; interval && unused.count && due <= time && due < end; due += interval)
             start_message(take_free(), due);
     }
-    cpu = servers_cpu(l) - cpu;
-    own = own_cpu() - own;
-    if (!all.count)
+    if (!over)
+        after = figures_at(l, time, begin);
+    if (!after.requests)
         die("no echo came in the measured time");
-    double took = (double)(time - begin) / 1e9;
+    double own = (double)(after.own - before.own) / 1e9;
     printf("{\"connections\": %zu, \"size\": %zu, \"requests\": %" PRIu64 ", \"seconds\": %.6f, "
            "\"rate\": %.1f, \"connect_seconds\": %.6f, \"client_load\": %.3f",
-           count, size, all.count, took, (double)all.count / took, connect_seconds,
-           (double)own / 1e9 / took);
+           count, size, after.requests, after.seconds, (double)after.requests / after.seconds,
+           connect_seconds, own / after.seconds);
     print_latencies("", &all);
     if (slow_every) {
-        printf(", \"slow\": %" PRIu64, all.count - others.count);
+        printf(", \"slow\": %" PRIu64, after.slow);
         print_latencies("others_", &others);
     }
     if (l->server_count)
-        printf(", \"server_cpu_us\": %.4f", (double)cpu / 1e3 / (double)all.count);
+        printf(", \"server_cpu_us\": %.4f",
+               (double)(after.cpu - before.cpu) / 1e3 / (double)after.requests);
     puts("}");
 }
 

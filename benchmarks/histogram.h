@@ -32,12 +32,17 @@ static inline double value_of(unsigned bucket)
     return ((double)(STEPS + bucket % STEPS) + 0.5) * (double)(1ull << shift);
 }
 
+static inline void longest(struct histogram *h, uint64_t nanoseconds)
+{
+    if (nanoseconds > h->most)
+        h->most = nanoseconds;
+}
+
 static inline void count_latency(struct histogram *h, uint64_t nanoseconds)
 {
     h->buckets[bucket_of(nanoseconds)]++;
     h->count++;
-    if (nanoseconds > h->most)
-        h->most = nanoseconds;
+    longest(h, nanoseconds);
 }
 
 /* In microseconds. */

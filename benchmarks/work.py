@@ -1,16 +1,17 @@
 """What the handlers under test do beyond echoing, the same in every server.
 
-    python benchmarks/work.py --calibrate 50
-
-prints how many iterations take 50 us on this interpreter and core, as one line of JSON.
+As a program it prints, as one line of JSON, how many iterations of it take a microsecond on this
+interpreter and core, and with --threads how much faster two threads are than one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import threading
 import time
 from collections.abc import Callable
+from statistics import median
 
 MARK_AT, MARK = 8, 0xFF
 """The byte by which `client.c` asks for a slow answer."""
@@ -53,28 +54,45 @@ def work_of(options: argparse.Namespace) -> Callable[[bytes], object] | None:
     return work
 
 
-def calibrate(microseconds: float) -> dict[str, float]:
-    """How many iterations take that long. The fastest of many is what an undisturbed core does."""
+def calibrate(seconds: float = 0.7, sample: int = 2000) -> dict[str, float]:
+    """Iterations in a microsecond. The fastest of many tries is what an undisturbed core does."""
     clock = time.perf_counter
+    fastest = float("inf")
+    end = clock() + seconds
+    while (start := clock()) < end:
+        compute(sample)
+        fastest = min(fastest, clock() - start)
+    return {"iterations_per_us": sample / (fastest * 1e6)}
 
-    def took(iterations: int) -> float:
-        start = clock()
-        compute(iterations)
-        return clock() - start
 
-    sample = 2000
-    end = clock() + 0.7
-    fastest = took(sample)
-    while clock() < end:
-        fastest = min(fastest, took(sample))
-    iterations = max(1, round(sample * microseconds / (fastest * 1e6)))
-    return {"iterations": iterations}
+def compute_until(end: float, done: list[int]) -> None:
+    count = 0
+    while time.perf_counter() < end:
+        compute(500)
+        count += 1
+    done.append(count)
+
+
+def rate(threads: int, seconds: float = 0.25) -> float:
+    done: list[int] = []
+    end = time.perf_counter() + seconds
+    started = [threading.Thread(target=compute_until, args=(end, done)) for _ in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    return sum(done) / seconds
+
+
+def two_threads(rounds: int = 7) -> dict[str, float]:
+    """What this machine and interpreter give two threads that share nothing."""
+    return {"two_to_one": median(rate(2) / rate(1) for _ in range(rounds))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calibrate", type=float, metavar="US", required=True)
-    print(json.dumps(calibrate(parser.parse_args().calibrate)))
+    parser.add_argument("--threads", action="store_true", help="two threads against one")
+    print(json.dumps(two_threads() if parser.parse_args().threads else calibrate()))
 
 
 if __name__ == "__main__":
