@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SOURCES = setup.py pyproject.toml $(wildcard src/completionport/native/*.pyx \
 	src/completionport/native/*.pxd src/completionport/native/*.h)
 
-.PHONY: run build test lint format bench clean
+.PHONY: run build test lint format bench bench-workers clean
 
 run: build
 	$(BIN)/completionport echo $(ARGS)
@@ -26,6 +26,9 @@ format: $(VENV)/linted
 
 bench: $(VENV)/benched
 	$(BIN)/python benchmarks/run.py $(or $(ARGS),all)
+
+bench-workers: $(VENV)/benched
+	$(BIN)/python benchmarks/workers.py $(or $(ARGS),all)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -92,13 +92,15 @@ def machine() -> dict[str, str]:
     }
 
 
-def parser(description: str | None, cases: Iterable[str], rounds: int) -> argparse.ArgumentParser:
+def parser(
+    description: str | None, cases: Iterable[str], rounds: int, seconds: float
+) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("case", choices=[*cases, "all"], nargs="+")
     made.add_argument("--rounds", type=int, default=rounds)
-    made.add_argument("--seconds", type=float, default=0.6, help="measured in each round")
+    made.add_argument("--seconds", type=float, default=seconds, help="measured in each round")
     made.add_argument(
         "--engine",
         action="append",

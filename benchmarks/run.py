@@ -158,7 +158,7 @@ CASES = {function.__name__: function for function in (echo64, echo1000, article,
 
 
 def main() -> int:
-    made = parser(__doc__, CASES, rounds=20)
+    made = parser(__doc__, CASES, rounds=20, seconds=0.6)
     made.add_argument("--workers", type=int, help="of Server; its own default when left out")
     return run(CASES, parse(made))
 

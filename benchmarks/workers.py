@@ -234,7 +234,7 @@ CASES = {
 
 
 def main() -> int:
-    made = parser(__doc__, CASES, rounds=10)
+    made = parser(__doc__, CASES, rounds=10, seconds=0.5)
     made.add_argument(
         "--free-threaded",
         metavar="PYTHON",
