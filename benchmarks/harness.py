@@ -10,7 +10,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -131,7 +131,7 @@ def write_json(
 
 
 def run(
-    cases: dict[str, Case],
+    cases: Mapping[str, Case],
     options: argparse.Namespace,
     more_about: Callable[[], dict[str, str]] = dict,
 ) -> int:

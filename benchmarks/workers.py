@@ -244,8 +244,8 @@ def main() -> int:
 
     def find() -> dict[str, str]:
         build("client")
-        options.interpreters = Interpreters(options.free_threaded)
-        return options.interpreters.about()
+        found = options.interpreters = Interpreters(options.free_threaded)
+        return found.about()
 
     return run(CASES, options, find)
 
