@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 
-from completionport import CompletionPort, PortClosed, Strand, WorkerPool
+from completionport import CompletionPort, Operation, PortClosed, Strand, WorkerPool
 from support import LONG, Background, read_exactly, take, take_one, wait_for_stats, wait_until
 
 
@@ -79,10 +79,9 @@ class TestWork:
 
         def target(completion):
             operation = completion.overlapped
-            if completion.error is None and operation.operation.name == "RECV":
-                if completion.transferred:
-                    completion.key[0].send(operation.result())
-                    completion.key[0].recv(4096, overlapped=operation)
+            if operation.operation is Operation.RECV and completion.transferred:
+                completion.key[0].send(operation.result())
+                completion.key[0].recv(4096, overlapped=operation)
 
         key = []
         with port.associate(near, key) as handle:
