@@ -34,6 +34,7 @@ from .scheduler cimport (
     PACKET_STREAM,
     TAKE_CLOSED,
     TAKE_PACKET,
+    WAKE_COST,
     Packet,
     Scheduler,
     Taken,
@@ -176,9 +177,11 @@ cdef class Connection:
             open_ = not (stream.channel.closing or stream.close_when_sent)
             if open_ and size and stream.error == 0:
                 if stream.first_block == NULL and not (
-                    # While other packets wait, sends go to the kernel together.
+                    # While other packets wait, sends go to the kernel together; not where those
+                    # packets take so long that this one would wait for them.
                     engine.type.batches_sends and size <= BATCHED_AT_MOST
-                    and engine.scheduler.head != NULL and self.core.on_drained is None
+                    and engine.scheduler.head != NULL and engine.scheduler.work_ns < WAKE_COST
+                    and self.core.on_drained is None
                 ):
                     sent = stream_try_send(stream, data, size)
                     if 0 <= sent < <int64_t> size:

@@ -71,6 +71,8 @@ cdef struct Waiter:
     int64_t seen_at_ns
 
 cdef enum:
+    # What it costs to wake a thread, ns: shorter work is done sooner by who is awake.
+    WAKE_COST = 5000
     HISTOGRAM_STEPS = 16    # as completionport.histogram has it
     HISTOGRAM_BUCKETS = 608 # up to 2**40 ns
 
