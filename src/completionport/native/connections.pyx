@@ -179,7 +179,7 @@ cdef class Connection:
                 if stream.first_block == NULL and not (
                     # While other packets wait, sends go to the kernel together; not where those
                     # packets take so long that this one would wait for them.
-                    engine.type.batches_sends and size <= BATCHED_AT_MOST
+                    engine.batches_sends and size <= BATCHED_AT_MOST
                     and engine.scheduler.head != NULL and engine.scheduler.work_ns < WAKE_COST
                     and self.core.on_drained is None
                 ):

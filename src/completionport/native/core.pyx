@@ -86,7 +86,7 @@ cdef class Core:
         self.scheduler.engine = self.engine
         self.scheduler.kernel_wait = <int (*)(void*, int64_t) noexcept nogil> self.engine.type.wait
         self.scheduler.kernel_wake = <void (*)(void*) noexcept nogil> self.engine.type.wake
-        self.scheduler.submits_late = self.engine.type.batches_sends
+        self.scheduler.submits_late = self.engine.batches_sends
         self.scheduler.kernel_submit = (
             <void (*)(void*) noexcept nogil> self.engine.type.submit
         )

@@ -139,8 +139,6 @@ cdef struct Stream:
 
 cdef struct EngineType:
     const char* name
-    # Sends are cheaper together, with the next wait, than by a system call each.
-    bint batches_sends
     # Wait for completions until the deadline and bring them to the packet queue; 0 or an errno.
     int (*wait)(Engine* engine, int64_t deadline_ns) noexcept nogil
     # Make a thread return from `wait`.
@@ -176,5 +174,7 @@ cdef struct EngineType:
 cdef struct Engine:
     const EngineType* type
     Scheduler* scheduler
+    # Constant: sends are cheaper together, with the next wait, than by a system call each.
+    bint batches_sends
     # Sent blocks whose object wants the GIL to be let go: atomic, taken as a whole.
     Block* garbage

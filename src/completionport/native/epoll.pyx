@@ -25,7 +25,7 @@ from .atomics cimport cp_mutex, cp_mutex_lock, cp_mutex_unlock, cp_now_ns
 from .channels cimport channel_release, channel_retain, run_queue
 from .engine cimport REGULAR, Channel, EngineType, Operation, Stream
 from .scheduler cimport POLL, wake_threads
-from .streams cimport stream_schedule
+from .streams cimport stream_ready, stream_receive, stream_schedule
 
 cdef extern from "sys/epoll.h" nogil:
     enum:
@@ -224,28 +224,17 @@ cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
 cdef int64_t next_input(
     Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
 ) noexcept nogil:
-    cdef ssize_t size = -1
+    cdef ssize_t result
+    if not stream.listens:
+        data[0] = scratch
+        return stream_receive(stream, scratch, scratch_size)
     if stream.error != 0:
         return -stream.error
-    if stream.ended:
-        return 0
     if not stream.readable or not stream.wants_input:
         return -EAGAIN
-    if stream.listens:
-        size = cp_accept_now(stream.channel.descriptor)
-        if size >= 0:
-            return size
-    else:
-        size = recv(stream.channel.descriptor, scratch, scratch_size, MSG_DONTWAIT)
-        if size > 0:
-            if size < <ssize_t> scratch_size and not stream.hung_up:
-                stream.readable = False
-            data[0] = scratch
-            return size
-        if size == 0:
-            stream.ended = True
-            stream.wants_input = False
-            return 0
+    result = cp_accept_now(stream.channel.descriptor)
+    if result >= 0:
+        return result
     if errno == EAGAIN:
         stream.readable = False
         return -EAGAIN
@@ -275,10 +264,7 @@ cdef void channel_ready(Channel* channel, uint32_t events) noexcept nogil:
         if channel.owner != NULL:
             stream = <Stream*> channel
             if failed or events & (EPOLLIN | EPOLLRDHUP):
-                stream.readable = True
-                stream.hung_up = stream.hung_up or failed or events & EPOLLRDHUP != 0
-                if stream.wants_input:
-                    stream_schedule(stream, False)
+                stream_ready(stream, failed or events & EPOLLRDHUP != 0)
         elif failed or events & (EPOLLIN | EPOLLRDHUP):
             run_queue(channel, &channel.input, False)
         if failed or events & EPOLLOUT:
@@ -341,7 +327,6 @@ cdef void destroy(Engine* engine) noexcept nogil:
 
 cdef EngineType epoll_type
 epoll_type.name = b"epoll"
-epoll_type.batches_sends = False
 epoll_type.wait = wait
 epoll_type.wake = wake
 epoll_type.open_channel = open_channel

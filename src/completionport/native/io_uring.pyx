@@ -15,6 +15,11 @@ How the kernel behaves, as far as the code below leans on it:
 - A request holds the open file, not its number; but the number is read when the request is
   submitted, so a descriptor is closed only when nothing of its channel is in the ring.
 
+- The kernel carries out a ring's receives and sends while it holds the ring's lock, TCP included. So
+  where several threads run at a time the ring only tells that a connection is ready, and its thread
+  receives and sends by system calls, which run side by side. Where one thread runs at a time the
+  ring does both, in fewer calls.
+
 Every request counts in its channel's `in_kernel` and holds a reference to the channel.
 """
 
@@ -55,7 +60,7 @@ from .channels cimport (
 from .engine cimport SOCKET, Channel, Chunk, EngineType, Operation, Stream
 from .ring cimport Ring, commit_entry, cp_sqe, cp_cqe, next_entry, ring_close, ring_open, unsubmitted
 from .scheduler cimport POLL, Scheduler, wake_threads
-from .streams cimport stream_schedule
+from .streams cimport stream_ready, stream_receive, stream_schedule
 
 cdef extern from "uring_abi.h" nogil:
     int cp_uring_enter(int fd, unsigned submit, unsigned wanted, unsigned flags, int64_t timeout_ns)
@@ -64,7 +69,7 @@ cdef extern from "uring_abi.h" nogil:
         CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_READ, CP_OP_WRITE, CP_OP_SEND, CP_OP_RECV
         CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
         CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
-        CP_RECVSEND_POLL_FIRST, CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
+        CP_POLL_ADD_MULTI, CP_RECVSEND_POLL_FIRST, CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -73,7 +78,7 @@ cdef extern from "errno.h" nogil:
 
 cdef extern from "poll.h" nogil:
     enum:
-        POLLIN, POLLOUT, POLLRDHUP
+        POLLIN, POLLOUT, POLLRDHUP, POLLHUP, POLLERR
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -105,6 +110,8 @@ cdef struct Uring:
     Ring ring
     unsigned wait_flags
     bint woken                  # a completion of `wake` was seen: completion lock
+    # Several threads run at a time: the server's streams are told to be ready, not received from.
+    bint readiness
     BufferPool pool
 
 
@@ -302,6 +309,8 @@ cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
     cdef Uring* uring = <Uring*> engine
     cdef cp_sqe* sqe
     stream.wants_input = True
+    if stream.readable:
+        stream_schedule(stream, False)
     if stream.armed or stream.channel.closing:
         return
     cp_mutex_lock(&uring.ring.sq_lock)
@@ -312,6 +321,10 @@ cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
         sqe.opcode = CP_OP_ACCEPT
         sqe.op_flags = SOCK_CLOEXEC
         sqe.ioprio = 0 if stream.single else CP_ACCEPT_MULTISHOT
+    elif uring.readiness:
+        sqe.opcode = CP_OP_POLL_ADD
+        sqe.len = CP_POLL_ADD_MULTI
+        sqe.op_flags = POLLIN | POLLRDHUP
     else:
         sqe.opcode = CP_OP_RECV
         sqe.ioprio = CP_RECV_MULTISHOT
@@ -327,6 +340,8 @@ cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
 
 cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
     stream.wants_input = False
+    if (<Uring*> engine).readiness and not stream.listens and not stream.channel.closing:
+        return
     if stream.armed and not stream.stopping:
         stream.stopping = True
         ask_to_cancel(<Uring*> engine, &stream.channel, <uintptr_t> stream | TAG_INPUT)
@@ -352,6 +367,9 @@ cdef int64_t next_input(
     Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
 ) noexcept nogil:
     cdef Chunk* chunk = stream.first_chunk
+    if (<Uring*> engine).readiness and not stream.listens:
+        data[0] = scratch
+        return stream_receive(stream, scratch, scratch_size)
     if chunk != NULL:
         data[0] = chunk.data
         if not stream.listens and <size_t> chunk.size > scratch_size:
@@ -384,7 +402,9 @@ cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t
     if ended:
         stream.armed = False
         stream.stopping = False
-    if stream.listens and result >= 0:
+    if result >= 0 and uring.readiness and not stream.listens:
+        stream_ready(stream, result & (POLLRDHUP | POLLHUP | POLLERR) != 0)
+    elif stream.listens and result >= 0:
         chunk = <Chunk*> calloc(1, sizeof(Chunk))
         if chunk == NULL or channel.closing:
             free(chunk)
@@ -404,7 +424,7 @@ cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t
     if chunk != NULL:
         append_chunk(stream, chunk)
         stream_schedule(stream, False)
-    if result == 0 and not stream.listens:
+    if result == 0 and not stream.listens and not uring.readiness:
         stream.ended = True
         stream.wants_input = False
         stream_schedule(stream, False)
@@ -537,7 +557,7 @@ cdef void close_channel(Engine* engine, Channel* channel) noexcept nogil:
 
 cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:
     cdef Uring* uring = <Uring*> engine
-    return pool_open(&uring.pool, uring.ring.descriptor, size)
+    return 0 if uring.readiness else pool_open(&uring.pool, uring.ring.descriptor, size)
 
 
 cdef void destroy(Engine* engine) noexcept nogil:
@@ -550,7 +570,6 @@ cdef void destroy(Engine* engine) noexcept nogil:
 
 cdef EngineType io_uring_type
 io_uring_type.name = b"io_uring"
-io_uring_type.batches_sends = True
 io_uring_type.wait = wait
 io_uring_type.wake = wake
 io_uring_type.open_channel = open_channel
@@ -579,6 +598,8 @@ cdef int io_uring_new(Scheduler* scheduler, Engine** engine) noexcept nogil:
         return error
     uring.engine.type = &io_uring_type
     uring.engine.scheduler = scheduler
+    uring.readiness = scheduler.concurrency > 1
+    uring.engine.batches_sends = not uring.readiness
     uring.wait_flags = CP_ENTER_GETEVENTS
     if uring.ring.features & CP_FEAT_NO_IOWAIT:
         uring.wait_flags |= CP_ENTER_NO_IOWAIT

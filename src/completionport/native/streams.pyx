@@ -19,6 +19,7 @@ cdef extern from "errno.h" nogil:
         EAGAIN, EINTR, ENOMEM
 
 cdef extern from "sys/socket.h" nogil:
+    ssize_t recv(int descriptor, void* data, size_t size, int flags)
     ssize_t send(int descriptor, const void* data, size_t size, int flags)
     enum:
         MSG_DONTWAIT, MSG_NOSIGNAL
@@ -63,6 +64,43 @@ cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil:
     if not stream.scheduled:
         stream.scheduled = True
         push(stream.channel.engine.scheduler, &stream.packet, wake)
+
+
+# -- receiving, for engines that tell when a stream is ready ---------------------------------------
+
+
+cdef void stream_ready(Stream* stream, bint at_end) noexcept nogil:
+    """There is something to receive; ``at_end``: and then the end or an error."""
+    stream.readable = True
+    stream.hung_up = stream.hung_up or at_end
+    if stream.wants_input:
+        stream_schedule(stream, False)
+
+
+cdef int64_t stream_receive(Stream* stream, char* scratch, size_t size) noexcept nogil:
+    """What `EngineType.next_input` returns."""
+    cdef ssize_t got
+    if stream.error != 0:
+        return -stream.error
+    if stream.ended:
+        return 0
+    while stream.readable and stream.wants_input:
+        got = recv(stream.channel.descriptor, scratch, size, MSG_DONTWAIT)
+        if got > 0:
+            if got < <ssize_t> size and not stream.hung_up:
+                stream.readable = False
+            return got
+        if got == 0:
+            stream.ended = True
+            stream.wants_input = False
+            return 0
+        if errno == EAGAIN:
+            stream.readable = False
+        elif errno != EINTR:
+            stream.error = errno
+            stream.wants_input = False
+            return -stream.error
+    return -EAGAIN
 
 
 cdef void closing(Channel* channel) noexcept nogil:
