@@ -11,8 +11,8 @@ STEPS = 16
 class Histogram:
     """Times in seconds, as they were counted; a snapshot that does not change.
 
-    A busy port measures one packet in sixteen while its threads are done with each in microseconds,
-    and all of them otherwise.
+    A busy port whose threads need less than 5 microseconds for a packet measures one in sixteen;
+    otherwise each is measured.
     """
 
     __slots__ = ("_counts", "_total", "count")

@@ -47,7 +47,7 @@ cdef enum:
     SIGNALS_AT_ONCE = 8
     # Two threads that work on tiny packets hinder each other: only so much of it is worth another
     # thread, ns.
-    BACKLOG_COST = 200000
+    BACKLOG_COST = 300000
     # In a busy port one packet of so many is measured (a power of 2), unless work takes long anyway.
     MEASURE_EVERY = 16
 
@@ -401,7 +401,7 @@ cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
 cdef inline void enqueue(Scheduler* s, Packet* packet) noexcept nogil:
     """Into the queue, or into its strand when that is busy. Lock."""
     packet.queued_ns = 0
-    if s.running == 0 or (s.posted + s.completed) & (MEASURE_EVERY - 1) == 0:
+    if (s.running == 0 and s.queued == 0) or (s.posted + s.completed) & (MEASURE_EVERY - 1) == 0:
         packet.queued_ns = cp_now_ns()
     if packet.strand != NULL:
         if packet.strand.busy:
