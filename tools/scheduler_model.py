@@ -234,37 +234,27 @@ class Model:
         if self.load.steals and len(self.shards) > 1:
             candidates += [other for other in self.shards if other is not shard]
         for candidate in candidates:
-            follower: Worker | None = None
+            leader = candidate.leader
             if candidate.parked:
                 follower = candidate.parked.pop()
-            elif (
-                candidate is not shard
-                and candidate.leader
-                and candidate.leader.asleep
-                and not candidate.leader.signal
-            ):
-                follower = candidate.leader
-            if follower:
-                follower.signal = shard
-                shard.woken += 1
-                self.wakeups += 1
-                self.resume(follower)
-                return True
+            elif leader and leader.asleep and not leader.signal and candidate is not shard:
+                follower = leader
+            else:
+                continue
+            follower.signal = shard
+            shard.woken += 1
+            self.wakeups += 1
+            self.resume(follower)
+            return True
         return False
 
     def leave(self, shard: Shard) -> bool:
         """With a packet: wake a follower if what is left is worth it."""
         left = len(shard.packets) - shard.woken
-        if left > 0 and left * shard.average >= WORTH_A_WAKE_UP_US:
-            return self.wake(shard)
-        if (
-            shard.leader is None
-            and not shard.woken
-            and shard.parked
-            and shard.average > WORTH_A_WAKE_UP_US
-        ):
-            return self.wake(shard)
-        return False
+        worth = left > 0 and left * shard.average >= WORTH_A_WAKE_UP_US
+        if not worth and shard.leader is None and not shard.woken and shard.parked:
+            worth = shard.average > WORTH_A_WAKE_UP_US
+        return worth and self.wake(shard)
 
     # -- workers
 
