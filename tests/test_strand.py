@@ -449,15 +449,17 @@ class TestClosing:
             port.get(0)
         assert port.stats()["queued"] == 0
 
-    def test_an_accepted_socket_that_stays_back_is_closed_with_the_port(self, make_port, listener):
+    def test_an_accepted_socket_that_stays_back_is_closed_with_the_port(
+        self, make_port, make_taker, listener
+    ):
         port = make_port(4)
         strand = Strand(port)
         port.post(strand=strand)
-        take_one(port)
+        make_taker(port).take_one()
         handle = port.associate(listener, "key", strand=strand)
         with socket.create_connection(listener.getsockname(), timeout=LONG) as client:
             handle.accept()
-            wait_until(lambda: strand.queued == 1)
+            wait_until(lambda: port.get(0) is None and strand.queued == 1)
             port.close()
             with contextlib.suppress(ConnectionError):
                 assert client.recv(1) == b""

@@ -226,7 +226,9 @@ class WorkerPool:
         if threading.current_thread() in self._ending:
             return False  # a worker can't wait for itself
         # The caller may hold a place, which the workers need to come to their end.
-        with self.port.blocking():
+        with contextlib.ExitStack() as aside:
+            with contextlib.suppress(PortClosed):
+                aside.enter_context(self.port.blocking())
             for thread in self._ending:
                 remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 thread.join(None if remaining is None else min(remaining, threading.TIMEOUT_MAX))
