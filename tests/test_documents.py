@@ -8,8 +8,19 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
+from support import run_python
+
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def examples(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+BLOCKS = examples("README.md")
+ABOUT_THREADS = examples("docs/threads.md")
 
 
 def test_the_readmes_server_answers(engine, monkeypatch):
@@ -46,6 +57,14 @@ def test_the_readmes_port_prints_what_it_says():
     )
     expected = re.search(r"# (my connection .*)", BLOCKS[1])[1]
     assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.parametrize("number", range(len(ABOUT_THREADS)))
+def test_the_examples_about_threads_print_what_they_say(engine, number):
+    example = ABOUT_THREADS[number]
+    expected = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.MULTILINE)
+    assert expected
+    assert run_python(example, engine=engine).stdout.splitlines() == expected
 
 
 def test_every_name_of_the_article_is_in_the_readmes_table():

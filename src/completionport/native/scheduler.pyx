@@ -2,6 +2,7 @@
 """Packets to threads: first in first out for packets, last in first out for threads."""
 
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 
 from .atomics cimport (
     cp_add_fetch,
@@ -13,6 +14,9 @@ from .atomics cimport (
     cp_now_ns,
     cp_store_release,
 )
+
+cdef extern from "stdlib.h" nogil:
+    void* aligned_alloc(size_t alignment, size_t size)
 
 cdef extern from "thread_record.h" nogil:
     void* cp_thread_record
@@ -50,6 +54,7 @@ cdef enum:
     BACKLOG_COST = 300000
     # In a busy port one packet of so many is measured (a power of 2), unless work takes long anyway.
     MEASURE_EVERY = 16
+    CACHE_LINE = 64
 
 cdef struct Signals:
     # Futex words to wake once the lock is free. Waking one whose thread has gone on is harmless.
@@ -59,8 +64,10 @@ cdef struct Signals:
 
 
 cdef Scheduler* scheduler_new(int concurrency) noexcept nogil:
-    cdef Scheduler* s = <Scheduler*> calloc(1, sizeof(Scheduler))
+    cdef size_t size = (sizeof(Scheduler) + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+    cdef Scheduler* s = <Scheduler*> aligned_alloc(CACHE_LINE, size)
     if s != NULL:
+        memset(s, 0, size)
         s.references = 1
         s.concurrency = concurrency
     return s
