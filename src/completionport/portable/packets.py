@@ -7,7 +7,6 @@ scheduler's lock, but for `drop`: it is for a port that is closed, and finalizer
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import deque
 from typing import Any
 
@@ -34,7 +33,6 @@ class PacketQueue:
 
     def put(self, packet: Packet) -> None:
         """Append a packet; no lock. Never blocks."""
-        packet.since = time.monotonic_ns()
         self._incoming.append(packet)
 
     def sort(self) -> None:
@@ -64,13 +62,16 @@ class PacketQueue:
         if not strand.line:
             self._back.pop(strand, None)
 
-    def take(self, packets: list[Packet], max_count: int, now: int) -> None:
+    def take(self, packets: list[Packet], max_count: int) -> None:
         """Move so many of the packets that are ready, or fewer, to the caller's empty list."""
         # The caller has them in hand from the first one on: a signal handler may raise at any step.
         with contextlib.suppress(IndexError):
             while len(packets) < max_count:
                 packets.append(self.ready.popleft())
         self._count(packets, 1)
+
+    def measure(self, packets: list[Packet], now: int) -> None:
+        """Count how long they waited."""
         for packet in packets:
             self._time.add(now - packet.since)
 

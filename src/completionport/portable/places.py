@@ -12,12 +12,12 @@ import weakref
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
+from .recorder import NOT_MEASURED
+
 if TYPE_CHECKING:
     from .requests import Packet
     from .scheduler import Scheduler
     from .strand import PortableStrand
-
-NOT_MEASURED = -1
 
 
 class Note(NamedTuple):
@@ -50,7 +50,7 @@ class Place:
         self._since = NOT_MEASURED
 
     def take(self, packets: list[Packet], now: int) -> None:
-        """These packets go out to the program."""
+        """These packets go out to the program; ``now`` is the time, where that is measured."""
         self._since = now
         self._strands = tuple([one.strand for one in packets if one.strand is not None])
 
@@ -75,7 +75,8 @@ class Place:
             return False
         spent = NOT_MEASURED if since == NOT_MEASURED else time.monotonic_ns() - since
         own = scheduler is asking
-        scheduler.note(Note(0 if lent or own else -1, -1 if lent else 0, spent, strands))
+        if strands or lent or not own or spent != NOT_MEASURED:
+            scheduler.note(Note(0 if lent or own else -1, -1 if lent else 0, spent, strands))
         if not own:
             scheduler.settle()
         return own and not lent

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ..histogram import STEPS, Histogram
 
 STEP_BITS = STEPS.bit_length() - 1
+NOT_MEASURED = -1
+"""In place of a time in nanoseconds."""
 
 
 class Recorder:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..errors import OperationAborted
 from ..operation import Operation
 from .overlapped import Completion
+from .recorder import NOT_MEASURED
 
 if TYPE_CHECKING:
     from ..overlapped import Overlapped
@@ -57,7 +58,7 @@ class Request:
         self.operation = operation
         self.handle = handle
         self.strand = handle.strand
-        self.since = 0  # when it came into the packet queue, in nanoseconds
+        self.since = NOT_MEASURED  # when it came into the packet queue
         self.overlapped: Overlapped  # set before the request goes anywhere
         self.flags = 0
         self.offset: int | None = None
@@ -216,7 +217,7 @@ class Post:
     def __init__(self, completion: Completion, strand: PortableStrand | None) -> None:
         self.completion = completion
         self.strand = strand
-        self.since = 0  # when it came into the packet queue, in nanoseconds
+        self.since = NOT_MEASURED  # when it came into the packet queue
 
     def take(self) -> Completion:
         """The packet is taken."""

@@ -20,13 +20,16 @@ from typing import Any, Protocol
 from ..errors import PortClosed, PortForked
 from .packets import PacketQueue, look
 from .places import Note, this_place
-from .recorder import Recorder
+from .recorder import NOT_MEASURED, Recorder
 from .requests import Packet
 
 LONGEST_WAIT = 86400.0
 """Seconds; longer waits are cut in pieces, as the system calls have limits of their own."""
 STUCK_AFTER = 0.01
 """Seconds without a packet taken after which the threads at work count as blocked."""
+MEASURED_EVERY = 16
+SHORT_WORK = 50_000
+"""Nanoseconds. While work is as short as that, one packet in so many is measured."""
 PATIENCE = 0.05
 """Seconds that a look inside waits for the lock, which its own thread may hold."""
 
@@ -85,6 +88,8 @@ class Scheduler:
         self._replaced = 0  # places given because another thread blocks; _lock
         self._wakeups = 0  # _lock
         self._work_time = Recorder()  # _lock
+        self._put = 0  # packets put so far, about; no lock, since it only tells which to measure
+        self._slow = False  # the work measured last was not short; set under _lock
         self._waiters: list[_Waiter] = []  # the last one came last; _lock
         self._watchers: list[_Waiter] = []  # threads in `wait_until_stuck`; _lock
         self._leader: _Waiter | None = None  # the one that waits in the kernel; _lock
@@ -117,6 +122,9 @@ class Scheduler:
 
     def put(self, packet: Packet) -> None:
         """Append a packet, and wake a thread for it if need be. Never blocks."""
+        self._put += 1
+        if self._put % MEASURED_EVERY == 0 or self._slow or not self._running:
+            packet.since = time.monotonic_ns()
         self._packets.put(packet)
         self._unsettled = True
         self.settle()
@@ -165,12 +173,16 @@ class Scheduler:
                         stands_in = self._running + self._blocked >= self.concurrency
                         self._running += 1
                         place.claim(self._self)
-                        now = time.monotonic_ns()
-                        self._packets.take(packets, max_count, now)
+                        self._packets.take(packets, max_count)
                         if not packets:
                             continue  # `drop` was quicker: the port is closed
                         # One that comes back goes on in the place that it was let go into.
                         self._replaced += stands_in and not came_back
+                        now = NOT_MEASURED
+                        measured = [one for one in packets if one.since != NOT_MEASURED]
+                        if measured or self._slow:
+                            now = time.monotonic_ns()
+                            self._packets.measure(measured, now)
                         place.take(packets, now)
                         self._remove(waiter)
                         return packets
@@ -309,8 +321,9 @@ class Scheduler:
             note = self._notes.popleft()
             self._running += note.running
             self._blocked += note.blocked
-            if note.spent >= 0:
+            if note.spent != NOT_MEASURED:
                 self._work_time.add(note.spent)
+                self._slow = note.spent > SHORT_WORK
             for strand in note.released:
                 self._packets.advance(strand)
                 # With the port closed, `drop` may have missed the packet that moved.
