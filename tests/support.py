@@ -199,7 +199,11 @@ def native_threads() -> dict[int, str]:
     for name in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):
             found[int(name)] = Path(f"/proc/self/task/{name}/comm").read_text().strip()
-    return {number: what for number, what in found.items() if not what.startswith(("iou-", "cp-monitor"))}
+    return {
+        number: what
+        for number, what in found.items()
+        if not what.startswith(("iou-", "cp-monitor"))
+    }
 
 
 def compute_until(done: Callable[[], Any], timeout: float = LONG) -> None:

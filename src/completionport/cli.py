@@ -114,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     echo.add_argument(
         "--buffer-size", type=int, default=1024, metavar="BYTES", help="64 to 2**20 (%(default)s)"
     )
-    echo.add_argument("--workers", type=int, metavar="N", help="threads (8, or twice the concurrency)")
+    echo.add_argument(
+        "--workers", type=int, metavar="N", help="threads (8, or twice the concurrency)"
+    )
     echo.add_argument(
         "--concurrency", type=int, default=0, metavar="N", help="threads that run at a time"
     )

@@ -223,9 +223,7 @@ class CompletionPort:
         """True once `close` was called."""
         raise NotImplementedError
 
-    def associate(
-        self, file: HasFileno | int, key: Any, *, strand: Strand | None = None
-    ) -> Handle:
+    def associate(self, file: HasFileno | int, key: Any, *, strand: Strand | None = None) -> Handle:
         """Bind a file to this port (``CreateIoCompletionPort(file, port, key, 0)``).
 
         ``file``: a socket or any object with ``fileno()``, or a descriptor number. It may be

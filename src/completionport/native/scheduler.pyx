@@ -689,6 +689,8 @@ cdef void hold_back(Scheduler* s, Packet* packet) noexcept nogil:
     """Behind those of its strand that stay back already. Lock."""
     cdef Strand* strand = packet.strand
     packet.next = NULL
+    if packet.queued_ns == 0:
+        packet.queued_ns = cp_now_ns()
     if strand.tail == NULL:
         strand.head = packet
     else:

@@ -56,8 +56,10 @@ cdef class Blocking:
         self.core = core
 
     def __enter__(self):
+        if self.core.forked():
+            raise PortForked()
         self.told = start_blocking(self.core.scheduler)
 
     def __exit__(self, *exc_info):
-        if self.told:
+        if self.told and not self.core.forked():
             end_blocking(self.core.scheduler)
