@@ -302,8 +302,13 @@ class CompletionPort:
     def _wait_until_stuck(self, timeout: float | None) -> bool:
         """For `WorkerPool`: wait until packets wait and every thread at work blocks.
 
-        False when the time (seconds, None for no limit) is over; `PortClosed`. It holds no place.
+        False when the time (seconds, None for no limit) is over, or at `_dismiss_keepers`, where it
+        may be True as well; `PortClosed`. It holds no place.
         """
+        raise NotImplementedError
+
+    def _dismiss_keepers(self) -> None:
+        """Make every `_wait_until_stuck` return."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -15,8 +15,8 @@ from .overlapped import Completion
 
 logger = logging.getLogger("completionport")
 
-KEEPER_LOOKS_UP = 0.1
-"""Seconds after which the keeper sees that the pool is stopped: a stuck port alone wakes it."""
+KEEPER_LOOKS_UP = 1.0
+"""Seconds until the keeper sees that the pool is stopped, if it was told just before it waited."""
 WORKER_COMES = 0.01
 """Seconds until the keeper looks again when a worker is on its way to the port."""
 RETRY_GROWING = 1.0
@@ -218,6 +218,8 @@ class WorkerPool:
                 if self._keeper is not None:
                     self._ending.append(self._keeper)
                 self._changed.notify_all()
+        if first and self._keeper is not None:
+            self.port._dismiss_keepers()
         if first and workers:
             self._backlog = self.port.stats()["queued"]
             with contextlib.suppress(PortClosed):

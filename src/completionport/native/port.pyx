@@ -28,6 +28,7 @@ from .scheduler cimport (
     Taken,
     TakeStatus,
     Times,
+    dismiss_keepers,
     enter,
     leave,
     post,
@@ -246,6 +247,9 @@ cdef class Port:
             return self.STRAND(self.core)
         finally:
             self.core.end()
+
+    def _dismiss_keepers(self):
+        dismiss_keepers(self.core.scheduler)
 
     def _wait_until_stuck(self, timeout):
         cdef TakeStatus status

@@ -165,6 +165,7 @@ cdef Packet* close_queue(Scheduler* s) noexcept nogil
 cdef void thread_is_back() noexcept nogil
 cdef bint start_blocking(Scheduler* s) noexcept nogil
 cdef void end_blocking(Scheduler* s) noexcept nogil
+cdef void dismiss_keepers(Scheduler* s) noexcept nogil
 cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nogil
 cdef Strand* strand_new(Scheduler* s) noexcept nogil
 cdef void strand_retain(Strand* strand) noexcept nogil

@@ -364,6 +364,14 @@ cdef void unlock_and_help(Scheduler* s) noexcept nogil:
     send_signals(s, &signals)
 
 
+cdef void dismiss_keepers(Scheduler* s) noexcept nogil:
+    """Make all threads in `wait_until_stuck` return."""
+    cp_mutex_lock(&s.lock)
+    s.stuck += 1
+    cp_mutex_unlock(&s.lock)
+    cp_futex_wake(&s.stuck, 0x7fffffff)
+
+
 cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nogil:
     """Wait until packets are queued and all threads at work block. The caller is inside `enter`.
 
@@ -633,9 +641,8 @@ cdef void announce_close(Scheduler* s) noexcept nogil:
     cp_store_release(&s.guard.closed, 1)
     while s.newest != NULL:
         signal_thread(s, s.newest, &signals)
-    s.stuck += 1
-    cp_futex_wake(&s.stuck, 0x7fffffff)
     cp_mutex_unlock(&s.lock)
+    dismiss_keepers(s)
     send_signals(s, &signals)
 
 

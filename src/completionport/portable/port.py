@@ -208,6 +208,9 @@ class SelectorsPort(CompletionPort):
         assert strand is None or isinstance(strand, PortableStrand)
         return strand
 
+    def _dismiss_keepers(self) -> None:
+        self._inside.scheduler.dismiss_watchers()
+
     def _wait_until_stuck(self, timeout: float | None) -> bool:
         return self._inside.scheduler.wait_until_stuck(
             None if timeout is None else checked_timeout(timeout)

@@ -240,6 +240,14 @@ class Scheduler:
         self._unsettled = True
         self.settle()
 
+    def dismiss_watchers(self) -> None:
+        """Make every `wait_until_stuck` return."""
+        with self._lock:
+            for watcher in self._watchers:
+                if not watcher.called:
+                    self._call(watcher)
+            self._watchers.clear()
+
     def wait_until_stuck(self, timeout: float | None) -> bool:
         """Wait until packets wait that only another thread could take.
 
@@ -261,6 +269,8 @@ class Scheduler:
                     self._count_notes()
                     if self._closed:
                         raise PortClosed("the completion port was closed")
+                    if watcher not in self._watchers:
+                        return False  # dismissed
                     self._sort()
                     watcher.gate.acquire(False)
                     watcher.called = self._is_stuck()  # once it is seen, time tells the rest
