@@ -15,7 +15,6 @@ from .arguments import check_count
 from .handler import Handler
 from .interface import CompletionPort
 
-
 FEWEST_WORKERS = 8
 """Of a server that was told no number: so many callbacks may block before others wait for them."""
 

@@ -12,12 +12,13 @@ class Strand:
     """A line in which packets of a port are handed out one at a time, in order.
 
     Made with ``Strand(port)``. Packets are bound to it by `CompletionPort.associate` (all packets
-    of that handle) and by `CompletionPort.post`. While a thread is at work on a packet of the strand
-    the next one stays back, whoever waits in `CompletionPort.get`; the packets of other strands,
-    and those of none, go on meanwhile. So what the packets of one strand share needs no lock.
+    of that handle) and by `CompletionPort.post`. While a thread is at work on a packet of the
+    strand the next one stays back, whoever waits in `CompletionPort.get`; the packets of other
+    strands, and those of none, go on meanwhile. So what the packets of one strand share needs no
+    lock.
 
-    The thread is at work until it calls `get` or `get_many` again (of this port or another one), ends,
-    or calls `release`. `get_many` gives at most one packet of a strand.
+    The thread is at work until it calls `get` or `get_many` again (of this port or another one),
+    ends, or calls `release`. `get_many` gives at most one packet of a strand.
 
     Any number of handles can be bound to one strand, and each handle to one strand only. A strand
     lives as long as something refers to it or is bound to it.
