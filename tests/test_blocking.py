@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from completionport import CompletionPort, Handler, Operation, PortClosed, Server
+from completionport import CompletionPort, Handler, Operation, PortClosed, Server, Strand
 from support import (
     LONG,
     Background,
@@ -84,6 +84,11 @@ class Counter:
             self.ended += 1
 
 
+def compute_for_stats(port, **expected):
+    """As `wait_for_stats`, for a thread that holds a place and must not seem to block."""
+    compute_until(lambda: some(port, *expected) == tuple(expected.values()))
+
+
 def compute(seconds):
     """Use the processor for so long, and look at nothing else."""
     end = time.thread_time() + seconds
@@ -100,7 +105,7 @@ class TestSayingSo:
         port.post(2)
         take_one(port)
         waiter = Background(port.get)
-        wait_for_stats(port, waiting=1, running=1)
+        compute_for_stats(port, waiting=1, running=1)
         with port.blocking():
             assert waiter.outcome().transferred == 2
 
@@ -122,7 +127,7 @@ class TestSayingSo:
             holder = Background(take_and_compute)
             assert other.get(timeout=LONG).transferred == 2
             wait_for_stats(port, running=1, blocked=1)
-        wait_for_stats(port, running=2, blocked=0)  # over the concurrency
+        compute_for_stats(port, running=2, blocked=0)  # over the concurrency
         waiter = Background(port.get, 0.02)
         compute_until(lambda: not waiter.is_alive())
         assert waiter.outcome() is None  # nobody else gets in
@@ -260,7 +265,7 @@ class TestSayingSo:
         port.post(2)
         take_one(port)
         waiter = Background(port.get)
-        wait_for_stats(port, waiting=1)
+        compute_for_stats(port, waiting=1)
         assert port.stats()["replaced"] == 0
         with port.blocking():
             waiter.outcome()
@@ -429,7 +434,6 @@ class TestFoundOut:
 
     def test_one_that_blocks_keeps_its_strand(self, make_port, serve):
         """Only its place is given away."""
-        from completionport import Strand
 
         port, inside = make_port(1), Counter()
         strand = Strand(port)
@@ -620,7 +624,7 @@ class TestCost:
         port.post("first")
         take_one(port)
         sleeper = Background(port.get)
-        wait_for_stats(port, waiting=1)
+        compute_for_stats(port, waiting=1, running=1)
         before = port.stats()["wakeups"]
         for number in range(200):
             port.post(number)

@@ -28,7 +28,7 @@ LONGEST_WAIT = 86400.0
 STUCK_AFTER = 0.01
 """Seconds without a packet taken after which the threads at work count as blocked."""
 MEASURED_EVERY = 16
-SHORT_WORK = 50_000
+SHORT_WORK = 5_000
 """Nanoseconds. While work is as short as that, one packet in so many is measured."""
 PATIENCE = 0.05
 """Seconds that a look inside waits for the lock, which its own thread may hold."""
