@@ -290,8 +290,9 @@ class CompletionPort:
         handles; ``waiting``: threads in `get`; ``running``: threads that hold a place;
         ``blocked``: threads at work on a packet that do not count, because they block;
         ``replaced``: how often a thread was let go in the place of one that blocks;
-        ``wakeups``: how often a thread was woken. ``queue_time`` and ``work_time`` are `Histogram` objects: how long
-        packets waited, and how long threads took from `get` to `get`.
+        ``wakeups``: how often a thread was woken. ``queue_time`` and ``work_time`` are
+        `Histogram` objects: how long packets waited, and how long threads took from `get` to
+        `get`.
         """
         raise NotImplementedError
 
