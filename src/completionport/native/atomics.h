@@ -15,8 +15,28 @@
 #define cp_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 #define cp_add_fetch(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
 #define cp_count(p, v) ((void)__atomic_fetch_add((p), (v), __ATOMIC_RELAXED))
+/* For a counter that only the holder of a lock changes, and that others read without the lock. */
+#define cp_count_locked(p, v) cp_store_relaxed((p), *(p) + (v))
+
+/* An order that ThreadSanitizer can't see, since what makes it is not compiled with it: `object` went
+ * through the kernel or through Python's allocator. Nothing in any other build. */
+#ifdef __SANITIZE_THREAD__
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+#define cp_passed_on(object) ((object) ? __tsan_release((void *)(object)) : (void)0)
+#define cp_received(object) ((object) ? __tsan_acquire((void *)(object)) : (void)0)
+#else
+#define cp_passed_on(object) ((void)0)
+#define cp_received(object) ((void)0)
+#endif
 
 static inline int cp_swap_if(uint32_t *word, uint32_t expected, uint32_t wanted)
+{
+    return __atomic_compare_exchange_n(word, &expected, wanted, 0, __ATOMIC_ACQ_REL,
+                                       __ATOMIC_ACQUIRE);
+}
+
+static inline int cp_swap_if_64(int64_t *word, int64_t expected, int64_t wanted)
 {
     return __atomic_compare_exchange_n(word, &expected, wanted, 0, __ATOMIC_ACQ_REL,
                                        __ATOMIC_ACQUIRE);

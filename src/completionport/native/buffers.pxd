@@ -7,7 +7,9 @@ from .engine cimport Chunk
 
 cdef struct Buffer:
     char* memory
-    uint32_t used           # bytes that the kernel has filled: completion lock
+    # Bytes that the kernel has filled: completion lock, or who gives it back to the kernel, which then
+    # is the only one that knows it.
+    uint32_t used
     uint16_t number
     # Atomic: one for the kernel while it may fill the rest, one for each chunk that lies in it.
     int users

@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from .atomics cimport cp_add_fetch, cp_mutex_lock, cp_mutex_unlock
+from .atomics cimport cp_add_fetch, cp_mutex_lock, cp_mutex_unlock, cp_passed_on, cp_received
 from .engine cimport Chunk
 
 cdef extern from "uring_abi.h" nogil:
@@ -152,6 +152,7 @@ cdef void give_to_kernel(BufferPool* pool, Buffer* buffer) noexcept nogil:
     entry.bid = buffer.number
     pool.tail += 1
     # The tail lies over `resv` of the first entry: io_uring_register_buf_ring(3).
+    cp_passed_on(buffer)
     cp_store_tail(&pool.entries[0].resv, pool.tail)
     cp_mutex_unlock(&pool.lock)
 
@@ -179,6 +180,7 @@ cdef Chunk* pool_filled(BufferPool* pool, uint32_t flags, int32_t size) noexcept
     """
     cdef Buffer* buffer = &pool.buffers[flags >> 16]
     cdef Chunk* chunk = pool.spare
+    cp_received(buffer)
     if chunk == NULL:
         chunk = cp_take_all(&pool.released)
     if chunk == NULL:

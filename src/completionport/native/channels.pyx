@@ -11,6 +11,8 @@ from .atomics cimport (
     cp_add_fetch,
     cp_mutex_lock,
     cp_mutex_unlock,
+    cp_set,
+    cp_set_int,
     cp_store_release,
 )
 from .engine cimport DONE, POLLABLE, REGULAR, SOCKET, iovec, msghdr
@@ -136,14 +138,14 @@ cdef void let_go_if_idle(Channel* channel) noexcept nogil:
     if channel.closing and channel.in_kernel == 0 and channel.descriptor >= 0:
         channel.engine.type.close_channel(channel.engine, channel)
         close(channel.descriptor)
-        channel.descriptor = -1
+        cp_set_int(&channel.descriptor, -1)
 
 
 cdef void channel_close(Channel* channel) noexcept nogil:
     """End every operation as cancelled and let the descriptor go. Takes the lock."""
     cp_mutex_lock(&channel.lock)
     if not channel.closing:
-        channel.closing = True
+        cp_set(&channel.closing, True)
         stop_all(channel, &channel.input)
         stop_all(channel, &channel.output)
         if channel.owner != NULL:

@@ -81,7 +81,7 @@ cdef struct Channel:
     Strand* strand          # that its packets are bound to, one reference, or NULL
     bint readable           # opened for it
     bint writable
-    # lock:
+    # lock; `closing` and `descriptor` are written as atomics, for those who only ask:
     OperationQueue input
     OperationQueue output
     bint closing
@@ -108,7 +108,8 @@ cdef struct Block:
     size_t room             # how much fits behind the structure
 
 cdef struct Stream:
-    # One connection or one listening socket of the server. Fields: the channel's lock.
+    # One connection or one listening socket of the server. Fields: the channel's lock; statistics,
+    # `close_when_sent`, `queued_bytes` and `active_ns` are written as atomics, for those who only ask.
     Channel channel         # first
     Packet packet
     bint scheduled          # in the packet queue, or a thread is at it

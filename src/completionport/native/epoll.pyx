@@ -24,7 +24,7 @@ from libc.stdlib cimport calloc, free, realloc
 from .atomics cimport cp_mutex, cp_mutex_lock, cp_mutex_unlock, cp_now_ns
 from .channels cimport channel_release, channel_retain, run_queue
 from .engine cimport REGULAR, Channel, EngineType, Operation, Stream
-from .scheduler cimport POLL, wake_threads
+from .scheduler cimport POLL, somebody_leads, wake_threads
 from .streams cimport stream_ready, stream_receive, stream_schedule
 
 cdef extern from "sys/epoll.h" nogil:
@@ -290,7 +290,7 @@ cdef int wait(Engine* engine, int64_t deadline_ns) noexcept nogil:
         return EINTR
     for i in range(count):
         if <uint32_t> events[i].data.u64 == WAKE_EVENT:
-            if deadline_ns == POLL and engine.scheduler.leader != NULL:
+            if deadline_ns == POLL and somebody_leads(engine.scheduler):
                 # Not the leader, but it has taken what was to wake the leader.
                 wake(engine)
             continue

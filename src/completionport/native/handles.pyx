@@ -12,12 +12,12 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from libc.stdint cimport uint32_t
 
-from .atomics cimport cp_swap_if
+from .atomics cimport cp_peek, cp_peek_int, cp_set, cp_swap_if
 from .channels cimport cancel_operations, channel_close, channel_new, submit_operation
 from .core cimport Core
 from .engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
 from .operations cimport HandleBase, OverlappedBase
-from .scheduler cimport strand_retain
+from .scheduler cimport is_closed, strand_retain
 from .strand cimport Strand
 
 from .. import association
@@ -142,7 +142,7 @@ cdef class Handle(HandleBase):
 
     @property
     def closed(self):
-        return self.channel.closing or self.core.scheduler.guard.closed != 0
+        return cp_peek(&self.channel.closing) or is_closed(self.core.scheduler)
 
     def fileno(self):
         return -1 if self.closed else self.number
@@ -163,7 +163,7 @@ cdef class Handle(HandleBase):
             raise TypeError(
                 f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
             )
-        if self.channel.closing:
+        if cp_peek(&self.channel.closing):
             raise HandleClosed("this handle is closed: associate a new file with the port")
         operation.claim(self, code)
         return operation
@@ -183,7 +183,7 @@ cdef class Handle(HandleBase):
         self.core.end()
         if error != 0:
             Py_DECREF(operation)
-            if error == EBADF and self.channel.closing:
+            if error == EBADF and cp_peek(&self.channel.closing):
                 raise HandleClosed("this handle is closed: associate a new file with the port")
             raise refusal(error)
         return operation
@@ -197,11 +197,11 @@ cdef class Handle(HandleBase):
         cdef OverlappedBase operation = self.prepare(overlapped, ACCEPT)
         try:
             self.need_socket()
-            if not self.listening:
-                with socket.socket(fileno=os.dup(self.channel.descriptor)) as probe:
+            if not cp_peek(&self.listening):
+                with socket.socket(fileno=os.dup(cp_peek_int(&self.channel.descriptor))) as probe:
                     if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                         raise refusal(errnos.EINVAL, "accept() needs a listening socket")
-                self.listening = True
+                cp_set(&self.listening, True)
             return self.launch(operation)
         except BaseException:
             operation.withdraw()
@@ -211,7 +211,7 @@ cdef class Handle(HandleBase):
         cdef OverlappedBase operation = self.prepare(overlapped, CONNECT)
         try:
             self.need_socket()
-            with socket.socket(fileno=os.dup(self.channel.descriptor)) as probe:
+            with socket.socket(fileno=os.dup(cp_peek_int(&self.channel.descriptor))) as probe:
                 operation.set_address(pack(probe.family, probe.type, address))
             return self.launch(operation)
         except BaseException:
@@ -316,7 +316,7 @@ cdef class Handle(HandleBase):
             pass
         else:
             # The program's own number goes at once: operations are on the duplicate.
-            if not self.channel.closing:
+            if not cp_peek(&self.channel.closing):
                 channel_close(self.channel)
                 with nogil:
                     self.core.settle_closing(self.channel)

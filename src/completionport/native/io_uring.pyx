@@ -31,6 +31,7 @@ from .atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
+    cp_received,
     cp_store_release,
 )
 from .buffers cimport (
@@ -59,7 +60,7 @@ from .channels cimport (
 )
 from .engine cimport SOCKET, Channel, Chunk, EngineType, Operation, Stream
 from .ring cimport Ring, commit_entry, cp_sqe, cp_cqe, next_entry, ring_close, ring_open, unsubmitted
-from .scheduler cimport POLL, Scheduler, wake_threads
+from .scheduler cimport POLL, Scheduler, somebody_leads, wake_threads
 from .streams cimport stream_ready, stream_receive, stream_schedule
 
 cdef extern from "uring_abi.h" nogil:
@@ -464,6 +465,7 @@ cdef bint reap_once(Uring* uring) noexcept nogil:
         cqe = uring.ring.cqes[head & uring.ring.cq_mask]
         head += 1
         cp_store_release(uring.ring.cq_head, head)
+        cp_received(<void*> <uintptr_t> cqe.user_data)
         if cqe.user_data & TAG_MASK == TAG_INPUT:
             input_completed(uring, <Stream*> <uintptr_t> (cqe.user_data - TAG_INPUT), cqe.res, cqe.flags)
         elif cqe.user_data == 0:
@@ -497,7 +499,7 @@ cdef void pass_wake_on(Uring* uring) noexcept nogil:
     woken = uring.woken
     uring.woken = False
     cp_mutex_unlock(&uring.ring.cq_lock)
-    if woken and uring.engine.scheduler.leader != NULL:
+    if woken and somebody_leads(uring.engine.scheduler):
         wake(&uring.engine)
 
 

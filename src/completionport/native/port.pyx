@@ -11,6 +11,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 from .atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
 from .core cimport Core
@@ -30,6 +31,7 @@ from .scheduler cimport (
     Times,
     dismiss_keepers,
     enter,
+    is_closed,
     leave,
     post,
     take,
@@ -128,7 +130,7 @@ cdef class Port:
 
     @property
     def closed(self):
-        return self.core.scheduler.guard.closed != 0
+        return is_closed(self.core.scheduler)
 
     def associate(self, file, key=NO_KEY, *, strand=None):
         if key is NO_KEY:
@@ -218,7 +220,8 @@ cdef class Port:
         cdef Scheduler copy
         handles, pending = self.core.census()
         cp_mutex_lock(&s.lock)
-        copy = s[0]
+        # What the lock guards, and not the lock itself, which others are writing to.
+        memcpy(&copy.head, &s.head, <char*> (s + 1) - <char*> &s.head)
         cp_mutex_unlock(&s.lock)
         return {
             "engine": self.engine_name,

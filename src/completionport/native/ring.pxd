@@ -1,9 +1,9 @@
 """The two rings of an io_uring, mapped: io_uring(7)."""
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from .atomics cimport cp_load_acquire, cp_mutex, cp_store_release
+from .atomics cimport cp_load_acquire, cp_mutex, cp_passed_on, cp_store_release
 
 cdef extern from "uring_abi.h" nogil:
     cdef struct cp_sqe:
@@ -60,6 +60,7 @@ cdef inline cp_sqe* next_entry(Ring* ring) noexcept nogil:
 
 
 cdef inline void commit_entry(Ring* ring) noexcept nogil:
+    cp_passed_on(<void*> <uintptr_t> ring.sqes[ring.tail & ring.sq_mask].user_data)
     ring.tail += 1
     cp_store_release(ring.sq_tail, ring.tail)
 

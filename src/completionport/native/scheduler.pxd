@@ -5,7 +5,7 @@ Nothing here touches a Python object: every function runs with or without the GI
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from .atomics cimport cp_mutex
+from .atomics cimport cp_load_acquire, cp_mutex
 from .guard cimport Guard, guard_enter, guard_leave, guard_wait_until_alone
 
 ctypedef enum PacketKind:
@@ -30,7 +30,7 @@ cdef struct Strand:
     bint busy               # a packet of it is in the queue or with a thread
     Packet* head            # those that stay back
     Packet* tail
-    int64_t queued
+    int64_t queued          # written by `cp_count_locked`: read without the lock for `Strand.queued`
     Waiter* holder          # the thread that is at work on a packet of it; one reference
     Strand* next_held       # of the same thread
     Strand* previous        # all of the port
@@ -105,10 +105,10 @@ cdef struct Scheduler:
     int running             # threads that hold a place that counts
     int woken               # signalled, not yet back under the lock
     int since_kernel        # packets taken since the kernel was last looked at
-    Packet* head
+    Packet* head            # written by `set_head`: a stream's send peeks at it without the lock
     Packet* tail
     Waiter* newest          # stack of waiting threads, the leader included
-    Waiter* leader
+    Waiter* leader          # written by `set_leader`: engines peek at it without the lock
     int64_t queued
     int64_t taken
     # Second line.
@@ -176,6 +176,40 @@ cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil
 cdef bint wants_watch(Scheduler* s) noexcept nogil
 cdef void unlock_and_help(Scheduler* s) noexcept nogil
 cdef void on_watch(Watch function) noexcept nogil
+
+
+cdef extern from "atomics.h" nogil:
+    Waiter* cp_peek_waiter "cp_load_relaxed"(Waiter** field)
+    Packet* cp_peek_packet "cp_load_relaxed"(Packet** field)
+    void set_leader_ "cp_store_relaxed"(Waiter** field, Waiter* value)
+    void set_head_ "cp_store_relaxed"(Packet** field, Packet* value)
+
+
+cdef inline void set_leader(Scheduler* s, Waiter* leader) noexcept nogil:
+    set_leader_(&s.leader, leader)
+
+
+cdef inline void set_head(Scheduler* s, Packet* head) noexcept nogil:
+    set_head_(&s.head, head)
+
+
+cdef inline bint somebody_leads(Scheduler* s) noexcept nogil:
+    """Without the lock, so only what was so a moment ago.
+
+    Who asks because it took the leader's wake-up from the kernel sees that leader, or a later one:
+    it was written before the wake-up was sent. Who asks whether it has to look after the kernel
+    itself may be wrong, and then looks once too often or leaves it to a later wait.
+    """
+    return cp_peek_waiter(&s.leader) != NULL
+
+
+cdef inline bint packets_wait(Scheduler* s) noexcept nogil:
+    """Without the lock: a hint."""
+    return cp_peek_packet(&s.head) != NULL
+
+
+cdef inline bint is_closed(Scheduler* s) noexcept nogil:
+    return cp_load_acquire(&s.guard.closed) != 0
 
 
 cdef inline bint enter(Scheduler* s) noexcept nogil:

@@ -6,6 +6,7 @@ from libc.string cimport memset
 
 from .atomics cimport (
     cp_add_fetch,
+    cp_count_locked,
     cp_futex_wait,
     cp_futex_wake,
     cp_load_acquire,
@@ -387,7 +388,7 @@ cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nog
     cp_mutex_lock(&s.lock)
     s.keepers -= 1
     cp_mutex_unlock(&s.lock)
-    if s.guard.closed:
+    if is_closed(s):
         return TAKE_CLOSED
     if error == ETIMEDOUT:
         return TAKE_TIMEOUT
@@ -406,7 +407,7 @@ cdef void wake_threads(Scheduler* s) noexcept nogil:
 cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
     packet.next = NULL
     if s.tail == NULL:
-        s.head = packet
+        set_head(s, packet)
     else:
         s.tail.next = packet
     s.tail = packet
@@ -475,7 +476,7 @@ cdef bint post(
 cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken) noexcept nogil:
     cdef Packet* packet = s.head
     cdef PostedPacket* posted
-    s.head = packet.next
+    set_head(s, packet.next)
     if s.head == NULL:
         s.tail = NULL
     s.queued -= 1
@@ -588,12 +589,12 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             continue
         if s.leader == NULL and s.running < s.concurrency and s.head == NULL:
             stack_insert(s, me)
-            s.leader = me
+            set_leader(s, me)
             s.since_kernel = 0
             cp_mutex_unlock(&s.lock)
             error = s.kernel_wait(s.engine, deadline_ns)
             cp_mutex_lock(&s.lock)
-            s.leader = NULL
+            set_leader(s, NULL)
             looked = True
             reaped = not me.signalled
         else:
@@ -626,7 +627,8 @@ cdef Packet* close_queue(Scheduler* s) noexcept nogil:
             append(s, next_held_back(s, strand))
         strand = strand.following
     packets = s.head
-    s.head = s.tail = NULL
+    set_head(s, NULL)
+    s.tail = NULL
     s.queued = 0
     cp_mutex_unlock(&s.lock)
     return packets
@@ -703,7 +705,7 @@ cdef void hold_back(Scheduler* s, Packet* packet) noexcept nogil:
     else:
         strand.tail.next = packet
     strand.tail = packet
-    strand.queued += 1
+    cp_count_locked(&strand.queued, 1)
     s.held_back += 1
 
 
@@ -712,7 +714,7 @@ cdef Packet* next_held_back(Scheduler* s, Strand* strand) noexcept nogil:
     strand.head = packet.next
     if strand.head == NULL:
         strand.tail = NULL
-    strand.queued -= 1
+    cp_count_locked(&strand.queued, -1)
     s.held_back -= 1
     return packet
 

@@ -4,6 +4,7 @@
 `completionport.Strand` and `completionport.CompletionPort.blocking` document them.
 """
 
+from .atomics cimport cp_peek_64
 from .core cimport Core
 from .scheduler cimport (
     Strand as CStrand,
@@ -13,8 +14,6 @@ from .scheduler cimport (
     strand_new,
     strand_release,
 )
-
-
 
 from ..errors import PortForked
 
@@ -40,7 +39,7 @@ cdef class Strand:
 
     @property
     def queued(self):
-        return self.strand.queued
+        return cp_peek_64(&self.strand.queued)
 
     def release(self):
         if self.core.forked():

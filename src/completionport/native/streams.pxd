@@ -9,6 +9,7 @@ from .engine cimport Block, Engine, Stream
 
 cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil
 cdef Block* take_garbage(Engine* engine) noexcept nogil
+cdef bint has_garbage(Engine* engine) noexcept nogil
 # With the channel's lock:
 cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil
 cdef int stream_append(Stream* stream, const char* data, size_t size, void* object) noexcept nogil

@@ -8,7 +8,7 @@ finished send needs no Python; large bytes objects are referenced, and given to 
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from .atomics cimport cp_now_ns
+from .atomics cimport cp_count_locked, cp_count_size
 from .channels cimport WAIT, append_operation, channel_init, step
 from .engine cimport Channel, ChannelOwner, Operation, SOCKET
 from .scheduler cimport PACKET_STREAM, push
@@ -37,6 +37,7 @@ cdef extern from *:
     enum:
         CP_SEND
     Block* cp_exchange_pointer(Block** list, Block* value) nogil
+    Block* cp_peek_block "cp_load_relaxed"(Block** list) nogil
     void cp_push_pointer(Block** list, Block* item) nogil
 
 cdef enum:
@@ -126,7 +127,7 @@ cdef int stream_append(Stream* stream, const char* data, size_t size, void* obje
     ):
         memcpy(block.data + block.size, data, size)
         block.size += size
-        stream.queued_bytes += size
+        cp_count_size(&stream.queued_bytes, size)
         return 0
     room = 0 if object != NULL else max(size, <size_t> SMALLEST_BLOCK)
     block = <Block*> malloc(sizeof(Block) + room)
@@ -146,7 +147,7 @@ cdef int stream_append(Stream* stream, const char* data, size_t size, void* obje
     else:
         stream.last_block.next = block
     stream.last_block = block
-    stream.queued_bytes += size
+    cp_count_size(&stream.queued_bytes, size)
     return 0
 
 
@@ -156,7 +157,7 @@ cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noex
     while True:
         sent = send(stream.channel.descriptor, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent >= 0:
-            stream.sent_bytes += sent
+            cp_count_locked(&stream.sent_bytes, sent)
             return sent
         if errno == EAGAIN:
             return 0
@@ -189,9 +190,13 @@ cdef void free_block(Stream* stream, Block* block) noexcept nogil:
         cp_push_pointer(&stream.channel.engine.garbage, block)
 
 
+cdef bint has_garbage(Engine* engine) noexcept nogil:
+    return cp_peek_block(&engine.garbage) != NULL
+
+
 cdef Block* take_garbage(Engine* engine) noexcept nogil:
     """The blocks whose objects the caller, with the GIL, has to let go; then it frees them."""
-    if engine.garbage == NULL:
+    if not has_garbage(engine):
         return NULL
     return cp_exchange_pointer(&engine.garbage, NULL)
 
@@ -208,7 +213,7 @@ cdef void drop_blocks(Stream* stream) noexcept nogil:
         stream.first_block = stream.last_block = NULL
     while block != NULL:
         following = block.next
-        stream.queued_bytes -= block.size
+        cp_count_size(&stream.queued_bytes, -block.size)
         free_block(stream, block)
         block = following
 
@@ -218,8 +223,8 @@ cdef void output_settled(Channel* channel, bint wake) noexcept nogil:
     cdef Stream* stream = <Stream*> channel
     cdef Block* block = stream.first_block
     stream.sending = False
-    stream.sent_bytes += stream.output.transferred
-    stream.queued_bytes -= block.size
+    cp_count_locked(&stream.sent_bytes, stream.output.transferred)
+    cp_count_size(&stream.queued_bytes, -block.size)
     stream.first_block = block.next
     if block.next == NULL:
         stream.last_block = NULL
