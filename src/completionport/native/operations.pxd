@@ -5,10 +5,11 @@ from .scheduler cimport Packet, Taken
 
 cdef class OverlappedBase:
     cdef Operation operation_
+    # Written by `claim`, in a critical section, and then until the operation is idle again by its
+    # owner alone. Who reads them asks for the state in the same critical section.
     cdef object handle_
     cdef object error_
     cdef object value_
-    cdef object code_
     cdef bytes received       # the target of recv(int)
     cdef Py_buffer single     # pinned buffers, until the packet is taken
     cdef Py_buffer* many
@@ -25,6 +26,9 @@ cdef class OverlappedBase:
     cdef void unpin(self) noexcept
     cdef int withdraw(self) except -1
     cdef object conclude(self)
+    cdef void set_idle(self) noexcept
+    cdef object code(self)
+    cdef bint is_pending(self) noexcept
 
 cdef class Completion:
     cdef readonly object transferred

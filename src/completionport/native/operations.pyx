@@ -24,7 +24,15 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from .atomics cimport cp_load_acquire, cp_store_release, cp_swap_if
+from .atomics cimport (
+    cp_load_acquire,
+    cp_passed_on,
+    cp_peek_int,
+    cp_received,
+    cp_set_int,
+    cp_store_release,
+    cp_swap_if,
+)
 from .channels cimport channel_release
 from .engine cimport CLAIMED, IDLE, iovec
 from .scheduler cimport PACKET_OPERATION, PACKET_POSTED, PostedPacket, strand_release
@@ -59,68 +67,99 @@ cdef class OverlappedBase:
 
     def __cinit__(self):
         self.operation_.packet.kind = PACKET_OPERATION
-        self.code_ = CODES[0]
+        cp_received(<void*> self)
 
     def __dealloc__(self):
         self.unpin()
+        cp_passed_on(<void*> self)
 
     @property
     def operation(self):
-        return self.code_
+        return self.code()
 
     @property
     def handle(self):
-        return self.handle_
+        with cython.critical_section(self):
+            return self.handle_
 
     @property
     def pending(self):
-        return cp_load_acquire(&self.operation_.state) != IDLE
+        return self.is_pending()
 
     @property
     def transferred(self):
-        if self.pending or self.operation_.code == ACCEPT:
-            return 0
-        return self.operation_.transferred
+        with cython.critical_section(self):
+            if self.is_pending() or self.operation_.code == ACCEPT:
+                return 0
+            return self.operation_.transferred
 
     @property
     def error(self):
-        return None if self.pending else self.error_
+        with cython.critical_section(self):
+            return None if self.is_pending() else self.error_
 
     def result(self):
-        if self.pending:
+        cdef object error = None
+        cdef object value = None
+        cdef bint pending
+        with cython.critical_section(self):
+            pending = self.is_pending()
+            if not pending:
+                error = self.error_
+                value = self.value_
+        if pending:
             raise OperationPending(
-                f"the {self.code_.name.lower()} is still pending: take its packet from the port first"
+                f"the {self.code().name.lower()} is still pending: take its packet from the port first"
             )
-        if self.operation_.code == 0:
+        if cp_peek_int(&self.operation_.code) == 0:
             raise ValueError("this Overlapped has not been used for an operation yet")
-        if self.error_ is not None:
-            raise self.error_
-        return self.value_
+        if error is not None:
+            raise error
+        return value
 
     def cancel(self):
-        handle = self.handle_
-        return self.pending and handle is not None and handle.cancel(self) > 0
+        handle = self.handle
+        return self.is_pending() and handle is not None and handle.cancel(self) > 0
 
     def __repr__(self):
-        state = "pending" if self.pending else "failed" if self.error_ is not None else "done"
-        if self.operation_.code == 0:
+        code = self.code()
+        state = "pending" if self.is_pending() else "failed" if self.error is not None else "done"
+        if code is CODES[0]:
             state = "not used yet"
-        return f"<{type(self).__name__} {self.code_.name.lower()}, {state}>"
+        return f"<{type(self).__name__} {code.name.lower()}, {state}>"
 
     # -- the life cycle
 
+    cdef bint is_pending(self) noexcept:
+        return cp_load_acquire(&self.operation_.state) != IDLE
+
+    cdef object code(self):
+        return CODES[cp_peek_int(&self.operation_.code)]
+
     cdef int claim(self, object handle, int code) except -1:
-        if not cp_swap_if(&self.operation_.state, IDLE, CLAIMED):
+        # Another thread may be reading what the operation before this one has left. What is taken
+        # away here is let go behind the critical section.
+        cdef object handle_before, error_before, value_before
+        cdef bint claimed
+        with cython.critical_section(self):
+            claimed = cp_swap_if(&self.operation_.state, IDLE, CLAIMED)
+            if claimed:
+                if self.handle_ is not handle:
+                    handle_before = self.handle_
+                    self.handle_ = handle
+                if self.error_ is not None:
+                    error_before = self.error_
+                    self.error_ = None
+                if self.value_ is not None:
+                    value_before = self.value_
+                    self.value_ = None
+        if not claimed:
             raise OperationPending(
-                f"this Overlapped is in use for a pending {self.code_.name.lower()}: "
+                f"this Overlapped is in use for a pending {self.code().name.lower()}: "
                 "take its packet from the port first, or use another one"
             )
-        self.code_ = CODES[code]
-        self.handle_ = handle
-        self.error_ = None
-        self.value_ = None
         # `packet.kind`, `state` and `channel` stay as they are.
-        self.operation_.code = code
+        cp_set_int(&self.operation_.code, code)
         self.operation_.next = NULL
         self.operation_.in_kernel = False
         self.operation_.waits_only = False
@@ -235,7 +274,10 @@ cdef class OverlappedBase:
         self.pinned = 0
 
     cdef object conclude(self):
-        """The packet is taken: say what came of it and let the buffers go. Returns the error."""
+        """The packet is taken: say what came of it and let the buffers go. Returns the error.
+
+        The operation is the caller's until `set_idle`: from then on any thread may use it again.
+        """
         cdef Operation* op = &self.operation_
         cdef PyObject* shrunk
         cdef int64_t size
@@ -274,8 +316,11 @@ cdef class OverlappedBase:
         self.error_ = error
         channel_release(op.channel)
         op.channel = NULL
-        cp_store_release(&op.state, IDLE)
         return error
+
+    cdef void set_idle(self) noexcept:
+        cp_passed_on(<void*> self)
+        cp_store_release(&self.operation_.state, IDLE)
 
     # -- for engines written in Python: the same life cycle without buffers and channel
 
@@ -372,10 +417,12 @@ cdef object completion_of(Taken* taken):
         return completion
     overlapped = overlapped_of(taken.packet)
     error = overlapped.conclude()
-    return new_completion(
+    completion = new_completion(
         0 if overlapped.operation_.code == ACCEPT else overlapped.operation_.transferred,
         (<HandleBase> overlapped.handle_).key, overlapped, error,
     )
+    overlapped.set_idle()
+    return completion
 
 
 cdef int drop_packet(Packet* packet) except -1:
@@ -390,6 +437,7 @@ cdef int drop_packet(Packet* packet) except -1:
             os.close(op.transferred)
         op.error = ECANCELED
         overlapped.conclude()
+        overlapped.set_idle()
     elif packet.kind == PACKET_POSTED:
         posted = <PostedPacket*> packet
         Py_XDECREF(<PyObject*> posted.transferred)
