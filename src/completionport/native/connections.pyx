@@ -24,7 +24,22 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 
-from .atomics cimport cp_count, cp_mutex_lock, cp_mutex_unlock, cp_now_ns
+from .atomics cimport (
+    cp_count,
+    cp_count_locked,
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_now_ns,
+    cp_peek,
+    cp_peek_64,
+    cp_peek_int,
+    cp_peek_size,
+    cp_release_64,
+    cp_set,
+    cp_set_64,
+    cp_set_int,
+    cp_swap_if_64,
+)
 from .channels cimport channel_close, channel_release, channel_retain
 from .core cimport Core
 from .engine cimport Block, Engine, Stream
@@ -34,19 +49,20 @@ from .scheduler cimport (
     PACKET_STREAM,
     TAKE_CLOSED,
     TAKE_PACKET,
-    WAKE_COST,
     Packet,
     Scheduler,
     Taken,
     TakeStatus,
     enter,
     leave,
+    packets_are_short,
     push,
     take,
     take_ready,
     thread_is_back,
 )
 from .streams cimport (
+    has_garbage,
     stream_append,
     stream_new,
     stream_schedule,
@@ -98,11 +114,12 @@ cdef class Connection:
 
     cdef ServerCore core
     cdef Stream* stream
-    cdef public object state
-    cdef object failure          # why it ended; own worker, or before the close it belongs to
+    cdef object state_           # critical section
+    cdef object failure          # why it ended, once set: critical section
     cdef list held               # received while paused or throttled: own worker only
-    cdef bint paused             # channel lock
-    cdef bint throttled          # channel lock: more is queued than `send_limit`
+    # Channel lock, and written as atomics, for the worker that asks in between:
+    cdef bint paused
+    cdef bint throttled          # more is queued than `send_limit`
     cdef bint end_told           # own worker only
     cdef unsigned char peer_size
     cdef char peer[ADDRESS_SIZE]
@@ -137,14 +154,32 @@ cdef class Connection:
 
     @property
     def closing(self):
-        return self.stream.channel.closing or self.stream.close_when_sent
+        return cp_peek(&self.stream.channel.closing) or cp_peek(&self.stream.close_when_sent)
 
     @property
     def send_queue_size(self):
-        return self.stream.queued_bytes
+        return cp_peek_size(&self.stream.queued_bytes)
 
     def fileno(self):
-        return self.stream.channel.descriptor
+        return cp_peek_int(&self.stream.channel.descriptor)
+
+    # Without a GIL one thread may read it while another replaces it, and a bare attribute would let
+    # the old object go in the middle of that.
+    @property
+    def state(self):
+        with cython.critical_section(self):
+            return self.state_
+
+    @state.setter
+    def state(self, value):
+        cdef object before
+        with cython.critical_section(self):
+            before = self.state_
+            self.state_ = value
+
+    @state.deleter
+    def state(self):
+        self.state = None
 
     def send(self, data):
         cdef Py_buffer view
@@ -180,8 +215,7 @@ cdef class Connection:
                     # While other packets wait, sends go to the kernel together; not where those
                     # packets take so long that this one would wait for them.
                     engine.batches_sends and size <= BATCHED_AT_MOST
-                    and engine.scheduler.head != NULL and engine.scheduler.work_ns < WAKE_COST
-                    and self.core.on_drained is None
+                    and packets_are_short(engine.scheduler) and self.core.on_drained is None
                 ):
                     sent = stream_try_send(stream, data, size)
                     if 0 <= sent < <int64_t> size:
@@ -194,11 +228,11 @@ cdef class Connection:
                     started = not stream.sending
                     stream_start_output(stream)
                     if stream.queued_bytes > self.core.send_limit and not self.throttled:
-                        self.throttled = True
+                        cp_set(&self.throttled, True)
                         stream.was_full = True
                         engine.type.stop_input(engine, stream)
                 if self.core.keeps_time:
-                    stream.active_ns = cp_now_ns()
+                    cp_set_64(&stream.active_ns, cp_now_ns())
             cp_mutex_unlock(&stream.channel.lock)
             if started and stream.was_full:
                 engine.type.submit(engine)
@@ -227,7 +261,7 @@ cdef class Connection:
         if not self.stream.channel.closing and not self.stream.close_when_sent:
             now = self.stream.queued_bytes == 0
             if not now:
-                self.stream.close_when_sent = True
+                cp_set(&self.stream.close_when_sent, True)
                 self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
         cp_mutex_unlock(&self.stream.channel.lock)
         if now:
@@ -243,7 +277,7 @@ cdef class Connection:
         if enter(self.core.core.scheduler):
             cp_mutex_lock(&self.stream.channel.lock)
             if not self.paused:
-                self.paused = True
+                cp_set(&self.paused, True)
                 self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
             cp_mutex_unlock(&self.stream.channel.lock)
             self.stream.channel.engine.type.submit(self.stream.channel.engine)
@@ -253,7 +287,7 @@ cdef class Connection:
         if enter(self.core.core.scheduler):
             cp_mutex_lock(&self.stream.channel.lock)
             if self.paused:
-                self.paused = False
+                cp_set(&self.paused, False)
                 self.want_input()
                 # For what is held back.
                 stream_schedule(self.stream, True)
@@ -272,8 +306,10 @@ cdef class Connection:
 
     cdef int fail(self, error) except -1:
         """End the connection now, for this reason."""
-        if self.failure is None:
-            self.failure = error
+        with cython.critical_section(self):
+            # The worker's, and that of the one that looks at the clock, may come at once.
+            if self.failure is None:
+                self.failure = error
         self.abort()
         return 0
 
@@ -304,8 +340,10 @@ cdef class ServerCore:
     cdef Py_ssize_t max_connections   # -1: no limit
     cdef int64_t idle_ns              # 0: no limit
     cdef bint keeps_time
+    cdef object census_lock           # `connections` and `all_closed` together
+    # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick`.
     cdef bint starved                 # accepting waits for descriptors
-    cdef int64_t starved_ns           # when descriptors last ran out, 0 for never
+    cdef int64_t starved_ns           # the listener's worker: when descriptors last ran out, 0 for never
     cdef int64_t next_tick            # FOREVER, or when `tick` has something to do
     cdef int64_t accepted             # atomic
     # Of the connections that are over: atomic. Each stream counts its own.
@@ -328,6 +366,7 @@ cdef class ServerCore:
         self.all_closed = threading.Event()
         self.all_closed.set()
         self.connections = set()
+        self.census_lock = threading.Lock()
         self.buffer_size = buffer_size
         self.send_limit = send_limit
         self.max_connections = -1 if max_connections is None else max_connections
@@ -396,18 +435,18 @@ cdef class ServerCore:
         self.server.completion_port.post(0, STOP, None)
 
     def stats(self):
-        cdef int64_t packets = self.received_packets
-        cdef int64_t received = self.received_bytes
-        cdef int64_t sent = self.sent_bytes
+        cdef int64_t packets = cp_peek_64(&self.received_packets)
+        cdef int64_t received = cp_peek_64(&self.received_bytes)
+        cdef int64_t sent = cp_peek_64(&self.sent_bytes)
         cdef Connection connection
         connections = list(self.connections)
         for connection in connections:
-            packets += connection.stream.received_packets
-            received += connection.stream.received_bytes
-            sent += connection.stream.sent_bytes
+            packets += cp_peek_64(&connection.stream.received_packets)
+            received += cp_peek_64(&connection.stream.received_bytes)
+            sent += cp_peek_64(&connection.stream.sent_bytes)
         return {
             "connections": len(connections),
-            "accepted": self.accepted,
+            "accepted": cp_peek_64(&self.accepted),
             "received_packets": packets,
             "received_bytes": received,
             "sent_bytes": sent,
@@ -417,6 +456,7 @@ cdef class ServerCore:
         cdef Scheduler* scheduler = self.core.scheduler
         cdef Taken taken
         cdef TakeStatus status
+        cdef int64_t due
         cdef char* scratch = <char*> malloc(self.buffer_size)
         if scratch == NULL:
             raise MemoryError
@@ -425,7 +465,7 @@ cdef class ServerCore:
                 status = TAKE_PACKET
                 if not take_ready(scheduler, &taken, False):
                     with nogil:
-                        status = take(scheduler, self.next_tick, &taken)
+                        status = take(scheduler, cp_peek_64(&self.next_tick), &taken)
                     thread_is_back()
                 if (
                     status == TAKE_PACKET and taken.packet != NULL
@@ -441,10 +481,11 @@ cdef class ServerCore:
                             self.serve_listener(STREAM_OF(taken.packet))
                         elif completion_of(&taken).key is STOP:
                             return
-                if self.core.engine.garbage != NULL:
+                if has_garbage(self.core.engine):
                     self.clear_garbage()
-                if self.next_tick != FOREVER and cp_now_ns() >= self.next_tick:
-                    self.tick()
+                due = cp_peek_64(&self.next_tick)
+                if due != FOREVER and cp_now_ns() >= due:
+                    self.tick(due)
         finally:
             free(scratch)
 
@@ -462,18 +503,22 @@ cdef class ServerCore:
             block = following
         return 0
 
-    cdef int tick(self) except -1:
+    cdef int tick(self, int64_t due) except -1:
         """What is done by the clock: idle connections, and another try to accept."""
         cdef int64_t now = cp_now_ns()
         cdef Connection connection
-        self.next_tick = now + self.tick_length() if self.keeps_time else FOREVER
-        if self.starved and self.listener != NULL and enter(self.core.scheduler):
-            self.starved = False
+        cdef int64_t following = now + self.tick_length() if self.keeps_time else FOREVER
+        # One worker does it. It must not write over the time that `accept_failed` has set meanwhile,
+        # or nobody would accept again.
+        if not cp_swap_if_64(&self.next_tick, due, following):
+            return 0
+        if cp_peek(&self.starved) and self.listener != NULL and enter(self.core.scheduler):
+            cp_set(&self.starved, False)
             self.start_accepting()
             leave(self.core.scheduler)
         if self.keeps_time:
             for connection in list(self.connections):
-                if now - connection.stream.active_ns >= self.idle_ns and not connection.closing:
+                if now - cp_peek_64(&connection.stream.active_ns) >= self.idle_ns and not connection.closing:
                     connection.fail(
                         TimeoutError(f"nothing was received or sent for {self.idle_ns / 1e9:g} s")
                     )
@@ -504,7 +549,7 @@ cdef class ServerCore:
             if result < 0:
                 break
             count += 1
-            if listener.channel.closing:
+            if cp_peek(&listener.channel.closing):
                 close(<int> result)
             else:
                 self.welcome(<int> result)
@@ -538,8 +583,8 @@ cdef class ServerCore:
                     "accepting pauses: %s; it goes on when there is room again", os.strerror(error)
                 )
             self.starved_ns = now
-            self.starved = True
-            self.next_tick = now + RETRY_ACCEPT_NS
+            cp_set(&self.starved, True)
+            cp_release_64(&self.next_tick, now + RETRY_ACCEPT_NS)
         else:
             # A connection that went before it was taken: the next one is not concerned.
             logger.debug("accept: %s", os.strerror(error))
@@ -570,19 +615,24 @@ cdef class ServerCore:
         if getpeername(descriptor, <sockaddr*> connection.peer, &size) == 0:
             connection.peer_size = <unsigned char> min(size, <unsigned int> ADDRESS_SIZE)
         if self.keeps_time:
-            stream.active_ns = cp_now_ns()
+            cp_set_64(&stream.active_ns, cp_now_ns())
         Py_INCREF(connection)
         stream.owner = <void*> connection
-        self.connections.add(connection)
-        self.all_closed.clear()
+        with self.census_lock:
+            self.connections.add(connection)
+            self.all_closed.clear()
         cp_count(&self.accepted, 1)
         try:
             self.core.adopt(&stream.channel)
         except OSError as error:
             leave(self.core.scheduler)
             connection.failure = error
-            close(descriptor)
-            stream.channel.descriptor = -1
+            cp_mutex_lock(&stream.channel.lock)
+            # Unless who closes all connections has closed this one already.
+            if stream.channel.descriptor >= 0:
+                close(descriptor)
+                cp_set_int(&stream.channel.descriptor, -1)
+            cp_mutex_unlock(&stream.channel.lock)
             self.finish(connection)
             return 0
         leave(self.core.scheduler)
@@ -628,10 +678,10 @@ cdef class ServerCore:
             else:
                 size = engine.type.next_input(engine, stream, scratch, self.buffer_size, &data)
                 if size > 0:
-                    stream.received_bytes += size
-                    stream.received_packets += 1
+                    cp_count_locked(&stream.received_bytes, size)
+                    cp_count_locked(&stream.received_packets, 1)
                     if self.keeps_time:
-                        stream.active_ns = cp_now_ns()
+                        cp_set_64(&stream.active_ns, cp_now_ns())
                 elif size == -EAGAIN and connection.held is None and not (
                     stream.was_full or stream.close_when_sent
                 ):
@@ -656,7 +706,7 @@ cdef class ServerCore:
 
         True: there may be more to deliver.
         """
-        cdef bint quiet = connection.paused or connection.throttled
+        cdef bint quiet = cp_peek(&connection.paused) or cp_peek(&connection.throttled)
         if size > 0:
             # Behind what is held back already, although it was resumed a moment ago.
             if quiet or connection.held is not None:
@@ -698,7 +748,7 @@ cdef class ServerCore:
                 stream.was_full = False
                 drained = self.on_drained is not None and not stream.close_when_sent
                 if connection.throttled:
-                    connection.throttled = False
+                    cp_set(&connection.throttled, False)
                     connection.want_input()
             sent = stream.close_when_sent
         cp_mutex_unlock(&stream.channel.lock)
@@ -735,7 +785,9 @@ cdef class ServerCore:
     cdef int finish(self, Connection connection) except -1:
         """The connection is over: the last callback, and everything of it goes."""
         cdef Stream* stream = connection.stream
-        cdef object error = connection.failure
+        cdef object error
+        with cython.critical_section(connection):
+            error = connection.failure
         if error is None and stream.error != 0:
             error = OSError(stream.error, os.strerror(stream.error))
         if self.on_closed is not None:
@@ -753,14 +805,16 @@ cdef class ServerCore:
             cp_mutex_unlock(&stream.channel.lock)
             leave(self.core.scheduler)
         self.core.forget(&stream.channel)
-        self.connections.discard(connection)
+        with self.census_lock:
+            # Together, or a connection that comes just now would count as closed.
+            self.connections.discard(connection)
+            if not self.connections:
+                self.all_closed.set()
         stream.owner = NULL
         Py_DECREF(connection)
-        if not self.connections:
-            self.all_closed.set()
-        if self.listener != NULL and (self.listener.single or self.starved):
+        if self.listener != NULL and (self.listener.single or cp_peek(&self.starved)):
             if enter(self.core.scheduler):
-                self.starved = False
+                cp_set(&self.starved, False)
                 self.start_accepting()
                 leave(self.core.scheduler)
         return 0

@@ -23,6 +23,7 @@ from .scheduler cimport (
     leave,
     scheduler_new,
     scheduler_release,
+    somebody_leads,
     wait_until_alone,
 )
 from .epoll cimport epoll_new
@@ -115,7 +116,12 @@ cdef class Core:
 
     cdef int adopt(self, Channel* channel) except -1:
         """Take a new channel into the list. The caller is between `begin` and `end`."""
-        cdef int error = self.engine.type.open_channel(self.engine, channel)
+        cdef int error = 0
+        # Others may know a connection already, and abort it: then it needs no engine any more.
+        cp_mutex_lock(&channel.lock)
+        if not channel.closing:
+            error = self.engine.type.open_channel(self.engine, channel)
+        cp_mutex_unlock(&channel.lock)
         if error != 0:
             raise OSError(error, os.strerror(error))
         cp_mutex_lock(&self.channels_lock)
@@ -156,7 +162,7 @@ cdef class Core:
         cdef int patience = CLOSE_PATIENCE
         cdef int in_kernel = 1
         cdef bint pause = False
-        while in_kernel != 0 and patience > 0 and self.scheduler.leader == NULL:
+        while in_kernel != 0 and patience > 0 and not somebody_leads(self.scheduler):
             cp_mutex_lock(&channel.lock)
             in_kernel = channel.in_kernel
             cp_mutex_unlock(&channel.lock)
@@ -214,7 +220,12 @@ cdef class Core:
             packets = packet.next
             drop_packet(packet)
         while self.tokens:
-            release_file(self.tokens.pop())
+            try:
+                token = self.tokens.pop()
+            except KeyError:
+                # Another thread closes too, the port or the last handle, and was faster.
+                break
+            release_file(token)
         return 0
 
     cdef int close_in_child(self) except -1:

@@ -221,11 +221,11 @@ cdef class Port:
         handles, pending = self.core.census()
         cp_mutex_lock(&s.lock)
         # What the lock guards, and not the lock itself, which others are writing to.
-        memcpy(&copy.head, &s.head, <char*> (s + 1) - <char*> &s.head)
+        memcpy(&copy.running, &s.running, <char*> (s + 1) - <char*> &s.running)
         cp_mutex_unlock(&s.lock)
         return {
             "engine": self.engine_name,
-            "concurrency": copy.concurrency,
+            "concurrency": s.concurrency,
             "queued": copy.queued + copy.held_back,
             "posted": copy.posted,
             "completed": copy.completed,

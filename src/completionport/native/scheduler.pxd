@@ -114,7 +114,8 @@ cdef struct Scheduler:
     # Second line.
     int64_t posted
     int64_t completed
-    int64_t work_ns         # running average of the time from get to get
+    # Running average of the time from get to get; written by `set_time`, read without the lock too.
+    int64_t work_ns
     Waiter* holders         # threads that hold a place, whether it counts or not
     uint64_t arrivals
     int waiting
@@ -180,6 +181,8 @@ cdef void on_watch(Watch function) noexcept nogil
 
 cdef extern from "atomics.h" nogil:
     Waiter* cp_peek_waiter "cp_load_relaxed"(Waiter** field)
+    int64_t cp_peek_time "cp_load_relaxed"(int64_t* field)
+    void set_time "cp_store_relaxed"(int64_t* field, int64_t value)
     Packet* cp_peek_packet "cp_load_relaxed"(Packet** field)
     void set_leader_ "cp_store_relaxed"(Waiter** field, Waiter* value)
     void set_head_ "cp_store_relaxed"(Packet** field, Packet* value)
@@ -203,9 +206,9 @@ cdef inline bint somebody_leads(Scheduler* s) noexcept nogil:
     return cp_peek_waiter(&s.leader) != NULL
 
 
-cdef inline bint packets_wait(Scheduler* s) noexcept nogil:
-    """Without the lock: a hint."""
-    return cp_peek_packet(&s.head) != NULL
+cdef inline bint packets_are_short(Scheduler* s) noexcept nogil:
+    """Packets wait, and are usually done with sooner than a thread is woken. Without the lock: a hint."""
+    return cp_peek_packet(&s.head) != NULL and cp_peek_time(&s.work_ns) < WAKE_COST
 
 
 cdef inline bint is_closed(Scheduler* s) noexcept nogil:

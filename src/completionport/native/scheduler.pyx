@@ -189,7 +189,7 @@ cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
         me.started_ns = 0
         count_time(&s.work_times, took)
         # One long turn says little of the next: the average grows by a third at most.
-        s.work_ns += (min(took, 4 * s.work_ns + 1000) - s.work_ns) // 8
+        set_time(&s.work_ns, s.work_ns + (min(took, 4 * s.work_ns + 1000) - s.work_ns) // 8)
     while me.strands != NULL:
         let_strand_go(s, me.strands)
 
