@@ -5,6 +5,8 @@
 """
 
 from .atomics cimport cp_peek_64
+cimport cython
+
 from .core cimport Core
 from .scheduler cimport (
     Strand as CStrand,
@@ -18,6 +20,8 @@ from .scheduler cimport (
 from ..errors import PortForked
 
 
+# The collector must not take the core away before __dealloc__ has used it.
+@cython.no_gc_clear
 cdef class Strand:
     def __cinit__(self, Core core):
         self.core = core
