@@ -21,7 +21,7 @@ WORKER_COMES = 0.01
 """Seconds until the keeper looks again when a worker is on its way to the port."""
 RETRY_GROWING = 1.0
 """Seconds until the keeper tries again after the system refused a thread."""
-PASSED_ON = 0.05
+PASSED_ON = 0.005
 """Seconds that a worker stays away from the port for another pool's worker to come first."""
 
 
