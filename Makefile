@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SOURCES = setup.py pyproject.toml $(wildcard src/completionport/native/*.pyx \
 	src/completionport/native/*.pxd src/completionport/native/*.h)
 
-.PHONY: run build test lint format bench bench-workers clean
+.PHONY: run build test lint format bench bench-workers races clean
 
 run: build
 	$(BIN)/completionport echo $(ARGS)
@@ -29,6 +29,10 @@ bench: $(VENV)/benched
 
 bench-workers: $(VENV)/benched
 	$(BIN)/python benchmarks/workers.py $(or $(ARGS),all)
+
+# Not in .ci/run: it takes some minutes.
+races:
+	tools/race_check.sh $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

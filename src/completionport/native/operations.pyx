@@ -66,8 +66,8 @@ cdef class OverlappedBase:
     """See `completionport.Overlapped`, which documents it."""
 
     def __cinit__(self):
-        self.operation_.packet.kind = PACKET_OPERATION
         cp_received(<void*> self)
+        self.operation_.packet.kind = PACKET_OPERATION
 
     def __dealloc__(self):
         self.unpin()
