@@ -4,7 +4,7 @@
 One thread for all ports of the process, without the GIL, made when the first port wants it. It
 sleeps while no port has to be watched: a port has while threads wait in `get` that could not see to
 what comes, because those at work hold all places, or because nobody looks into the kernel. Then it
-looks every millisecond at each thread that is at work on the same packet as at its last look: what
+looks every few milliseconds at each thread that is at work on the same packet as at its last look: what
 has used no processor meanwhile, and does not wait for one, blocks.
 
 It also lets a thread go when those at work take long, and gives the kernel what they have started.
@@ -65,7 +65,12 @@ cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
 
 cdef enum:
-    TICK_NS = 1000000
+    # While every thread at work comes back to the port from one look to the next. A look costs some
+    # microseconds, and more where the processor that it interrupts has to come back to its work.
+    TICK_NS = 4000000
+    # While one was seen not to, and for some time after it.
+    ALERT_TICK_NS = 1000000
+    ALERT_FOR_NS = 200000000
     # A port is watched for so long after it last wanted it: to wake the monitor costs more than some ticks.
     LINGER_TICKS = 30
     # With nothing waiting it only has to notice that blocked threads run again.
@@ -107,6 +112,7 @@ cdef bint started
 cdef uint32_t arrivals
 # The monitor's alone:
 cdef Entry* watches
+cdef int64_t alert_until_ns
 cdef int64_t process_cpu_ns     # of all threads, at the last look
 cdef int64_t process_at_ns
 cdef bint process_computes      # since then, and it has a GIL
@@ -139,7 +145,7 @@ cdef void add_watch(Scheduler* s) noexcept nogil:
 cdef void* run(void* nothing) noexcept nogil:
     global watches, arrived
     cdef uint32_t seen
-    cdef int64_t pause = TICK_NS
+    cdef int64_t pause = ALERT_TICK_NS
     cdef Entry* entry
     while True:
         seen = cp_load_acquire(&arrivals)
@@ -153,9 +159,14 @@ cdef void* run(void* nothing) noexcept nogil:
         if watches == NULL:
             cp_futex_wait(&arrivals, seen, FOREVER)
             continue
-        pause = <int64_t> TICK_NS if look_at_all() else min(pause * 2, <int64_t> SLOWEST_TICK_NS)
-        if watches != NULL and cp_futex_wait(&arrivals, seen, cp_now_ns() + pause) == 0:
+        if not look_at_all():
+            pause = min(pause * 2, <int64_t> SLOWEST_TICK_NS)
+        elif process_at_ns < alert_until_ns:
+            pause = ALERT_TICK_NS
+        else:
             pause = TICK_NS
+        if watches != NULL:
+            cp_futex_wait(&arrivals, seen, cp_now_ns() + pause)
 
 
 cdef bint look_at_all() noexcept nogil:
@@ -204,23 +215,28 @@ cdef Attention relax(Scheduler* s) noexcept nogil:
 
 cdef bint look_at(Scheduler* s) noexcept nogil:
     """Judge the threads at work, and do what follows; True when the port wants to be watched."""
+    global alert_until_ns
     cdef int count = 0
     cdef int i
-    cdef int known = 0
     cdef bint wanted
-    cdef bint stuck = True
+    cdef bint stuck
     cdef bint computing = process_computes
     cdef Waiter* thread
     cp_mutex_lock(&s.lock)
     wanted = wants_watch(s)
     thread = s.holders
+    stuck = thread != NULL
     while thread != NULL and count < MOST_SUSPECTS:
+        if thread.turn == thread.seen_turn or (
+            thread.started_ns != 0 and process_at_ns - thread.started_ns > ALERT_TICK_NS
+        ):
+            alert_until_ns = process_at_ns + ALERT_FOR_NS
         if thread.turn != thread.seen_turn:
-            # It comes back to the port: all is well, and its clock need not be read.
+            # It comes back to the port: all is well so far.
             thread.seen_turn = thread.turn
             thread.seen_cpu_ns = -1
             stuck = False
-        elif not cp_load_acquire(&thread.returning):
+        if not cp_load_acquire(&thread.returning):
             suspects[count].thread = thread
             suspects[count].turn = thread.turn
             suspects[count].clock = thread.clock

@@ -84,7 +84,7 @@ cdef struct Times:
 ctypedef enum Attention:
     UNWATCHED
     DROWSY      # it looks now and then
-    WATCHED     # it looks every millisecond
+    WATCHED     # it looks every few milliseconds
 
 cdef struct Scheduler:
     # Each lock that is handed to another processor brings its neighbours along, and every call reads
@@ -124,6 +124,7 @@ cdef struct Scheduler:
     int spare_count
     int blocked             # threads that hold a place that does not count
     # The rest.
+    int to_measure          # so many turns are measured in any case
     Strand* strands
     int64_t held_back       # packets in strands
     int64_t wakeups

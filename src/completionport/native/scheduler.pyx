@@ -177,7 +177,10 @@ cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
     """The thread goes off to work on the packet at the head of the queue."""
     me.turn += 1
     me.started_ns = 0
-    if s.head.queued_ns != 0 or s.work_ns >= WAKE_COST:
+    if s.to_measure > 0:
+        s.to_measure -= 1
+        me.started_ns = cp_now_ns()
+    elif s.head.queued_ns != 0 or s.work_ns >= WAKE_COST:
         me.started_ns = cp_now_ns()
 
 
@@ -188,8 +191,12 @@ cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
         took = cp_now_ns() - me.started_ns
         me.started_ns = 0
         count_time(&s.work_times, took)
-        # One long turn says little of the next: the average grows by a third at most.
-        set_time(&s.work_ns, s.work_ns + (min(took, 4 * s.work_ns + 1000) - s.work_ns) // 8)
+        # One long turn says little of the next: the average grows by a third at most, and the next
+        # turns are measured, to see whether they are long too.
+        if took > 4 * s.work_ns + 1000:
+            took = 4 * s.work_ns + 1000
+            s.to_measure = MEASURE_EVERY
+        set_time(&s.work_ns, s.work_ns + (took - s.work_ns) // 8)
     while me.strands != NULL:
         let_strand_go(s, me.strands)
 
