@@ -30,7 +30,6 @@ from .scheduler cimport (
     TakeStatus,
     Times,
     dismiss_keepers,
-    enter,
     is_closed,
     leave,
     post,
@@ -41,7 +40,7 @@ from .scheduler cimport (
 )
 from .strand cimport Blocking, Strand
 
-from ..errors import PortClosed
+from ..errors import PortClosed, PortForked
 from ..histogram import Histogram
 from ..strand import check_strand
 from ..workers import default_concurrency
@@ -149,7 +148,8 @@ cdef class Port:
         if strand is not None:
             check_strand(strand, self)
             bound = (<Strand> strand).strand
-        self.core.begin()
+        if self.core.forked():
+            raise PortForked()
         Py_INCREF(transferred)
         Py_INCREF(key)
         Py_INCREF(overlapped)
@@ -157,7 +157,6 @@ cdef class Port:
             self.core.scheduler, <PyObject*> transferred, <PyObject*> key, <PyObject*> overlapped,
             bound,
         )
-        leave(self.core.scheduler)
         if not posted:
             Py_DECREF(transferred)
             Py_DECREF(key)
@@ -167,11 +166,10 @@ cdef class Port:
     def get(self, timeout=None):
         cdef Taken taken
         cdef int64_t deadline = deadline_of(timeout) if timeout is not None else FOREVER
-        self.core.begin()
+        if self.core.forked():
+            raise PortForked()
         if take_ready(self.core.scheduler, &taken, False):
-            leave(self.core.scheduler)
             return completion_of(&taken)
-        leave(self.core.scheduler)
         if not self.wait(deadline, &taken):
             return None
         return completion_of(&taken)
@@ -189,11 +187,7 @@ cdef class Port:
         if not self.wait(deadline, &taken):
             return completions
         completions.append(completion_of(&taken))
-        while len(completions) < count and enter(self.core.scheduler):
-            if not take_ready(self.core.scheduler, &taken, True):
-                leave(self.core.scheduler)
-                break
-            leave(self.core.scheduler)
+        while len(completions) < count and take_ready(self.core.scheduler, &taken, True):
             completions.append(completion_of(&taken))
         return completions
 

@@ -352,6 +352,14 @@ cdef inline void unlock_and_wake(Scheduler* s) noexcept nogil:
     send_signals(s, &signals)
 
 
+cdef void unlock_and_wake_from_outside(Scheduler* s) noexcept nogil:
+    """For a caller that is not inside, with the lock held since it saw the port open."""
+    # It can't fail: the port is closed under the lock.
+    enter(s)
+    unlock_and_wake(s)
+    leave(s)
+
+
 cdef void unlock_and_help(Scheduler* s) noexcept nogil:
     """Unlock, and let threads go without asking whether it is worth it: those at work are stuck."""
     cdef Signals signals
@@ -449,7 +457,7 @@ cdef bint post(
     Scheduler* s, void* transferred, void* key, void* overlapped, Strand* strand
 ) noexcept nogil:
     """Queue three references, which the packet owns from now on; False when there is no memory
-    or the port is closed."""
+    or the port is closed. The caller need not be inside."""
     cdef PostedPacket* posted
     cp_mutex_lock(&s.lock)
     if s.guard.closed:
@@ -474,7 +482,7 @@ cdef bint post(
     s.posted += 1
     enqueue(s, &posted.packet)
     if s.newest != NULL or s.keepers != 0:
-        unlock_and_wake(s)
+        unlock_and_wake_from_outside(s)
     else:
         cp_mutex_unlock(&s.lock)
     return True
@@ -512,7 +520,7 @@ cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken) noexcept nogil:
 cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
     """Take a packet without waiting and without a look into the kernel.
 
-    With ``more`` the thread has just taken one and keeps its place.
+    With ``more`` the thread has just taken one and keeps its place. The caller need not be inside.
     """
     cdef Waiter* me = current_thread()
     cdef bint found = False
@@ -538,7 +546,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
         pop(s, me, taken)
         found = True
         if s.newest != NULL or (s.submits_late and s.attention != WATCHED):
-            unlock_and_wake(s)
+            unlock_and_wake_from_outside(s)
             return True
     cp_mutex_unlock(&s.lock)
     return found
