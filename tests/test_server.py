@@ -468,7 +468,8 @@ class TestExceptions:
         failed = wait_until(lambda: handler.connections[1:])[0]
         error = handler.end(failed)
         assert isinstance(error, type(None) if callback == "closed" else ZeroDivisionError)
-        wait_until(lambda: log.records, "the exception is in the log")
+        # The records are there a moment before the text.
+        wait_until(lambda: f"in {callback}, as expected" in log.text, "the exception is in the log")
         [record] = [record for record in log.records if record.name == "completionport"]
         assert record.levelno == logging.ERROR
         assert record.exc_info[0] is ZeroDivisionError
