@@ -252,7 +252,7 @@ class Server:
 
 def _core_class(port: CompletionPort) -> Any:
     if port.engine in ("io_uring", "epoll"):
-        from .native.connections import ServerCore
+        from .native.server_core import ServerCore
 
         return ServerCore
     from .portable.connections import ServerCore as PortableCore

@@ -5,21 +5,13 @@ A connection is a strand: its stream is in the packet queue at most once, and th
 is the only one that calls the handler for it, until `scheduled` is taken back under the channel's lock.
 """
 
-import errno as errnos
 import fcntl
 import logging
 import os
 import threading
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from cpython.bytes cimport (
-    PyBytes_AS_STRING,
-    PyBytes_CheckExact,
-    PyBytes_FromStringAndSize,
-    PyBytes_GET_SIZE,
-)
-from cpython.object cimport PyObject
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
@@ -32,8 +24,6 @@ from .atomics cimport (
     cp_now_ns,
     cp_peek,
     cp_peek_64,
-    cp_peek_int,
-    cp_peek_size,
     cp_release_64,
     cp_set,
     cp_set_64,
@@ -41,7 +31,7 @@ from .atomics cimport (
     cp_swap_if_64,
 )
 from .channels cimport channel_close, channel_release, channel_retain
-from .core cimport Core
+from .connection cimport ADDRESS_SIZE, Connection, ServerBase
 from .engine cimport Block, Engine, Stream
 from .operations cimport completion_of
 from .scheduler cimport (
@@ -55,25 +45,13 @@ from .scheduler cimport (
     TakeStatus,
     enter,
     leave,
-    packets_are_short,
     push,
     take,
     take_ready,
     thread_is_back,
 )
-from .streams cimport (
-    has_garbage,
-    stream_append,
-    stream_new,
-    stream_schedule,
-    stream_start_output,
-    stream_try_send,
-    take_garbage,
-)
+from .streams cimport has_garbage, stream_new, take_garbage
 
-from ..addresses import unpack
-from ..errors import ConnectionClosed, PortClosed
-from ..handler import Connection as PublicConnection
 from ..handler import Handler
 
 cdef extern from "errno.h" nogil:
@@ -84,7 +62,6 @@ cdef extern from "sys/socket.h" nogil:
     cdef struct sockaddr:
         pass
     int getpeername(int descriptor, sockaddr* address, unsigned int* size)
-    int getsockname(int descriptor, sockaddr* address, unsigned int* size)
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -99,219 +76,11 @@ cdef extern from "stddef.h" nogil:
 cdef enum:
     CHUNKS_AT_ONCE = 16        # then other connections have their turn
     ACCEPTS_AT_ONCE = 64
-    ADDRESS_SIZE = 28          # sockaddr_in6
-    COPIED_AT_MOST = 256       # more is sent from the bytes object itself
-    BATCHED_AT_MOST = 16384    # more is tried at once, whoever waits
     RETRY_ACCEPT_NS = 100000000
     SHORTAGE_OVER_NS = 10000000000
 
 cdef object logger = logging.getLogger("completionport")
 cdef object STOP = object()
-
-
-cdef class Connection:
-    """See `completionport.Connection`, which documents it."""
-
-    cdef ServerCore core
-    cdef Stream* stream
-    cdef object state_           # critical section
-    cdef object failure          # why it ended, once set: critical section
-    cdef list held               # received while paused or throttled: own worker only
-    # Channel lock, and written as atomics, for the worker that asks in between:
-    cdef bint paused
-    cdef bint throttled          # more is queued than `send_limit`
-    cdef bint end_told           # own worker only
-    cdef unsigned char peer_size
-    cdef char peer[ADDRESS_SIZE]
-    cdef object __weakref__
-
-    def __dealloc__(self):
-        if self.stream != NULL:
-            channel_release(&self.stream.channel)
-
-    def __repr__(self):
-        return f"<Connection {self.peername!r}{', closing' if self.closing else ''}>"
-
-    @property
-    def server(self):
-        return self.core.server
-
-    @property
-    def peername(self):
-        return unpack(self.peer[:self.peer_size])
-
-    @property
-    def sockname(self):
-        cdef char address[128]
-        cdef unsigned int size = sizeof(address)
-        cp_mutex_lock(&self.stream.channel.lock)
-        if self.stream.channel.descriptor < 0 or getsockname(
-            self.stream.channel.descriptor, <sockaddr*> address, &size
-        ) != 0:
-            size = 0
-        cp_mutex_unlock(&self.stream.channel.lock)
-        return unpack(address[:size]) if size else self.core.address
-
-    @property
-    def closing(self):
-        return cp_peek(&self.stream.channel.closing) or cp_peek(&self.stream.close_when_sent)
-
-    @property
-    def send_queue_size(self):
-        return cp_peek_size(&self.stream.queued_bytes)
-
-    def fileno(self):
-        return cp_peek_int(&self.stream.channel.descriptor)
-
-    # Without a GIL one thread may read it while another replaces it, and a bare attribute would let
-    # the old object go in the middle of that.
-    @property
-    def state(self):
-        with cython.critical_section(self):
-            return self.state_
-
-    @state.setter
-    def state(self, value):
-        cdef object before
-        with cython.critical_section(self):
-            before = self.state_
-            self.state_ = value
-
-    @state.deleter
-    def state(self):
-        self.state = None
-
-    def send(self, data):
-        cdef Py_buffer view
-        if PyBytes_CheckExact(data):
-            self.send_bytes(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), <PyObject*> data)
-        elif PyObject_CheckBuffer(data):
-            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-            try:
-                self.send_bytes(<const char*> view.buf, view.len, NULL)
-            finally:
-                PyBuffer_Release(&view)
-        elif isinstance(data, (list, tuple)):
-            joined = b"".join(data)
-            self.send_bytes(PyBytes_AS_STRING(joined), len(joined), <PyObject*> joined)
-        else:
-            raise TypeError(
-                f"send() takes a bytes-like object or a list of them, not {type(data).__name__}"
-            )
-
-    cdef int send_bytes(self, const char* data, size_t size, PyObject* whole) except -1:
-        """Send or queue; ``whole`` is the bytes object that may be kept, or NULL."""
-        cdef Stream* stream = self.stream
-        cdef Engine* engine = stream.channel.engine
-        cdef int64_t sent = 0
-        cdef int error = 0
-        cdef bint open_ = False
-        cdef bint started = False
-        if enter(self.core.core.scheduler):
-            cp_mutex_lock(&stream.channel.lock)
-            open_ = not (stream.channel.closing or stream.close_when_sent)
-            if open_ and size and stream.error == 0:
-                if stream.first_block == NULL and not (
-                    # While other packets wait, sends go to the kernel together; not where those
-                    # packets take so long that this one would wait for them.
-                    engine.batches_sends and size <= BATCHED_AT_MOST
-                    and packets_are_short(engine.scheduler) and self.core.on_drained is None
-                ):
-                    sent = stream_try_send(stream, data, size)
-                    if 0 <= sent < <int64_t> size:
-                        stream.was_full = True
-                if sent < 0:
-                    stream.error = <int> -sent
-                    stream_schedule(stream, True)
-                elif sent < <int64_t> size:
-                    error = self.append(data + sent, size - sent, whole)
-                    started = not stream.sending
-                    stream_start_output(stream)
-                    if stream.queued_bytes > self.core.send_limit and not self.throttled:
-                        cp_set(&self.throttled, True)
-                        stream.was_full = True
-                        engine.type.stop_input(engine, stream)
-                if self.core.keeps_time:
-                    cp_set_64(&stream.active_ns, cp_now_ns())
-            cp_mutex_unlock(&stream.channel.lock)
-            if started and stream.was_full:
-                engine.type.submit(engine)
-            leave(self.core.core.scheduler)
-        if error:
-            raise MemoryError
-        if not open_:
-            raise ConnectionClosed("this connection is closed: nothing can be sent any more")
-        return 0
-
-    cdef int append(self, const char* data, size_t size, PyObject* whole) noexcept:
-        cdef int error
-        if whole == NULL or size <= COPIED_AT_MOST:
-            return stream_append(self.stream, data, size, NULL)
-        Py_INCREF(<object> whole)
-        error = stream_append(self.stream, data, size, whole)
-        if error:
-            Py_DECREF(<object> whole)
-        return error
-
-    def close(self):
-        cdef bint now = False
-        if not enter(self.core.core.scheduler):
-            return
-        cp_mutex_lock(&self.stream.channel.lock)
-        if not self.stream.channel.closing and not self.stream.close_when_sent:
-            now = self.stream.queued_bytes == 0
-            if not now:
-                cp_set(&self.stream.close_when_sent, True)
-                self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
-        cp_mutex_unlock(&self.stream.channel.lock)
-        if now:
-            channel_close(&self.stream.channel)
-        leave(self.core.core.scheduler)
-
-    def abort(self):
-        if enter(self.core.core.scheduler):
-            channel_close(&self.stream.channel)
-            leave(self.core.core.scheduler)
-
-    def pause(self):
-        if enter(self.core.core.scheduler):
-            cp_mutex_lock(&self.stream.channel.lock)
-            if not self.paused:
-                cp_set(&self.paused, True)
-                self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
-            cp_mutex_unlock(&self.stream.channel.lock)
-            self.stream.channel.engine.type.submit(self.stream.channel.engine)
-            leave(self.core.core.scheduler)
-
-    def resume(self):
-        if enter(self.core.core.scheduler):
-            cp_mutex_lock(&self.stream.channel.lock)
-            if self.paused:
-                cp_set(&self.paused, False)
-                self.want_input()
-                # For what is held back.
-                stream_schedule(self.stream, True)
-            cp_mutex_unlock(&self.stream.channel.lock)
-            self.stream.channel.engine.type.submit(self.stream.channel.engine)
-            leave(self.core.core.scheduler)
-
-    cdef void want_input(self) noexcept:
-        """Receive again, unless something still speaks against it. Channel lock."""
-        cdef Stream* stream = self.stream
-        if not (
-            self.paused or self.throttled or stream.ended or stream.error
-            or stream.close_when_sent or stream.channel.closing
-        ):
-            stream.channel.engine.type.start_input(stream.channel.engine, stream)
-
-    cdef int fail(self, error) except -1:
-        """End the connection now, for this reason."""
-        with cython.critical_section(self):
-            # The worker's, and that of the one that looks at the clock, may come at once.
-            if self.failure is None:
-                self.failure = error
-        self.abort()
-        return 0
 
 
 cdef object overridden(handler, str name):
@@ -323,23 +92,18 @@ cdef object overridden(handler, str name):
     return getattr(handler, name)
 
 
-cdef class ServerCore:
+cdef class ServerCore(ServerBase):
     """Packets to callbacks for one `completionport.Server`; its port has no other server."""
 
-    cdef Core core
-    cdef readonly object server
-    cdef readonly object address
     cdef object handler
-    cdef object on_connected, on_received, on_end, on_drained, on_closed
+    cdef object on_connected, on_received, on_end, on_closed
     cdef Stream* listener             # one reference of our own, until the end of this object
     cdef object listener_gone         # threading.Event
     cdef object all_closed            # threading.Event
     cdef set connections              # every connection from its birth to its `closed`
     cdef size_t buffer_size
-    cdef size_t send_limit
     cdef Py_ssize_t max_connections   # -1: no limit
     cdef int64_t idle_ns              # 0: no limit
-    cdef bint keeps_time
     cdef object census_lock           # `connections` and `all_closed` together
     # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick`.
     cdef bint starved                 # accepting waits for descriptors
@@ -825,6 +589,3 @@ cdef class ServerCore:
         while stream.first_chunk != NULL:
             engine.type.next_input(engine, stream, NULL, <size_t> -1, &data)
             engine.type.release_input(engine, stream)
-
-
-PublicConnection.register(Connection)
