@@ -3,8 +3,8 @@
     python benchmarks/computing.py [--engine E] [--seconds S]
 
 On a free-threaded interpreter the computing worker has a core of its own. Under the GIL it gives
-way every 5 ms (`sys.getswitchinterval`), so an echo takes about that long twice. On io_uring the kernel
-finishes what the computing thread had started at that thread's next timer tick, at the latest.
+way every 5 ms (`sys.getswitchinterval`), so some echoes take about that long, or twice. On io_uring
+the kernel finishes what the computing thread had started at that thread's next timer tick.
 Exit status: 1 when the 99th percentile is above 10 ms on a free-threaded interpreter.
 """
 
