@@ -57,6 +57,9 @@ cdef extern from *:
     enum:
         CP_HAS_GIL
 
+cdef extern from "unistd.h" nogil:
+    int getpid()
+
 cdef extern from "time.h" nogil:
     enum:
         CLOCK_PROCESS_CPUTIME_ID
@@ -249,8 +252,12 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     cp_mutex_unlock(&s.lock)
     for i in range(count):
         look_at_thread(&suspects[i])
-        if CP_HAS_GIL and suspects[i].known and not suspects[i].sleeps:
-            computing = True
+        if CP_HAS_GIL and suspects[i].known:
+            if not suspects[i].sleeps:
+                computing = True
+            elif not computing and not suspects[i].blocked:
+                # The main thread may hold the GIL and wait for a processor.
+                computing = not cp_thread_sleeps(getpid())
     for i in range(count):
         judge(&suspects[i], computing)
     if stuck:
