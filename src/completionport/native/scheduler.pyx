@@ -545,7 +545,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
         s.since_kernel += 1
         pop(s, me, taken)
         found = True
-        if s.newest != NULL or (s.submits_late and s.attention != WATCHED):
+        if s.newest != NULL or (s.queued != 0 and s.submits_late and s.attention != WATCHED):
             unlock_and_wake_from_outside(s)
             return True
     cp_mutex_unlock(&s.lock)
