@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -17,6 +19,9 @@ from .interface import CompletionPort
 
 FEWEST_WORKERS = 8
 """Of a server that was told no number: so many callbacks may block before others wait for them."""
+
+DESCRIPTORS = 16384
+"""For so many (as far as the limit allows) there is room in the process's table from the start."""
 
 _PORT_NUMBERS = (
     *("queued", "taken", "waiting", "running", "blocked", "replaced", "wakeups"),
@@ -129,6 +134,7 @@ class Server:
             if self._started or self._stopping:
                 raise RuntimeError("a server is started once: make a new one")
             self._started = True
+            _make_room_for_descriptors(self._listener.fileno())
             for thread in self._threads:
                 thread.start()
             self._core.listen(self._listener)
@@ -248,6 +254,24 @@ class Server:
                 signal.set_wakeup_fd(descriptor)
                 for number, handler in before.items():
                     signal.signal(number, handler)
+
+
+def _make_room_for_descriptors(descriptor: int) -> None:
+    """Have the process's table of descriptors grow now, and at once to what a server may need.
+
+    While it grows in a process with threads, the kernel makes the thread that opens a file wait
+    for all processors (synchronize_rcu in its expand_fdtable), 10 to 70 ms for each doubling;
+    by then thousands of clients may have come. Before there are threads it takes nothing.
+    """
+    if sys.platform != "linux":
+        return
+    import fcntl
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    highest = DESCRIPTORS if limit == resource.RLIM_INFINITY else min(limit, DESCRIPTORS)
+    with contextlib.suppress(OSError):
+        os.close(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, highest - 1))
 
 
 def _core_class(port: CompletionPort) -> Any:
