@@ -804,7 +804,8 @@ class TestBackpressure:
         handler.first().resume()
         wait_until(lambda: len(handler.data()) == sent)
 
-    def test_pause_in_received_lets_no_more_through(self, serve, dial):
+    @pytest.mark.parametrize("concurrency", [1, 2])
+    def test_pause_in_received_lets_no_more_through(self, serve, dial, concurrency):
         class OneByOne(Recorder):
             def received(self, connection, data):
                 # Before the test can see the data, and resume.
@@ -812,7 +813,7 @@ class TestBackpressure:
                 super().received(connection, data)
 
         handler = OneByOne()
-        client = dial(serve(handler, buffer_size=64))
+        client = dial(serve(handler, buffer_size=64, concurrency=concurrency))
         data = pattern(1000)
         client.sendall(data)
         connection = handler.first()

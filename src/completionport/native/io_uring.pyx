@@ -307,11 +307,14 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
 
 
 cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
-    cdef Uring* uring = <Uring*> engine
-    cdef cp_sqe* sqe
     stream.wants_input = True
     if stream.readable:
-        stream_schedule(stream, False)
+        stream_schedule(stream, True)
+    arm_input(<Uring*> engine, stream)
+
+
+cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
+    cdef cp_sqe* sqe
     if stream.armed or stream.channel.closing:
         return
     cp_mutex_lock(&uring.ring.sq_lock)
@@ -440,7 +443,7 @@ cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t
         stream.wants_input = False
         stream_schedule(stream, False)
     elif ended and stream.wants_input and not (stream.listens and stream.single and result >= 0):
-        start_input(&uring.engine, stream)
+        arm_input(uring, stream)
     if ended:
         request_over(channel)
     cp_mutex_unlock(&channel.lock)
