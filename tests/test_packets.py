@@ -399,7 +399,7 @@ class TestClosedPort:
         port.post("for nobody")
         take_one(port)
         waiting = [Background(port.get) for _ in range(2)]
-        wait_for_stats(port, waiting=2)
+        compute_until(lambda: port.stats()["waiting"] == 2)
         port.close()
         for thread in waiting:
             with pytest.raises(PortClosed):

@@ -180,7 +180,7 @@ cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
     if s.to_measure > 0:
         s.to_measure -= 1
         me.started_ns = cp_now_ns()
-    elif s.head.queued_ns != 0 or s.work_ns >= WAKE_COST:
+    elif s.head.queued_ns != 0 or s.work_ns >= SHORT_WORK:
         me.started_ns = cp_now_ns()
 
 
