@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from .arguments import check_count
+from .arguments import check_count, check_seconds
 from .handler import Handler
 from .interface import CompletionPort
 
@@ -159,10 +159,7 @@ class Server:
         callback, it returns at once and the rest is done behind it. Calling again waits for
         the end, and does nothing more.
         """
-        if not isinstance(grace, (int, float)) or isinstance(grace, bool):
-            raise TypeError(f"grace must be a number of seconds, not {type(grace).__name__}")
-        if not grace >= 0:
-            raise ValueError(f"grace must be 0 or more seconds, not {grace}")
+        check_seconds("grace", grace)
         self._stop_asked.set()
         with self._lock:
             first, self._stopping = not self._stopping, True

@@ -22,7 +22,6 @@ from .atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
-    cp_store_release,
 )
 from .scheduler cimport (
     DROWSY,

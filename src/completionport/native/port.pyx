@@ -77,6 +77,24 @@ cdef object histogram_of(Times* times):
     return Histogram([times.counts[i] for i in range(HISTOGRAM_BUCKETS)], times.total_ns)
 
 
+cdef enum Answer:
+    TIME_IS_OVER
+    IS_THERE
+    ASK_AGAIN
+
+
+cdef Answer answer_of(TakeStatus status) except *:
+    """What follows from a wait that has ended, with the GIL: `PortClosed`, a signal's exception."""
+    if status == TAKE_PACKET:
+        return IS_THERE
+    if status == TAKE_TIMEOUT:
+        return TIME_IS_OVER
+    if status == TAKE_CLOSED:
+        raise PortClosed("this completion port was closed while a thread waited in it")
+    PyErr_CheckSignals()
+    return ASK_AGAIN
+
+
 cdef class Port:
     cdef Core core
     cdef PyObject* last_core     # the same: the collector may have cleared `core` at the end
@@ -194,6 +212,7 @@ cdef class Port:
     cdef bint wait(self, int64_t deadline, Taken* taken) except -1:
         """Take a packet as `get` does; False when the time is over."""
         cdef TakeStatus status
+        cdef Answer answer
         cdef Scheduler* scheduler = self.core.scheduler
         while True:
             self.core.begin()
@@ -201,13 +220,9 @@ cdef class Port:
                 status = take(scheduler, deadline, taken)
                 leave(scheduler)
             thread_is_back()
-            if status == TAKE_PACKET:
-                return True
-            if status == TAKE_TIMEOUT:
-                return False
-            if status == TAKE_CLOSED:
-                raise PortClosed("this completion port was closed while a thread waited in it")
-            PyErr_CheckSignals()
+            answer = answer_of(status)
+            if answer != ASK_AGAIN:
+                return answer == IS_THERE
 
     def stats(self):
         cdef Scheduler* s = self.core.scheduler
@@ -250,6 +265,7 @@ cdef class Port:
 
     def _wait_until_stuck(self, timeout):
         cdef TakeStatus status
+        cdef Answer answer
         cdef int64_t deadline = deadline_of(timeout)
         cdef Scheduler* scheduler = self.core.scheduler
         while True:
@@ -257,13 +273,9 @@ cdef class Port:
             with nogil:
                 status = stuck(scheduler, deadline)
                 leave(scheduler)
-            if status == TAKE_PACKET:
-                return True
-            if status == TAKE_TIMEOUT:
-                return False
-            if status == TAKE_CLOSED:
-                raise PortClosed("this completion port was closed while a thread waited in it")
-            PyErr_CheckSignals()
+            answer = answer_of(status)
+            if answer != ASK_AGAIN:
+                return answer == IS_THERE
 
     def close(self):
         self.core.close()

@@ -9,7 +9,6 @@ from .atomics cimport (
     cp_count_locked,
     cp_futex_wait,
     cp_futex_wake,
-    cp_load_acquire,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
@@ -336,20 +335,20 @@ cdef inline void unlock_and_wake(Scheduler* s) noexcept nogil:
     """Unlock, and let go the threads that packets and free places allow to."""
     cdef Signals signals
     cdef Attention before = s.attention
+    cdef bint unwatched
     signals.count = 0
     signals.leader = False
     while (
         s.newest != NULL and s.running + s.woken < s.concurrency and worth_a_wakeup(s)
     ):
         signal_thread(s, s.newest, &signals)
-    if before != WATCHED and wants_watch(s):
+    unwatched = before != WATCHED and wants_watch(s)
+    if unwatched:
         s.attention = WATCHED
-        cp_mutex_unlock(&s.lock)
-        send_signals(s, &signals)
-        watch(s, before == DROWSY)
-        return
     cp_mutex_unlock(&s.lock)
     send_signals(s, &signals)
+    if unwatched:
+        watch(s, before == DROWSY)
 
 
 cdef void unlock_and_wake_from_outside(Scheduler* s) noexcept nogil:
