@@ -3,14 +3,7 @@
 Unless it says otherwise a function here wants the channel's lock held.
 """
 
-from libc.stdint cimport int64_t
-
 from .engine cimport Channel, ChannelKind, Engine, Operation, OperationQueue
-
-ctypedef enum Progress:
-    FINISHED     # `error` and `transferred` say how
-    GO_ON        # more can be done at once
-    WAIT         # nothing to be done before the descriptor is ready
 
 # Without the lock.
 cdef Channel* channel_new(Engine* engine, int descriptor, ChannelKind kind) noexcept nogil
@@ -25,8 +18,6 @@ cdef void channel_close(Channel* channel) noexcept nogil
 cdef OperationQueue* queue_of(Operation* operation) noexcept nogil
 cdef Operation* pop_operation(OperationQueue* queue) noexcept nogil
 cdef void append_operation(OperationQueue* queue, Operation* operation) noexcept nogil
-cdef Progress account(Operation* operation, int64_t result) noexcept nogil
-cdef Progress step(Operation* operation) noexcept nogil
 cdef void settle(Operation* operation, bint wake) noexcept nogil
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil
 cdef void let_go_if_idle(Channel* channel) noexcept nogil

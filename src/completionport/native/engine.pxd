@@ -22,6 +22,16 @@ cdef extern from "sys/socket.h" nogil:
         size_t msg_controllen
         int msg_flags
 
+# completionport.operation.Operation
+cdef enum:
+    CP_ACCEPT = 1
+    CP_CONNECT = 2
+    CP_RECV = 3
+    CP_SEND = 4
+    CP_READ = 5
+    CP_WRITE = 6
+    CP_DISCONNECT = 7
+
 cdef struct Channel
 cdef struct Operation
 cdef struct Engine

@@ -44,12 +44,7 @@ from .buffers cimport (
     pool_release,
 )
 from .channels cimport (
-    FINISHED,
-    GO_ON,
-    WAIT,
-    Progress,
     abort_operation,
-    account,
     channel_release,
     channel_retain,
     let_go_if_idle,
@@ -58,24 +53,25 @@ from .channels cimport (
     run_queue,
     settle,
 )
-from .engine cimport SOCKET, Channel, Chunk, EngineType, Operation, Stream
+from .engine cimport Channel, Chunk, EngineType, Operation, Stream
 from .ring cimport Ring, commit_entry, cp_sqe, cp_cqe, next_entry, ring_close, ring_open, unsubmitted
 from .scheduler cimport POLL, Scheduler, somebody_leads, wake_threads
+from .steps cimport FINISHED, GO_ON, WAIT, Progress, account
 from .streams cimport stream_ready, stream_receive, stream_schedule
+from .uring_requests cimport describe, is_native, moves_data
 
 cdef extern from "uring_abi.h" nogil:
     int cp_uring_enter(int fd, unsigned submit, unsigned wanted, unsigned flags, int64_t timeout_ns)
     enum:
-        CP_OP_NOP, CP_OP_READV, CP_OP_WRITEV, CP_OP_POLL_ADD, CP_OP_SENDMSG, CP_OP_RECVMSG
-        CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_READ, CP_OP_WRITE, CP_OP_SEND, CP_OP_RECV
+        CP_OP_NOP, CP_OP_POLL_ADD, CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_RECV
         CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
         CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
-        CP_POLL_ADD_MULTI, CP_RECVSEND_POLL_FIRST, CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
+        CP_POLL_ADD_MULTI, CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
 
 cdef extern from "errno.h" nogil:
     int errno
     enum:
-        EAGAIN, EBUSY, ECANCELED, EINTR, EINVAL, ENOBUFS, ENOENT, ENOMEM, ENOSYS, EPERM, ETIME, ETIMEDOUT
+        EAGAIN, EBUSY, ECANCELED, EINTR, ENOBUFS, ENOENT, ENOMEM, ETIME, ETIMEDOUT
 
 cdef extern from "poll.h" nogil:
     enum:
@@ -86,20 +82,12 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from "sys/socket.h" nogil:
     enum:
-        MSG_NOSIGNAL, MSG_WAITALL, SOCK_CLOEXEC
-
-cdef extern from *:
-    """
-    enum { CP_NONE, CP_ACCEPT, CP_CONNECT, CP_RECV, CP_SEND, CP_READ, CP_WRITE, CP_DISCONNECT };
-    """
-    enum:
-        CP_ACCEPT, CP_RECV, CP_SEND, CP_READ, CP_WRITE
+        SOCK_CLOEXEC
 
 cdef enum:
     SUBMISSION_ENTRIES = 1024
     SUBMIT_AT = 64
     COMPLETION_ENTRIES = 8192
-    LARGEST_TRANSFER = 0x7ffff000
     # The low bits of a request's user_data say what its address points to; 0 is of no interest.
     TAG_OPERATION = 1
     TAG_INPUT = 2
@@ -187,52 +175,6 @@ cdef inline void request_over(Channel* channel) noexcept nogil:
 # -- operations -----------------------------------------------------------------------------------
 
 
-cdef bint is_native(Operation* operation) noexcept nogil:
-    if operation.code == CP_READ or operation.code == CP_WRITE:
-        return operation.channel.kind != SOCKET and not operation.probe_only
-    return operation.code == CP_ACCEPT
-
-
-cdef inline void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
-    """Fill an entry for the data that is left to move."""
-    cdef bint single = operation.vector_count == 1
-    sqe.len = 1
-    if operation.code == CP_ACCEPT:
-        sqe.opcode = CP_OP_ACCEPT
-        sqe.op_flags = SOCK_CLOEXEC
-        sqe.len = 0
-        return
-    if single:
-        sqe.addr = <uintptr_t> operation.vector.iov_base
-        sqe.len = <uint32_t> min(operation.vector.iov_len, <size_t> LARGEST_TRANSFER)
-    elif operation.channel.kind == SOCKET:
-        operation.message.msg_iov = operation.vector
-        operation.message.msg_iovlen = min(operation.vector_count, 1024)
-        sqe.addr = <uintptr_t> &operation.message
-    else:
-        sqe.addr = <uintptr_t> operation.vector
-        sqe.len = min(operation.vector_count, 1024)
-    if operation.channel.kind != SOCKET:
-        sqe.off = (
-            <uint64_t> -1 if operation.offset < 0
-            else <uint64_t> (operation.offset + operation.transferred)
-        )
-        if operation.code == CP_READ:
-            sqe.opcode = CP_OP_READ if single else CP_OP_READV
-        else:
-            sqe.opcode = CP_OP_WRITE if single else CP_OP_WRITEV
-    elif operation.code == CP_RECV or operation.code == CP_READ:
-        sqe.opcode = CP_OP_RECV if single else CP_OP_RECVMSG
-        sqe.op_flags = operation.flags
-        # A handle's system call has just said that there is nothing; a stream's send was not tried.
-        sqe.ioprio = CP_RECVSEND_POLL_FIRST
-    else:
-        sqe.opcode = CP_OP_SEND if single else CP_OP_SENDMSG
-        sqe.op_flags = operation.flags | MSG_NOSIGNAL | MSG_WAITALL
-        if operation.channel.owner == NULL:
-            sqe.ioprio = CP_RECVSEND_POLL_FIRST
-
-
 cdef void request(Operation* operation, bint readiness) noexcept nogil:
     """Give the operation to the kernel: to carry it out, or to wait until it can be."""
     cdef Uring* uring = <Uring*> operation.channel.engine
@@ -260,12 +202,7 @@ cdef void request(Operation* operation, bint readiness) noexcept nogil:
 
 
 cdef void start(Engine* engine, Operation* operation) noexcept nogil:
-    cdef bint moves_data = is_native(operation) or (
-        operation.channel.kind == SOCKET
-        and operation.vector_count > 0
-        and not operation.probe_only
-    )
-    request(operation, not moves_data)
+    request(operation, not moves_data(operation))
 
 
 cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:

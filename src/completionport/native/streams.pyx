@@ -9,8 +9,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from .atomics cimport cp_count_locked, cp_count_size
-from .channels cimport WAIT, append_operation, channel_init, step
-from .engine cimport Channel, ChannelOwner, Operation, SOCKET
+from .channels cimport append_operation, channel_init
+from .engine cimport CP_SEND, SOCKET, Channel, ChannelOwner, Operation
 from .scheduler cimport PACKET_STREAM, push
 
 cdef extern from "errno.h" nogil:
@@ -26,7 +26,6 @@ cdef extern from "sys/socket.h" nogil:
 
 cdef extern from *:
     """
-    enum { CP_SEND = 4 };
     #define cp_exchange_pointer(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
     #define cp_push_pointer(list, item)                                                            \\
         do {                                                                                       \\
@@ -34,8 +33,6 @@ cdef extern from *:
         } while (!__atomic_compare_exchange_n((list), &(item)->next, (item), 1, __ATOMIC_RELEASE,  \\
                                               __ATOMIC_RELAXED))
     """
-    enum:
-        CP_SEND
     Block* cp_exchange_pointer(Block** list, Block* value) nogil
     Block* cp_peek_block "cp_load_relaxed"(Block** list) nogil
     void cp_push_pointer(Block** list, Block* item) nogil

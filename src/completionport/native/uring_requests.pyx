@@ -1,0 +1,74 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Which operations io_uring carries out by itself, and the submission entry for each."""
+
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+
+from .engine cimport CP_ACCEPT, CP_READ, CP_RECV, CP_WRITE, SOCKET, Operation
+from .ring cimport cp_sqe
+
+cdef extern from "uring_abi.h" nogil:
+    enum:
+        CP_OP_ACCEPT, CP_OP_READ, CP_OP_READV, CP_OP_RECV, CP_OP_RECVMSG, CP_OP_SEND, CP_OP_SENDMSG
+        CP_OP_WRITE, CP_OP_WRITEV, CP_RECVSEND_POLL_FIRST
+
+cdef extern from "sys/socket.h" nogil:
+    enum:
+        MSG_NOSIGNAL, MSG_WAITALL, SOCK_CLOEXEC
+
+cdef enum:
+    LARGEST_TRANSFER = 0x7ffff000
+
+
+cdef bint is_native(Operation* operation) noexcept nogil:
+    if operation.code == CP_READ or operation.code == CP_WRITE:
+        return operation.channel.kind != SOCKET and not operation.probe_only
+    return operation.code == CP_ACCEPT
+
+
+cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
+    """Fill an entry for the data that is left to move."""
+    cdef bint single = operation.vector_count == 1
+    sqe.len = 1
+    if operation.code == CP_ACCEPT:
+        sqe.opcode = CP_OP_ACCEPT
+        sqe.op_flags = SOCK_CLOEXEC
+        sqe.len = 0
+        return
+    if single:
+        sqe.addr = <uintptr_t> operation.vector.iov_base
+        sqe.len = <uint32_t> min(operation.vector.iov_len, <size_t> LARGEST_TRANSFER)
+    elif operation.channel.kind == SOCKET:
+        operation.message.msg_iov = operation.vector
+        operation.message.msg_iovlen = min(operation.vector_count, 1024)
+        sqe.addr = <uintptr_t> &operation.message
+    else:
+        sqe.addr = <uintptr_t> operation.vector
+        sqe.len = min(operation.vector_count, 1024)
+    if operation.channel.kind != SOCKET:
+        sqe.off = (
+            <uint64_t> -1 if operation.offset < 0
+            else <uint64_t> (operation.offset + operation.transferred)
+        )
+        if operation.code == CP_READ:
+            sqe.opcode = CP_OP_READ if single else CP_OP_READV
+        else:
+            sqe.opcode = CP_OP_WRITE if single else CP_OP_WRITEV
+    elif operation.code == CP_RECV or operation.code == CP_READ:
+        sqe.opcode = CP_OP_RECV if single else CP_OP_RECVMSG
+        sqe.op_flags = operation.flags
+        # A handle's system call has just said that there is nothing; a stream's send was not tried.
+        sqe.ioprio = CP_RECVSEND_POLL_FIRST
+    else:
+        sqe.opcode = CP_OP_SEND if single else CP_OP_SENDMSG
+        sqe.op_flags = operation.flags | MSG_NOSIGNAL | MSG_WAITALL
+        if operation.channel.owner == NULL:
+            sqe.ioprio = CP_RECVSEND_POLL_FIRST
+
+
+cdef bint moves_data(Operation* operation) noexcept nogil:
+    """False: the kernel is only to tell when it can be tried again."""
+    return is_native(operation) or (
+        operation.channel.kind == SOCKET
+        and operation.vector_count > 0
+        and not operation.probe_only
+    )
