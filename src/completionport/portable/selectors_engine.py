@@ -7,72 +7,29 @@ selector says that its file is ready.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
-import select
 import selectors
 import socket
 import stat
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from .. import association
 from ..errors import HandleClosed
 from ..operation import Operation
+from .attempts import attempt
 from .chores import Chores
-from .requests import LARGEST_VECTOR, READING, Request
+from .requests import READING, Request
 
 if TYPE_CHECKING:
     from ..overlapped import Overlapped
 
-Result = TypeVar("Result")
-
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
-DONT_WAIT = socket.MSG_DONTWAIT
-NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
-CONNECT_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)
-WAITS = (BlockingIOError, InterruptedError)
-
-# The mode is one for all duplicates of a descriptor, so two channels may share it. Reentrant,
-# because a finalizer may start an operation while it is held.
-_mode_lock = threading.RLock()
-
-
-def _after_fork() -> None:
-    global _mode_lock
-    _mode_lock = threading.RLock()  # the old one may be held by a thread that the child lacks
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def without_waiting(descriptor: int, call: Callable[[], Result]) -> Result:
-    """Make the call with the file in non-blocking mode, and leave the mode as it was."""
-    with _mode_lock:
-        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        if mode & os.O_NONBLOCK:
-            return call()
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, mode | os.O_NONBLOCK)
-        try:
-            return call()
-        finally:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, mode)
-
-
-def is_ready(descriptor: int) -> bool:
-    """Whether a read of the file would not wait."""
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 class SelectorsChannel:
@@ -347,218 +304,3 @@ class SelectorsEngine:
         if self._changes:
             # A thread looks at the list: it does the work once it is woken.
             self.wake()
-
-
-def attempt(channel: SelectorsChannel, request: Request) -> bool:
-    """Try the request without waiting: True when it is done. The channel's lock held."""
-    try:
-        return ATTEMPTS[request.operation](channel, request)
-    except OSError as error:
-        # A connect raises EAGAIN only where a Unix listener's queue is full, and then nothing
-        # will say when there is room.
-        if isinstance(error, WAITS) and request.operation is not Operation.CONNECT:
-            return False
-        if not request.transferred:
-            raise
-        request.fail(error)
-        return True
-
-
-def _accept(channel: SelectorsChannel, request: Request) -> bool:
-    listener = channel.sock
-    assert listener is not None
-    while True:
-        try:
-            sock, _ = without_waiting(channel.descriptor, listener.accept)
-            break
-        except ConnectionAbortedError:
-            continue  # that client has gone again
-    # Elsewhere than on Linux the new socket has the listener's mode.
-    if sock.gettimeout() is not None or not sys.platform.startswith("linux"):
-        sock.setblocking(True)
-    request.value = sock
-    return True
-
-
-def _connect(channel: SelectorsChannel, request: Request) -> bool:
-    sock = channel.sock
-    assert sock is not None
-    if not request.connecting:
-        code = without_waiting(channel.descriptor, partial(sock.connect_ex, request.address))
-        if code == 0:
-            return True
-        if code not in CONNECT_UNDER_WAY:
-            raise OSError(code, os.strerror(code))
-        request.connecting = True
-        return False
-    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, os.strerror(code))
-    try:
-        sock.getpeername()
-    except OSError:
-        # Either the readiness was from before the connect, or the connection ended already.
-        poll = select.poll() if hasattr(select, "poll") else None
-        if poll is None:
-            return False
-        poll.register(channel.descriptor, select.POLLOUT)
-        return bool(poll.poll(0))
-    return True
-
-
-def _receive(channel: SelectorsChannel, request: Request) -> bool:
-    sock = channel.sock
-    assert sock is not None
-    flags = 0 if request.operation is Operation.READ else request.flags & ~socket.MSG_WAITALL
-    fill = (
-        bool(request.flags & socket.MSG_WAITALL)
-        and not request.flags & (socket.MSG_PEEK | socket.MSG_OOB)
-        and sock.type == socket.SOCK_STREAM
-    )
-
-    def some(size: int | None, views: list[memoryview]) -> bytes | int:
-        if size is not None:
-            if not flags & socket.MSG_TRUNC:
-                return sock.recv(size, flags | DONT_WAIT)
-            # The kernel reports more than it wrote, and recv() would believe it.
-            space = bytearray(size)
-            return bytes(space[: sock.recv_into(space, 0, flags | DONT_WAIT)])
-        if len(views) == 1:
-            return sock.recv_into(views[0], 0, flags | DONT_WAIT)
-        return sock.recvmsg_into(views, 0, flags | DONT_WAIT)[0]
-
-    if _wants_nothing(request):
-        sock.recv(1, socket.MSG_PEEK | DONT_WAIT)
-        _collect(request, b"")
-        return True
-    one_go = sock.type != socket.SOCK_STREAM or bool(flags & socket.MSG_PEEK)
-    return _fill(request, some, fill, one_go)
-
-
-def _read(channel: SelectorsChannel, request: Request) -> bool:
-    if channel.is_socket:
-        return _receive(channel, request)
-    descriptor = channel.descriptor
-    offset = request.offset
-
-    def some(size: int | None, views: list[memoryview]) -> bytes | int:
-        if offset is None:
-            if size is not None:
-                return os.read(descriptor, size)
-            return os.readv(descriptor, views)
-        if size is not None:
-            return os.pread(descriptor, size, offset + request.transferred)
-        return os.preadv(descriptor, views, offset + request.transferred)
-
-    if channel.is_regular:
-        return _fill(request, some, False, False)
-    if _wants_nothing(request):
-        if not is_ready(descriptor):
-            return False
-        _collect(request, b"")
-        return True
-    return without_waiting(descriptor, partial(_fill, request, some, False, False))
-
-
-def _wants_nothing(request: Request) -> bool:
-    if request.size is not None:
-        return request.size == 0
-    return not any(view.nbytes for view in request.views)
-
-
-def _collect(request: Request, data: bytes) -> None:
-    if request.size is not None:
-        request.parts.append(data)
-        request.transferred += len(data)
-
-
-def _fill(
-    request: Request,
-    some: Callable[[int | None, list[memoryview]], bytes | int],
-    fill: bool,
-    one_go: bool,
-) -> bool:
-    """Receive once, or until everything is full where ``fill`` says so."""
-    if request.size is not None:
-        while True:
-            left = request.size - request.transferred
-            data = some(left, [])
-            assert isinstance(data, bytes)
-            _collect(request, data)
-            if not data or not fill or len(data) == left:
-                return True
-    while True:
-        views = request.views[:LARGEST_VECTOR]
-        count = some(None, views)
-        assert isinstance(count, int)
-        full = count == sum(view.nbytes for view in views)
-        if one_go:
-            request.transferred += count
-            return True
-        request.advance(count)
-        if not count or not request.views:
-            return True
-        if not fill and not full:
-            return True
-        if not fill:
-            # More buffers than one call takes: what else is there goes into them.
-            try:
-                return _fill(request, some, False, False)
-            except WAITS:
-                return True
-
-
-def _send(channel: SelectorsChannel, request: Request) -> bool:
-    sock = channel.sock
-    assert sock is not None
-    flags = DONT_WAIT | NO_SIGNAL
-    if request.operation is Operation.SEND:
-        flags |= request.flags
-    stream = sock.type == socket.SOCK_STREAM
-    while True:
-        views = request.views[:LARGEST_VECTOR] if stream else request.views
-        count = sock.send(views[0], flags) if len(views) == 1 else sock.sendmsg(views, [], flags)
-        if not stream:
-            request.transferred = count
-            return True
-        request.advance(count)
-        if not request.views:
-            return True
-
-
-def _write(channel: SelectorsChannel, request: Request) -> bool:
-    if channel.is_socket:
-        return _send(channel, request)
-    descriptor = channel.descriptor
-
-    def all_of_it() -> bool:
-        while True:
-            views = request.views[:LARGEST_VECTOR]
-            if request.offset is None:
-                count = os.writev(descriptor, views)
-            else:
-                count = os.pwritev(descriptor, views, request.offset + request.transferred)
-            request.advance(count)
-            if not request.views:
-                return True
-
-    if channel.is_regular:
-        return all_of_it()
-    return without_waiting(descriptor, all_of_it)
-
-
-def _disconnect(channel: SelectorsChannel, request: Request) -> bool:
-    assert channel.sock is not None
-    channel.sock.shutdown(socket.SHUT_RDWR)
-    return True
-
-
-ATTEMPTS: dict[Operation, Callable[[SelectorsChannel, Request], bool]] = {
-    Operation.ACCEPT: _accept,
-    Operation.CONNECT: _connect,
-    Operation.RECV: _receive,
-    Operation.SEND: _send,
-    Operation.READ: _read,
-    Operation.WRITE: _write,
-    Operation.DISCONNECT: _disconnect,
-}
