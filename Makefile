@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 SOURCES = setup.py pyproject.toml $(wildcard src/completionport/native/*.pyx \
 	src/completionport/native/*.pxd src/completionport/native/*.h)
 
-.PHONY: run build test lint format bench bench-workers races clean
+.PHONY: run build test test-windows lint format bench bench-workers races clean
 
 run: build
 	$(BIN)/completionport echo $(ARGS)
@@ -14,6 +14,10 @@ build: $(VENV)/built
 
 test: $(VENV)/tested
 	$(BIN)/python -m pytest $(ARGS)
+
+# The Windows side, under Wine: the tool says what that takes.
+test-windows: $(VENV)/built
+	$(BIN)/python tools/windows_python.py run -m pytest -p no:cacheprovider $(ARGS)
 
 lint: $(VENV)/linted
 	$(BIN)/ruff check .
