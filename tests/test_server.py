@@ -402,7 +402,8 @@ class TestCallbacks:
                 client.sendall(b"x")
             for client in clients:
                 assert read_exactly(client, 1) == b"x"
-        assert 1 <= handler.most <= 2
+        # On a busy machine one that waits for the GIL may look as if it blocked.
+        assert 1 <= handler.most <= 2 + server.stats().get("replaced", 0)
 
     def test_the_workers_are_threads_of_this_server(self, serve, dial):
         class Who(Handler):

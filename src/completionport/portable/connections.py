@@ -38,7 +38,6 @@ logger = logging.getLogger("completionport")
 SENT_AT_ONCE = 1 << 18
 """About so many bytes go into one send operation, so that the queue is seen to shrink."""
 RETRY_ACCEPT = 0.1
-SHORTAGE_OVER = 10.0
 """Seconds until accepting is tried again after it failed."""
 SHORTAGE_OVER = 10 * RETRY_ACCEPT
 """Seconds with enough descriptors after which the next shortage is told in the log again."""
