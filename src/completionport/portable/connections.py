@@ -329,6 +329,7 @@ class PortableConnection(Connection):
                     self._outbox.popleft()
                 else:
                     self._outbox[0] = memoryview(piece)[count:]
+                    self._was_full = True  # also where a reader is quick and the next try succeeds
         except (BlockingIOError, InterruptedError):
             self._was_full = True
             self._send_rest()
