@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 from typing import Any
+
+# What the socket module means by names that are none.
+_WILDCARDS: dict[tuple[int, Any], str] = {
+    (socket.AF_INET, ""): "0.0.0.0",
+    (socket.AF_INET, "<broadcast>"): "255.255.255.255",
+    (socket.AF_INET6, ""): "::",
+}
 
 
 def pack(family: int, kind: int, address: Any) -> bytes:
@@ -17,7 +25,10 @@ def pack(family: int, kind: int, address: Any) -> bytes:
     if family == getattr(socket, "AF_UNIX", None):
         return _pack_unix(address)
     if family not in (socket.AF_INET, socket.AF_INET6):
-        raise OSError(f"connect() knows the families INET, INET6 and UNIX, not number {family}")
+        raise OSError(
+            errno.EAFNOSUPPORT,
+            f"addresses of the families INET, INET6 and UNIX are known here, not of {family}",
+        )
     if (
         not isinstance(address, tuple)
         or not 2 <= len(address) <= (2 if family == socket.AF_INET else 4)
@@ -27,13 +38,20 @@ def pack(family: int, kind: int, address: Any) -> bytes:
         raise TypeError(f"an address (host, port) was expected, not {address!r}")
     if not 0 <= address[1] <= 0xFFFF:
         raise OverflowError(f"a port is a number from 0 to 65535, not {address[1]}")
-    found = socket.getaddrinfo(address[0], address[1], family, kind)[0][4]
-    port = struct.pack("!H", found[1])
-    number = socket.inet_pton(family, str(found[0]).partition("%")[0])
+    flow = address[2] if len(address) > 2 else 0
+    scope = address[3] if len(address) > 3 else 0
+    host: Any = address[0]
+    try:
+        number = socket.inet_pton(family, _WILDCARDS.get((family, host), host))
+    except (OSError, TypeError):
+        # A name, or another spelling of a number.
+        found = socket.getaddrinfo(host, None, family, kind)[0][4]
+        number = socket.inet_pton(family, str(found[0]).partition("%")[0])
+        if len(address) <= 3 and len(found) > 3:
+            scope = found[3]
+    port = struct.pack("!H", address[1])
     if family == socket.AF_INET:
         return struct.pack("=H", family) + port + number + bytes(8)
-    flow = address[2] if len(address) > 2 else 0
-    scope = address[3] if len(address) > 3 else found[3] if len(found) > 3 else 0
     return (
         struct.pack("=H", family)
         + port
@@ -64,5 +82,7 @@ def unpack(address: bytes) -> Any:
         port, flow = struct.unpack_from("!HI", address, 2)
         (scope,) = struct.unpack_from("=I", address, 24)
         return socket.inet_ntop(family, address[8:24]), port, flow, scope
+    if family != getattr(socket, "AF_UNIX", None):
+        return family, address[2:]
     path = address[2:]
     return path if path.startswith(b"\0") else os.fsdecode(path.rstrip(b"\0"))

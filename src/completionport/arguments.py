@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
+
+LARGEST_ANCILLARY = 1 << 20
+"""The most room for ancillary data that one message is given, bytes."""
 
 
 def check_count(
@@ -25,3 +29,19 @@ def check_seconds(name: str, value: Any, *, positive: bool = False) -> None:
         raise ValueError(f"{name} must be more than 0 seconds, not {value}")
     if not value >= 0:
         raise ValueError(f"{name} must be 0 or more seconds, not {value}")
+
+
+def check_shutdown(how: Any) -> int:
+    """The direction of a shutdown, checked."""
+    if not isinstance(how, int) or isinstance(how, bool):
+        raise TypeError(f"how must be an integer, not {type(how).__name__}")
+    if how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+        raise ValueError(f"how must be socket.SHUT_RD, SHUT_WR or SHUT_RDWR, not {how}")
+    return int(how)
+
+
+def message_flags(flags: int, caller: str) -> int:
+    """The flags of a call that receives one message, checked."""
+    if flags & socket.MSG_WAITALL:
+        raise ValueError(f"{caller}() takes one message as it comes: MSG_WAITALL is for recv()")
+    return flags

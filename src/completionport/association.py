@@ -34,7 +34,7 @@ def register(file: Any) -> Association:
     Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed
     file, `AlreadyAssociated` when it is noted already.
     """
-    number = _descriptor(file)
+    number = descriptor_of(file)
     try:
         status = os.fstat(number)
     except OSError:
@@ -62,7 +62,7 @@ def release(token: Hashable, _taken: dict[Hashable, list[Any]] = _taken) -> None
     _taken.pop(token, None)
 
 
-def _descriptor(file: Any) -> int:
+def descriptor_of(file: Any) -> int:
     """The descriptor number of ``file``, checked."""
     if isinstance(file, bool):
         raise TypeError("a socket, a file or a descriptor number was expected, not a bool")

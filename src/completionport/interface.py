@@ -7,8 +7,9 @@ work is done in ``completionport.native`` (compiled: io_uring, epoll) and in
 
 from __future__ import annotations
 
+import socket
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from mmap import mmap
 from typing import Any, Protocol, TypeAlias
@@ -18,6 +19,7 @@ from .strand import Strand
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
 Buffers: TypeAlias = "Buffer | Sequence[Buffer]"
+Ancillary: TypeAlias = "Iterable[tuple[int, int, Buffer]]"
 
 
 class HasFileno(Protocol):
@@ -32,7 +34,7 @@ class Handle:
     call any method.
 
     Operations are carried out in the order in which they were asked for: accepts,
-    receives and reads among themselves, connects, sends, writes and disconnects
+    receives and reads among themselves, connects, sends, writes, shutdowns and disconnects
     among themselves. The packets of several operations may be taken in another
     order when several threads take them.
 
@@ -103,6 +105,48 @@ class Handle:
         The packet's ``transferred`` is the number of bytes; 0 is the end of the stream.
         With a size of 0 the packet comes when there is data (or the end) to receive, and
         nothing is taken.
+
+        On a datagram socket it takes one datagram, which may be empty; what does not fit is lost.
+        ``MSG_WAITALL`` makes no difference there.
+        """
+        raise NotImplementedError
+
+    def recvfrom(
+        self, size_or_buffers: int | Buffers, flags: int = 0, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        """Receive one datagram and who sent it (``WSARecvFrom``).
+
+        ``size_or_buffers`` and ``flags`` as for `recv`, without ``MSG_WAITALL``; what of the
+        datagram does not fit is lost. With ``MSG_TRUNC`` the number of bytes is the datagram's
+        own.
+
+        ``overlapped.result()`` is a tuple: the bytes (or their number, where buffers were given),
+        and the sender's address as `socket.socket.recvfrom` gives it. With a size of 0 the packet
+        comes when a datagram is there, with its sender, and it is not taken.
+        """
+        raise NotImplementedError
+
+    def recvmsg(
+        self,
+        size_or_buffers: int | Buffers,
+        ancillary_size: int = 0,
+        flags: int = 0,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Receive one message with its ancillary data (``WSARecvMsg``).
+
+        ``size_or_buffers`` and ``flags`` as for `recvfrom`. ``ancillary_size``: bytes of room for
+        ancillary data, 0 to 2**20: a sum of `socket.CMSG_SPACE`.
+
+        ``overlapped.result()`` is a tuple as of `socket.socket.recvmsg`: the bytes (or their
+        number, where buffers were given), a list of ``(level, type, data)``, the flags
+        (``MSG_TRUNC``, ``MSG_CTRUNC``), the address.
+
+        Descriptors that come with ``SCM_RIGHTS`` are not inheritable, and belong to the program
+        once the packet was taken. Those of a packet that is never taken are closed.
+        With a size of 0 the message is not taken, and there is no ancillary data.
+
+        Raised: `OSError` (``EOPNOTSUPP``) where the operating system has no ancillary data.
         """
         raise NotImplementedError
 
@@ -115,7 +159,79 @@ class Handle:
         order. They must not change until the packet has come.
 
         The packet comes when the kernel has taken everything, or with an error;
-        ``transferred`` is the number of bytes that were taken.
+        ``transferred`` is the number of bytes that were taken. On a datagram socket each call
+        is one datagram.
+        """
+        raise NotImplementedError
+
+    def sendto(
+        self,
+        data_or_buffers: Buffers,
+        address: Any,
+        flags: int = 0,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Send one datagram to ``address``, given as for `connect` (``WSASendTo``).
+
+        ``data_or_buffers`` and ``flags`` as for `send`. When the socket's buffer is full the
+        datagram waits in the handle's queue; the packet says that the kernel has it, not that it
+        arrived. A Unix socket whose receiver's queue is full fails with ``ENOBUFS``, since the
+        operating system does not tell when there is room: `connect` it, and it waits.
+        """
+        raise NotImplementedError
+
+    def sendmsg(
+        self,
+        data_or_buffers: Buffers,
+        ancillary: Ancillary = (),
+        flags: int = 0,
+        address: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Send a message with ancillary data (``WSASendMsg``).
+
+        ``data_or_buffers`` and ``flags`` as for `send`, ``address`` as for `sendto`, or None on a
+        connected socket. ``ancillary``: ``(level, type, data)`` tuples, as for
+        `socket.socket.sendmsg`; they go with the first byte.
+
+        Descriptors in ``SCM_RIGHTS`` are duplicated at the call: the program may close its own
+        at once.
+
+        Raised: `OSError` (``EOPNOTSUPP``) where the operating system has no ancillary data.
+        """
+        raise NotImplementedError
+
+    def sendfile(
+        self,
+        file: HasFileno | int,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        head: Buffer = b"",
+        tail: Buffer = b"",
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Send a part of a regular file on a stream socket (``TransmitFile``).
+
+        ``file``: an object with ``fileno()`` or a descriptor number, open for reading. The call
+        duplicates the descriptor, so the program may close it at once; its position stays.
+        ``offset``: bytes from the start, 0 to 2**63 - 1. ``count``: how many bytes; None for all
+        that the file has at the call. ``head`` and ``tail`` are sent before and behind.
+
+        The packet comes when the kernel has taken everything, or with an error. ``transferred``
+        counts head, file and tail; a file that ends early makes it smaller, and the tail follows
+        all the same. The bytes go from the page cache to the socket without a copy of the
+        program's: they must not change before the peer has them.
+        """
+        raise NotImplementedError
+
+    def shutdown(
+        self, how: int = socket.SHUT_WR, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        """Shut one direction of the connection down, or both, after what was sent before.
+
+        ``how``: ``socket.SHUT_WR``, and the peer reads the end of the stream; ``SHUT_RD``;
+        ``SHUT_RDWR``. It answers to ``shutdown`` of Winsock.
         """
         raise NotImplementedError
 

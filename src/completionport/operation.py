@@ -24,3 +24,15 @@ class Operation(enum.IntEnum):
     """``WriteFile``"""
     DISCONNECT = 7
     """``DisconnectEx``"""
+    SHUTDOWN = 8
+    """``shutdown``"""
+    SENDFILE = 9
+    """``TransmitFile``"""
+    RECVFROM = 10
+    """``WSARecvFrom``"""
+    SENDTO = 11
+    """``WSASendTo``"""
+    RECVMSG = 12
+    """``WSARecvMsg``"""
+    SENDMSG = 13
+    """``WSASendMsg``"""

@@ -57,8 +57,8 @@ class Overlapped(OverlappedBase):
             """What the operation gave (``GetOverlappedResult``).
 
             For ``accept`` the new socket, for ``recv`` and ``read`` of a size the bytes,
-            for all others the number of bytes. Raises the packet's error, and
-            `OperationPending` while the packet was not taken.
+            for ``recvfrom`` and ``recvmsg`` a tuple, for all others the number of bytes.
+            Raises the packet's error, and `OperationPending` while the packet was not taken.
             """
             raise NotImplementedError
 

@@ -18,6 +18,7 @@ cdef void channel_close(Channel* channel) noexcept nogil
 cdef OperationQueue* queue_of(Operation* operation) noexcept nogil
 cdef Operation* pop_operation(OperationQueue* queue) noexcept nogil
 cdef void append_operation(OperationQueue* queue, Operation* operation) noexcept nogil
+cdef void drop_result(Operation* operation) noexcept nogil
 cdef void settle(Operation* operation, bint wake) noexcept nogil
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil
 cdef void let_go_if_idle(Channel* channel) noexcept nogil

@@ -15,9 +15,10 @@ from .atomics cimport (
     cp_set_int,
     cp_store_release,
 )
-from .engine cimport CP_ACCEPT, CP_READ, CP_RECV, DONE
+from .engine cimport CP_ACCEPT, CP_READ, CP_RECV, CP_RECVFROM, CP_RECVMSG, DONE
+from .messages cimport close_passed_descriptors
 from .scheduler cimport push, strand_release
-from .steps cimport FINISHED, WAIT, step
+from .steps cimport FINISHED, WAIT, let_sources_go, step
 
 cdef extern from "errno.h" nogil:
     enum:
@@ -85,7 +86,10 @@ cdef void channel_close(Channel* channel) noexcept nogil:
 
 
 cdef OperationQueue* queue_of(Operation* operation) noexcept nogil:
-    if operation.code == CP_ACCEPT or operation.code == CP_RECV or operation.code == CP_READ:
+    if (
+        operation.code == CP_RECV or operation.code == CP_READ or operation.code == CP_ACCEPT
+        or operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
+    ):
         return &operation.channel.input
     return &operation.channel.output
 
@@ -119,6 +123,14 @@ cdef void remove_operation(OperationQueue* queue, Operation* operation) noexcept
         queue.tail = before
 
 
+cdef void drop_result(Operation* operation) noexcept nogil:
+    """Close the descriptors that a successful operation has brought: nobody will take them."""
+    if operation.code == CP_ACCEPT:
+        close(<int> operation.transferred)
+    elif operation.code == CP_RECVMSG:
+        close_passed_descriptors(&operation.message)
+
+
 cdef void settle(Operation* operation, bint wake) noexcept nogil:
     """The operation is over: its packet goes to the queue.
 
@@ -126,10 +138,11 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
     its operations were carried out.
     """
     cdef Channel* channel = operation.channel
+    let_sources_go(operation)
     if channel.closing and (operation.error == 0 or operation.error == ECANCELED):
         # What was pending when the handle was closed is aborted, however far it had got.
-        if operation.code == CP_ACCEPT and operation.error == 0:
-            close(<int> operation.transferred)
+        if operation.error == 0:
+            drop_result(operation)
         operation.error = ECANCELED
         if queue_of(operation) == &channel.input:
             operation.transferred = 0

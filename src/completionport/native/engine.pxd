@@ -12,7 +12,7 @@ cdef extern from "sys/uio.h" nogil:
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct sockaddr:
-        pass
+        unsigned short sa_family
     cdef struct msghdr:
         void* msg_name
         unsigned int msg_namelen
@@ -31,6 +31,12 @@ cdef enum:
     CP_READ = 5
     CP_WRITE = 6
     CP_DISCONNECT = 7
+    CP_SHUTDOWN = 8
+    CP_SENDFILE = 9
+    CP_RECVFROM = 10
+    CP_SENDTO = 11
+    CP_RECVMSG = 12
+    CP_SENDMSG = 13
 
 cdef struct Channel
 cdef struct Operation
@@ -60,16 +66,22 @@ cdef struct Operation:
     bint probe_only         # a receive of 0 bytes: wait, and take nothing
     bint fill               # MSG_WAITALL
     bint connecting
-    int flags               # of recv and send, without MSG_WAITALL
+    int flags               # of recv and send, without MSG_WAITALL; `how` of shutdown
     int error               # errno of the result
     int64_t transferred     # bytes so far; the new descriptor for an accept
     int64_t offset          # in the file, -1 for the file's own position
+    int source              # of sendfile: a duplicate of the file's descriptor, else -1
+    int64_t source_left     # bytes of it that are left; -1: the tail has its turn
     iovec* vector           # what is left to do; the engine may move it on
     int vector_count
     iovec one               # `vector` of an operation with a single buffer
-    msghdr message
-    void* address           # sockaddr of a connect, in the Overlapped
+    msghdr message          # as the kernel was given it last, and what it wrote there
+    # Memory in the Overlapped, or NULL: a sockaddr to connect or send to, or room for the sender's.
+    void* address
     unsigned int address_size
+    void* control           # ancillary data to be sent, or room for it
+    size_t control_size
+    bint owns_control       # of sendmsg: descriptors in `control` are duplicates of our own
 
 cdef struct ChannelOwner:
     # Who is told instead of the packet queue; a Handle's channel has none. Channel lock held.
@@ -87,6 +99,7 @@ cdef struct Channel:
     # Constant after creation.
     int descriptor          # a duplicate that nobody else knows; -1 once let go (lock)
     ChannelKind kind
+    bint keeps_messages     # a socket of datagrams or records: one call, one message
     const ChannelOwner* owner
     Strand* strand          # that its packets are bound to, one reference, or NULL
     bint readable           # opened for it

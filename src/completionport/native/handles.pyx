@@ -22,6 +22,7 @@ from .strand cimport Strand
 
 from .. import association
 from ..addresses import pack
+from ..arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
 from ..errors import HandleClosed, PortClosed
 from ..operation import Operation as OperationCode
 from ..overlapped import Overlapped
@@ -30,8 +31,10 @@ from ..overlapped import Overlapped
 cdef object release_file = association.release
 
 cdef extern from "sys/socket.h" nogil:
+    int getsockopt(int descriptor, int level, int option, void* value, unsigned int* size)
     enum:
-        MSG_WAITALL
+        MSG_OOB, MSG_PEEK, MSG_WAITALL
+        SO_DOMAIN, SO_TYPE, SOCK_STREAM, SOL_SOCKET
 
 cdef extern from "errno.h" nogil:
     enum:
@@ -44,9 +47,16 @@ cdef int SEND = OperationCode.SEND
 cdef int READ = OperationCode.READ
 cdef int WRITE = OperationCode.WRITE
 cdef int DISCONNECT = OperationCode.DISCONNECT
+cdef int SHUTDOWN = OperationCode.SHUTDOWN
+cdef int SENDFILE = OperationCode.SENDFILE
+cdef int RECVFROM = OperationCode.RECVFROM
+cdef int SENDTO = OperationCode.SENDTO
+cdef int RECVMSG = OperationCode.RECVMSG
+cdef int SENDMSG = OperationCode.SENDMSG
 
 cdef object new_overlapped = Overlapped
 cdef object LARGEST_OFFSET = 2**63 - 1
+cdef object SHUT_WR = socket.SHUT_WR
 
 
 def refusal(int error, str hint=None):
@@ -62,6 +72,13 @@ cdef int flags_of(object flags) except? -1:
     return flags
 
 
+cdef int socket_option(int descriptor, int option) noexcept:
+    cdef int value = 0
+    cdef unsigned int size = sizeof(value)
+    getsockopt(descriptor, SOL_SOCKET, option, &value, &size)
+    return value
+
+
 cdef class Handle(HandleBase):
     cdef Core core
     cdef Channel* channel
@@ -71,6 +88,8 @@ cdef class Handle(HandleBase):
     cdef PyObject* last_core
     cdef PyObject* token     # in the registry of associated files
     cdef uint32_t token_gone # atomic: whoever sets it releases the token
+    cdef int family          # of a socket, and its type
+    cdef int type
     cdef bint listening      # seen to be, which does not change
     cdef object __weakref__
 
@@ -96,6 +115,10 @@ cdef class Handle(HandleBase):
             if strand is not None:
                 strand_retain(strand.strand)
                 self.channel.strand = strand.strand
+            if kind == SOCKET:
+                self.family = socket_option(duplicate, SO_DOMAIN)
+                self.type = socket_option(duplicate, SO_TYPE)
+                self.channel.keeps_messages = self.type != SOCK_STREAM
             self.channel.readable = access != os.O_WRONLY
             self.channel.writable = access != os.O_RDONLY
             self.key = key
@@ -171,7 +194,10 @@ cdef class Handle(HandleBase):
     cdef object launch(self, OverlappedBase operation):
         """Start a prepared operation: it is under way, or an exception says why not."""
         cdef int error
-        cdef bint may_wait = self.channel.kind == REGULAR
+        # For a file's pages.
+        cdef bint may_wait = (
+            self.channel.kind == REGULAR or operation.operation_.code == SENDFILE
+        )
         self.core.begin()
         Py_INCREF(operation)
         operation.operation_.overlapped = <void*> operation
@@ -211,8 +237,7 @@ cdef class Handle(HandleBase):
         cdef OverlappedBase operation = self.prepare(overlapped, CONNECT)
         try:
             self.need_socket()
-            with socket.socket(fileno=os.dup(cp_peek_int(&self.channel.descriptor))) as probe:
-                operation.set_address(pack(probe.family, probe.type, address))
+            operation.set_address(pack(self.family, self.type, address))
             return self.launch(operation)
         except BaseException:
             operation.withdraw()
@@ -226,11 +251,42 @@ cdef class Handle(HandleBase):
             operation.pin_input(size_or_buffers, "recv")
             bits = flags_of(flags)
             operation.operation_.flags = bits & ~MSG_WAITALL
-            operation.operation_.fill = bits & MSG_WAITALL != 0
+            operation.operation_.fill = (
+                bits & MSG_WAITALL != 0 and bits & (MSG_PEEK | MSG_OOB) == 0
+                and not self.channel.keeps_messages
+            )
             return self.launch(operation)
         except BaseException:
             operation.withdraw()
             raise
+
+    def recvfrom(self, size_or_buffers, flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, RECVFROM)
+        try:
+            self.receive_message(operation, size_or_buffers, 0, flags, "recvfrom")
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def recvmsg(self, size_or_buffers, ancillary_size=0, flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, RECVMSG)
+        try:
+            check_count("ancillary_size", ancillary_size, 0, LARGEST_ANCILLARY)
+            self.receive_message(operation, size_or_buffers, ancillary_size, flags, "recvmsg")
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    cdef int receive_message(
+        self, OverlappedBase operation, size_or_buffers, Py_ssize_t ancillary_size, flags, str caller
+    ) except -1:
+        self.need_socket()
+        operation.pin_input(size_or_buffers, caller)
+        operation.operation_.flags = message_flags(flags_of(flags), caller)
+        operation.make_envelope(ancillary_size)
+        return 0
 
     def send(self, data_or_buffers, flags=0, overlapped=None):
         cdef OverlappedBase operation = self.prepare(overlapped, SEND)
@@ -238,6 +294,55 @@ cdef class Handle(HandleBase):
             self.need_socket()
             operation.pin_output(data_or_buffers, "send")
             operation.operation_.flags = flags_of(flags)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def sendto(self, data_or_buffers, address, flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SENDTO)
+        try:
+            self.need_socket()
+            operation.pin_output(data_or_buffers, "sendto")
+            operation.operation_.flags = flags_of(flags)
+            operation.set_address(pack(self.family, self.type, address))
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def sendmsg(self, data_or_buffers, ancillary=(), flags=0, address=None, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SENDMSG)
+        try:
+            self.need_socket()
+            operation.pin_output(data_or_buffers, "sendmsg")
+            operation.operation_.flags = flags_of(flags)
+            if address is not None:
+                operation.set_address(pack(self.family, self.type, address))
+            operation.set_ancillary(ancillary)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def sendfile(self, file, offset=0, count=None, *, head=b"", tail=b"", overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SENDFILE)
+        try:
+            self.need_socket()
+            if self.channel.keeps_messages:
+                raise refusal(errnos.EOPNOTSUPP, "sendfile() needs a stream socket")
+            operation.pin_list((head, tail), False, "sendfile")
+            operation.set_source(file, offset, count)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def shutdown(self, how=SHUT_WR, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SHUTDOWN)
+        try:
+            self.need_socket()
+            operation.operation_.flags = check_shutdown(how)
             return self.launch(operation)
         except BaseException:
             operation.withdraw()

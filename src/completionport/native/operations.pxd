@@ -14,7 +14,8 @@ cdef class OverlappedBase:
     cdef Py_buffer single     # pinned buffers, until the packet is taken
     cdef Py_buffer* many
     cdef int pinned
-    cdef object vectors       # memory of the iovec array, and the address of a connect
+    cdef object vectors       # memory of the iovec array
+    cdef object envelope      # memory of addresses and ancillary data
     cdef object __weakref__
 
     cdef int claim(self, object handle, int code) except -1
@@ -23,6 +24,10 @@ cdef class OverlappedBase:
     cdef int pin_one(self, object buffer, bint writable, str caller) except -1
     cdef int pin_list(self, object buffers, bint writable, str caller) except -1
     cdef int set_address(self, bytes address) except -1
+    cdef int set_ancillary(self, object ancillary) except -1
+    cdef int make_envelope(self, Py_ssize_t ancillary_size) except -1
+    cdef int set_source(self, object file, object offset, object count) except -1
+    cdef object envelope_of(self, object data)
     cdef void unpin(self) noexcept
     cdef int withdraw(self) except -1
     cdef object conclude(self)

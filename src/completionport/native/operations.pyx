@@ -22,7 +22,6 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
 
 from .atomics cimport (
     cp_load_acquire,
@@ -33,11 +32,14 @@ from .atomics cimport (
     cp_store_release,
     cp_swap_if,
 )
-from .channels cimport channel_release
-from .engine cimport CLAIMED, IDLE, iovec
+from .channels cimport channel_release, drop_result
+from .engine cimport CLAIMED, CP_RECVFROM, CP_RECVMSG, IDLE, iovec
+from .messages cimport address_of, pack_ancillary, unpack_ancillary
 from .scheduler cimport PACKET_OPERATION, PACKET_POSTED, PostedPacket, strand_release
+from .steps cimport let_sources_go
 
 from ..errors import OperationAborted, OperationPending
+from ..sources import open_source
 from ..operation import Operation as OperationCode
 
 cdef extern from "Python.h":
@@ -48,8 +50,13 @@ cdef extern from "errno.h" nogil:
     enum:
         ECANCELED
 
+cdef extern from "sys/socket.h" nogil:
+    enum:
+        MSG_CMSG_CLOEXEC, MSG_MORE
+
 cdef enum:
     LARGEST = 0x7fffffff
+    ADDRESS_ROOM = 128         # sockaddr_storage
 
 cdef tuple CODES = tuple(OperationCode)
 cdef int ACCEPT = OperationCode.ACCEPT
@@ -68,6 +75,7 @@ cdef class OverlappedBase:
     def __cinit__(self):
         cp_received(<void*> self)
         self.operation_.packet.kind = PACKET_OPERATION
+        self.operation_.source = -1
 
     def __dealloc__(self):
         self.unpin()
@@ -173,12 +181,16 @@ cdef class OverlappedBase:
         self.operation_.offset = -1
         self.operation_.vector = NULL
         self.operation_.vector_count = 0
-        memset(&self.operation_.message, 0, sizeof(self.operation_.message))
+        self.operation_.address = NULL
+        self.operation_.address_size = 0
+        self.operation_.control = NULL
+        self.operation_.control_size = 0
         return 0
 
     cdef int withdraw(self) except -1:
         """The operation failed at once: no packet comes, the object is free again."""
         self.unpin()
+        let_sources_go(&self.operation_)
         self.received = None
         cp_store_release(&self.operation_.state, IDLE)
         return 0
@@ -257,9 +269,44 @@ cdef class OverlappedBase:
         return 0
 
     cdef int set_address(self, bytes address) except -1:
-        self.vectors = address
+        self.envelope = address
         self.operation_.address = PyBytes_AS_STRING(address)
         self.operation_.address_size = <unsigned int> len(address)
+        return 0
+
+    cdef int set_ancillary(self, object ancillary) except -1:
+        """What goes with the bytes; an address that is set already moves along."""
+        cdef Operation* op = &self.operation_
+        cdef bytes control = pack_ancillary(ancillary)
+        if not control:
+            return 0
+        op.control = PyBytes_AS_STRING(control)
+        op.control_size = len(control)
+        op.owns_control = True
+        self.envelope = (control, self.envelope)
+        return 0
+
+    cdef int make_envelope(self, Py_ssize_t ancillary_size) except -1:
+        """Room for the sender's address, and behind it for ancillary data."""
+        cdef Operation* op = &self.operation_
+        self.envelope = PyBytes_FromStringAndSize(NULL, ADDRESS_ROOM + ancillary_size)
+        op.address = PyBytes_AS_STRING(self.envelope)
+        op.address_size = ADDRESS_ROOM
+        if ancillary_size > 0:
+            op.control = PyBytes_AS_STRING(self.envelope) + ADDRESS_ROOM
+            op.control_size = ancillary_size
+        return 0
+
+    cdef int set_source(self, object file, object offset, object count) except -1:
+        """The part of a file that goes out between the two pinned buffers."""
+        cdef Operation* op = &self.operation_
+        op.source, op.offset, op.source_left = open_source(file, offset, count)
+        op.vector_count = 1
+        if op.vector[0].iov_len == 0:
+            op.vector += 1
+            op.vector_count = 0
+        elif op.source_left > 0 or op.vector[1].iov_len > 0:
+            op.flags = MSG_MORE
         return 0
 
     cdef void unpin(self) noexcept:
@@ -313,10 +360,23 @@ cdef class OverlappedBase:
                 self.received = None
         else:
             self.value_ = op.transferred
+        if error is None and (op.code == CP_RECVFROM or op.code == CP_RECVMSG):
+            self.value_ = self.envelope_of(self.value_)
+        self.envelope = None
         self.error_ = error
         channel_release(op.channel)
         op.channel = NULL
         return error
+
+    cdef object envelope_of(self, object data):
+        """The result of a recvfrom or recvmsg that brought ``data``."""
+        cdef Operation* op = &self.operation_
+        address = address_of(<const char*> op.address, min(op.message.msg_namelen, op.address_size))
+        if op.code == CP_RECVFROM:
+            return data, address
+        return (
+            data, unpack_ancillary(&op.message), op.message.msg_flags & ~MSG_CMSG_CLOEXEC, address
+        )
 
     cdef void set_idle(self) noexcept:
         cp_passed_on(<void*> self)
@@ -433,8 +493,8 @@ cdef int drop_packet(Packet* packet) except -1:
     if packet.kind == PACKET_OPERATION:
         overlapped = overlapped_of(packet)
         op = &overlapped.operation_
-        if op.code == ACCEPT and op.error == 0:
-            os.close(op.transferred)
+        if op.error == 0:
+            drop_result(op)
         op.error = ECANCELED
         overlapped.conclude()
         overlapped.set_idle()

@@ -9,5 +9,9 @@ ctypedef enum Progress:
     GO_ON        # more can be done at once
     WAIT         # nothing to be done before the descriptor is ready
 
+# Set `message` for the kernel: where the bytes, the address and the ancillary data lie.
+cdef void prepare_message(Operation* operation) noexcept nogil
+# Close the duplicates that a sendfile or a sendmsg works on. The operation's owner, no lock needed.
+cdef void let_sources_go(Operation* operation) noexcept nogil
 cdef Progress account(Operation* operation, int64_t result) noexcept nogil
 cdef Progress step(Operation* operation) noexcept nogil

@@ -12,7 +12,13 @@ from .engine cimport (
     CP_DISCONNECT,
     CP_READ,
     CP_RECV,
+    CP_RECVFROM,
+    CP_RECVMSG,
     CP_SEND,
+    CP_SENDFILE,
+    CP_SENDMSG,
+    CP_SENDTO,
+    CP_SHUTDOWN,
     CP_WRITE,
     POLLABLE,
     REGULAR,
@@ -21,7 +27,9 @@ from .engine cimport (
     Operation,
     iovec,
     msghdr,
+    sockaddr,
 )
+from .messages cimport close_passed_descriptors
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -30,6 +38,7 @@ cdef extern from "errno.h" nogil:
         EINPROGRESS
         EINTR
         EIO
+        ENOBUFS
         EWOULDBLOCK
 
 cdef extern from "fcntl.h" nogil:
@@ -80,13 +89,23 @@ cdef extern from * nogil:
     ssize_t recvmsg(int descriptor, msghdr* message, int flags)
     ssize_t sendmsg(int descriptor, const msghdr* message, int flags)
     enum:
+        AF_UNIX
+        MSG_CMSG_CLOEXEC
         MSG_DONTWAIT
+        MSG_MORE
         MSG_NOSIGNAL
         MSG_PEEK
         SHUT_RDWR
 
+cdef extern from "sys/sendfile.h" nogil:
+    ssize_t sendfile64(int to, int source, int64_t* offset, size_t count)
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
 cdef enum:
     IOV_MAX = 1024   # what one system call takes: limits.h
+    LARGEST_SENDFILE = 0x7ffff000
 
 
 cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
@@ -107,6 +126,11 @@ cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
         result = connect(descriptor, operation.address, operation.address_size)
     elif operation.code == CP_READ:
         result = readv(descriptor, operation.vector, min(operation.vector_count, IOV_MAX))
+    elif operation.code == CP_SENDFILE:
+        result = sendfile64(
+            descriptor, operation.source, &operation.offset,
+            <size_t> min(operation.source_left, <int64_t> LARGEST_SENDFILE),
+        )
     else:
         result = writev(descriptor, operation.vector, min(operation.vector_count, IOV_MAX))
     error = errno
@@ -115,46 +139,96 @@ cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
     return result if result >= 0 else -error
 
 
+cdef bint is_ready(Operation* operation, short events) noexcept nogil:
+    cdef pollfd ready
+    ready.fd = operation.channel.descriptor
+    ready.events = events
+    return poll(&ready, 1, 0) > 0
+
+
+cdef void prepare_message(Operation* operation) noexcept nogil:
+    cdef msghdr* message = &operation.message
+    message.msg_name = operation.address
+    message.msg_namelen = operation.address_size
+    message.msg_iov = operation.vector
+    message.msg_iovlen = operation.vector_count
+    if not operation.channel.keeps_messages:
+        # Of a stream the rest has its turn later. A message of more parts than the kernel takes
+        # must fail.
+        message.msg_iovlen = min(operation.vector_count, IOV_MAX)
+    message.msg_control = operation.control
+    message.msg_controllen = operation.control_size
+    message.msg_flags = 0
+
+
 cdef int64_t receive(Operation* operation, int flags) noexcept nogil:
     cdef int descriptor = operation.channel.descriptor
     cdef char byte
+    cdef iovec room
+    flags |= MSG_DONTWAIT
+    if operation.code == CP_RECVFROM or operation.code == CP_RECVMSG:
+        prepare_message(operation)
+        if operation.probe_only:
+            room.iov_base = &byte
+            room.iov_len = 1
+            operation.message.msg_iov = &room
+            operation.message.msg_iovlen = 1
+            operation.message.msg_controllen = 0
+            flags |= MSG_PEEK
+        return recvmsg(descriptor, &operation.message, flags | MSG_CMSG_CLOEXEC)
     if operation.probe_only:
-        return recv(descriptor, &byte, 1, flags | MSG_DONTWAIT | MSG_PEEK)
+        return recv(descriptor, &byte, 1, flags | MSG_PEEK)
     if operation.vector_count == 1:
-        return recv(
-            descriptor, operation.vector.iov_base, operation.vector.iov_len, flags | MSG_DONTWAIT
-        )
-    operation.message.msg_iov = operation.vector
-    operation.message.msg_iovlen = min(operation.vector_count, IOV_MAX)
-    return recvmsg(descriptor, &operation.message, flags | MSG_DONTWAIT)
+        return recv(descriptor, operation.vector.iov_base, operation.vector.iov_len, flags)
+    prepare_message(operation)
+    return recvmsg(descriptor, &operation.message, flags)
 
 
 cdef int64_t transmit(Operation* operation, int flags) noexcept nogil:
     cdef int descriptor = operation.channel.descriptor
+    cdef ssize_t sent
     flags |= MSG_DONTWAIT | MSG_NOSIGNAL
-    if operation.vector_count == 1:
-        return send(descriptor, operation.vector.iov_base, operation.vector.iov_len, flags)
-    operation.message.msg_iov = operation.vector
-    operation.message.msg_iovlen = min(operation.vector_count, IOV_MAX)
-    return sendmsg(descriptor, &operation.message, flags)
+    if operation.vector_count == 1 and operation.address == NULL and operation.control == NULL:
+        sent = send(descriptor, operation.vector.iov_base, operation.vector.iov_len, flags)
+        return sent if sent >= 0 else -errno
+    prepare_message(operation)
+    sent = sendmsg(descriptor, &operation.message, flags)
+    if (
+        sent < 0 and errno == EAGAIN and operation.address != NULL
+        and (<sockaddr*> operation.address).sa_family == AF_UNIX
+        and is_ready(operation, POLLOUT)
+    ):
+        # It is the receiver's queue that is full, and nothing would tell of a change.
+        return -ENOBUFS
+    return sent if sent >= 0 else -errno
+
+
+cdef int64_t send_file(Operation* operation) noexcept nogil:
+    """The head, then the file, then the tail."""
+    if operation.vector_count > 0:
+        # MSG_MORE is in `flags` where something follows the head.
+        return transmit(operation, operation.flags if operation.source_left >= 0 else 0)
+    if operation.source_left == 0:
+        return 0
+    return blocking_switched_off(operation)
+
+
+cdef void let_sources_go(Operation* operation) noexcept nogil:
+    if operation.code == CP_SENDFILE and operation.source >= 0:
+        close(operation.source)
+        operation.source = -1
+    elif operation.code == CP_SENDMSG and operation.owns_control:
+        prepare_message(operation)
+        close_passed_descriptors(&operation.message)
+        operation.owns_control = False
 
 
 cdef int64_t finish_connecting(Operation* operation) noexcept nogil:
-    cdef pollfd ready
-    ready.fd = operation.channel.descriptor
-    ready.events = POLLOUT
     # A socket that was never connected is "ready" too, and that event may come late:
     # only what poll(2) says now counts.
-    if poll(&ready, 1, 0) == 0:
+    if not is_ready(operation, POLLOUT):
         return -EAGAIN
     return -cp_socket_error(operation.channel.descriptor)
-
-
-cdef int64_t is_readable(Operation* operation) noexcept nogil:
-    cdef pollfd ready
-    ready.fd = operation.channel.descriptor
-    ready.events = POLLIN
-    return 0 if poll(&ready, 1, 0) > 0 else -EAGAIN
 
 
 cdef int64_t system_call(Operation* operation) noexcept nogil:
@@ -166,7 +240,11 @@ cdef int64_t system_call(Operation* operation) noexcept nogil:
     if operation.code == CP_RECV or (operation.code == CP_READ and channel.kind == SOCKET):
         result = receive(operation, operation.flags)
     elif operation.code == CP_SEND or (operation.code == CP_WRITE and channel.kind == SOCKET):
-        result = transmit(operation, operation.flags)
+        return transmit(operation, operation.flags)
+    elif operation.code == CP_RECVFROM or operation.code == CP_RECVMSG:
+        result = receive(operation, operation.flags)
+    elif operation.code == CP_SENDTO or operation.code == CP_SENDMSG:
+        return transmit(operation, operation.flags)
     elif operation.code == CP_CONNECT and operation.connecting:
         return finish_connecting(operation)
     elif operation.code == CP_CONNECT:
@@ -177,10 +255,16 @@ cdef int64_t system_call(Operation* operation) noexcept nogil:
         # A Unix socket whose listener is full says EAGAIN, and nothing would tell of a change.
         operation.error = EAGAIN if result == -EAGAIN else 0
         return result
+    elif operation.code == CP_SENDFILE:
+        return send_file(operation)
     elif operation.code == CP_DISCONNECT:
         result = shutdown(channel.descriptor, SHUT_RDWR)
+    elif operation.code == CP_SHUTDOWN:
+        # IORING_OP_SHUTDOWN would have one of the ring's threads make the same call, which
+        # never waits.
+        result = shutdown(channel.descriptor, operation.flags)
     elif operation.probe_only and channel.kind == POLLABLE:
-        return is_readable(operation)
+        return 0 if is_ready(operation, POLLIN) else -EAGAIN
     elif channel.kind != REGULAR:
         return blocking_switched_off(operation)
     elif operation.code == CP_READ:
@@ -232,13 +316,47 @@ cdef Progress account(Operation* operation, int64_t result) noexcept nogil:
             left = advance(operation, result)
             if operation.fill and left and result > 0:
                 return GO_ON
-    elif operation.code == CP_SEND or operation.code == CP_WRITE:
+    elif operation.code == CP_RECVFROM or operation.code == CP_RECVMSG:
+        if not operation.probe_only:
+            operation.transferred = result
+    elif operation.code == CP_SENDFILE:
+        return account_sendfile(operation, result)
+    elif (
+        operation.code == CP_SEND or operation.code == CP_WRITE
+        or operation.code == CP_SENDTO or operation.code == CP_SENDMSG
+    ):
         operation.transferred += result
+        if operation.code == CP_SENDMSG:
+            # The ancillary data went with the first byte.
+            let_sources_go(operation)
+            operation.control = NULL
+            operation.control_size = 0
         if advance(operation, result):
             if result > 0:
                 return GO_ON
             operation.error = EIO
     return FINISHED
+
+
+cdef Progress account_sendfile(Operation* operation, int64_t result) noexcept nogil:
+    cdef bint at_head = operation.source_left >= 0
+    operation.transferred += result
+    if operation.vector_count > 0:
+        if not advance(operation, result):
+            return GO_ON if at_head else FINISHED
+        if result > 0:
+            return GO_ON
+        operation.error = EIO
+        return FINISHED
+    # The file may have become shorter than it was.
+    operation.source_left = operation.source_left - result if result > 0 else 0
+    if operation.source_left > 0:
+        return GO_ON
+    operation.source_left = -1
+    if operation.vector.iov_len == 0:
+        return FINISHED
+    operation.vector_count = 1
+    return GO_ON
 
 
 cdef Progress step(Operation* operation) noexcept nogil:

@@ -3,8 +3,21 @@
 
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
-from .engine cimport CP_ACCEPT, CP_READ, CP_RECV, CP_WRITE, SOCKET, Operation
+from .engine cimport (
+    CP_ACCEPT,
+    CP_READ,
+    CP_RECV,
+    CP_RECVFROM,
+    CP_RECVMSG,
+    CP_SENDFILE,
+    CP_SENDMSG,
+    CP_SENDTO,
+    CP_WRITE,
+    SOCKET,
+    Operation,
+)
 from .ring cimport cp_sqe
+from .steps cimport prepare_message
 
 cdef extern from "uring_abi.h" nogil:
     enum:
@@ -13,7 +26,7 @@ cdef extern from "uring_abi.h" nogil:
 
 cdef extern from "sys/socket.h" nogil:
     enum:
-        MSG_NOSIGNAL, MSG_WAITALL, SOCK_CLOEXEC
+        MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, MSG_WAITALL, SOCK_CLOEXEC
 
 cdef enum:
     LARGEST_TRANSFER = 0x7ffff000
@@ -27,7 +40,11 @@ cdef bint is_native(Operation* operation) noexcept nogil:
 
 cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
     """Fill an entry for the data that is left to move."""
-    cdef bint single = operation.vector_count == 1
+    cdef bint is_message = (
+        operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
+        or operation.code == CP_SENDTO or operation.code == CP_SENDMSG
+    )
+    cdef bint single = operation.vector_count == 1 and not is_message
     sqe.len = 1
     if operation.code == CP_ACCEPT:
         sqe.opcode = CP_OP_ACCEPT
@@ -38,8 +55,7 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.addr = <uintptr_t> operation.vector.iov_base
         sqe.len = <uint32_t> min(operation.vector.iov_len, <size_t> LARGEST_TRANSFER)
     elif operation.channel.kind == SOCKET:
-        operation.message.msg_iov = operation.vector
-        operation.message.msg_iovlen = min(operation.vector_count, 1024)
+        prepare_message(operation)
         sqe.addr = <uintptr_t> &operation.message
     else:
         sqe.addr = <uintptr_t> operation.vector
@@ -53,9 +69,11 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
             sqe.opcode = CP_OP_READ if single else CP_OP_READV
         else:
             sqe.opcode = CP_OP_WRITE if single else CP_OP_WRITEV
-    elif operation.code == CP_RECV or operation.code == CP_READ:
+    elif operation.code == CP_RECV or operation.code == CP_READ or (
+        operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
+    ):
         sqe.opcode = CP_OP_RECV if single else CP_OP_RECVMSG
-        sqe.op_flags = operation.flags
+        sqe.op_flags = operation.flags | MSG_CMSG_CLOEXEC if is_message else operation.flags
         # A handle's system call has just said that there is nothing; a stream's send was not tried.
         sqe.ioprio = CP_RECVSEND_POLL_FIRST
     else:
@@ -70,5 +88,5 @@ cdef bint moves_data(Operation* operation) noexcept nogil:
     return is_native(operation) or (
         operation.channel.kind == SOCKET
         and operation.vector_count > 0
-        and not operation.probe_only
+        and not operation.probe_only and operation.code != CP_SENDFILE
     )

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ..operation import Operation
+from .messages import CLOSE_ON_EXEC, descriptors_in
 from .requests import LARGEST_VECTOR, Request
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ Result = TypeVar("Result")
 
 DONT_WAIT = socket.MSG_DONTWAIT
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+MORE: int = getattr(socket, "MSG_MORE", 0)
+LARGEST_SENDFILE = 0x7FFFF000
+UNIX = getattr(socket, "AF_UNIX", None)
+RECEIVER_IS_FULL = "the receiver's queue is full, and the system does not tell when it has room"
 CONNECT_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)
 WAITS = (BlockingIOError, InterruptedError)
 
@@ -263,9 +268,100 @@ def _write(channel: SelectorsChannel, request: Request) -> bool:
     return without_waiting(descriptor, all_of_it)
 
 
+def _receive_message(channel: SelectorsChannel, request: Request) -> bool:
+    """One message with its sender, and for `recvmsg` its ancillary data and flags."""
+    sock = channel.sock
+    assert sock is not None
+    flags = request.flags | DONT_WAIT | CLOSE_ON_EXEC
+    if _wants_nothing(request):
+        _, address = sock.recvfrom(1, flags | socket.MSG_PEEK)
+        _collect(request, b"")
+        request.value = ([], 0, address) if request.operation is Operation.RECVMSG else address
+        return True
+    space = bytearray(request.size or 0)
+    # The kernel may report more bytes than it wrote (MSG_TRUNC), and recvmsg() would believe it.
+    buffers = request.views[:LARGEST_VECTOR] if request.size is None else [space]
+    room = request.ancillary_size
+    count, ancillary, seen, address = sock.recvmsg_into(buffers, room, flags)
+    if not CLOSE_ON_EXEC:
+        for number in descriptors_in(ancillary):
+            os.set_inheritable(number, False)
+    if request.size is not None:
+        request.parts.append(bytes(space[:count]))
+    request.transferred = count
+    request.value = address
+    if request.operation is Operation.RECVMSG:
+        request.value = ancillary, int(seen) & ~CLOSE_ON_EXEC, address
+    return True
+
+
+def _send_message(channel: SelectorsChannel, request: Request) -> bool:
+    sock = channel.sock
+    assert sock is not None
+    flags = DONT_WAIT | NO_SIGNAL | request.flags
+    destination = () if request.address is None else (request.address,)
+    stream = sock.type == socket.SOCK_STREAM
+    while True:
+        views = request.views[:LARGEST_VECTOR] if stream else request.views
+        try:
+            count = sock.sendmsg(views, request.ancillary, flags, *destination)
+        except BlockingIOError as error:
+            if destination and sock.family == UNIX and _nothing_will_tell(channel):
+                raise OSError(errno.ENOBUFS, RECEIVER_IS_FULL) from error
+            raise
+        request.let_sources_go()  # the ancillary data went with the first byte
+        if not stream:
+            request.transferred = count
+            return True
+        request.advance(count)
+        if not request.views:
+            return True
+
+
+def _nothing_will_tell(channel: SelectorsChannel) -> bool:
+    """Whether a send failed for the receiver's full queue: this socket itself has room."""
+    poll = select.poll() if hasattr(select, "poll") else None
+    if poll is None:
+        return False
+    poll.register(channel.descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _send_file(channel: SelectorsChannel, request: Request) -> bool:
+    """The head, then the file, then the tail.
+
+    There are two views as long as something of the head is left; then there is the tail, or none.
+    """
+    sock = channel.sock
+    assert sock is not None
+    flags = DONT_WAIT | NO_SIGNAL
+    while len(request.views) > 1:
+        head, tail = request.views
+        more = request.source_left > 0 or tail.nbytes
+        request.advance(sock.send(head, flags | (MORE if more else 0)))
+    assert request.offset is not None
+    while request.source_left > 0:
+        part = min(request.source_left, LARGEST_SENDFILE)
+        sent = partial(os.sendfile, channel.descriptor, request.source, request.offset, part)
+        count = without_waiting(channel.descriptor, sent)
+        request.transferred += count
+        request.offset += count
+        # The file may have become shorter than it was.
+        request.source_left = request.source_left - count if count else 0
+    while request.views:
+        request.advance(sock.send(request.views[0], flags))
+    return True
+
+
 def _disconnect(channel: SelectorsChannel, request: Request) -> bool:
     assert channel.sock is not None
     channel.sock.shutdown(socket.SHUT_RDWR)
+    return True
+
+
+def _shutdown(channel: SelectorsChannel, request: Request) -> bool:
+    assert channel.sock is not None
+    channel.sock.shutdown(request.flags)
     return True
 
 
@@ -277,4 +373,10 @@ ATTEMPTS: dict[Operation, Callable[[SelectorsChannel, Request], bool]] = {
     Operation.READ: _read,
     Operation.WRITE: _write,
     Operation.DISCONNECT: _disconnect,
+    Operation.SHUTDOWN: _shutdown,
+    Operation.SENDFILE: _send_file,
+    Operation.RECVFROM: _receive_message,
+    Operation.SENDTO: _send_message,
+    Operation.RECVMSG: _receive_message,
+    Operation.SENDMSG: _send_message,
 }

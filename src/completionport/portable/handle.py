@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import operator
 import os
+import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import addresses
+from ..arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
 from ..errors import HandleClosed, PortClosed
 from ..interface import CompletionPort, Handle
 from ..operation import Operation
 from ..overlapped import Overlapped
+from .messages import prepared
 from .requests import LARGEST_OFFSET, Request
 
 if TYPE_CHECKING:
@@ -97,9 +100,7 @@ class PortableHandle(Handle):
 
     def connect(self, address: Any, overlapped: Overlapped | None = None) -> Overlapped:
         request = self._request(Operation.CONNECT, overlapped)
-        family, kind = self._channel.family()
-        # Names are looked up here and not under a lock.
-        request.address = addresses.unpack(addresses.pack(family, kind, address))
+        request.address = self._checked_address(address)
         return self._start(request, overlapped)
 
     def recv(
@@ -116,6 +117,89 @@ class PortableHandle(Handle):
         request = self._request(Operation.SEND, overlapped)
         request.flags = _checked_flags(flags)
         request.prepare_output(data_or_buffers)
+        return self._start(request, overlapped)
+
+    def recvfrom(
+        self, size_or_buffers: Any, flags: int = 0, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        request = self._request(Operation.RECVFROM, overlapped)
+        request.flags = message_flags(_checked_flags(flags), "recvfrom")
+        request.prepare_input(size_or_buffers)
+        return self._start(request, overlapped)
+
+    def recvmsg(
+        self,
+        size_or_buffers: Any,
+        ancillary_size: int = 0,
+        flags: int = 0,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        request = self._request(Operation.RECVMSG, overlapped)
+        check_count("ancillary_size", ancillary_size, 0, LARGEST_ANCILLARY)
+        request.ancillary_size = ancillary_size
+        request.flags = message_flags(_checked_flags(flags), "recvmsg")
+        request.prepare_input(size_or_buffers)
+        return self._start(request, overlapped)
+
+    def sendto(
+        self,
+        data_or_buffers: Any,
+        address: Any,
+        flags: int = 0,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        request = self._request(Operation.SENDTO, overlapped)
+        request.flags = _checked_flags(flags)
+        request.address = self._checked_address(address)
+        request.prepare_output(data_or_buffers)
+        return self._start(request, overlapped)
+
+    def sendmsg(
+        self,
+        data_or_buffers: Any,
+        ancillary: Any = (),
+        flags: int = 0,
+        address: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        request = self._request(Operation.SENDMSG, overlapped)
+        request.flags = _checked_flags(flags)
+        if address is not None:
+            request.address = self._checked_address(address)
+        request.prepare_output(data_or_buffers)
+        try:
+            request.ancillary = prepared(ancillary)
+        except BaseException:
+            request.release()
+            raise
+        return self._start(request, overlapped)
+
+    def sendfile(
+        self,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        head: Any = b"",
+        tail: Any = b"",
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        request = self._request(Operation.SENDFILE, overlapped)
+        if self._channel.family()[1] != socket.SOCK_STREAM:
+            raise OSError(errno.EOPNOTSUPP, "sendfile() needs a stream socket")
+        request.prepare_output((head, tail))
+        try:
+            request.prepare_source(file, offset, count)
+        except BaseException:
+            request.release()
+            raise
+        return self._start(request, overlapped)
+
+    def shutdown(
+        self, how: int = socket.SHUT_WR, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        request = self._request(Operation.SHUTDOWN, overlapped)
+        request.flags = check_shutdown(how)
         return self._start(request, overlapped)
 
     def read(
@@ -207,6 +291,11 @@ class PortableHandle(Handle):
             operation._withdraw()
             raise
         return operation
+
+    def _checked_address(self, address: Any) -> Any:
+        """The address in numbers: names are looked up here and not under a lock."""
+        family, kind = self._channel.family()
+        return addresses.unpack(addresses.pack(family, kind, address))
 
     def _checked_offset(self, offset: int | None) -> int | None:
         if offset is None:

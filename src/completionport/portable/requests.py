@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import OperationAborted
 from ..operation import Operation
+from ..sources import open_source
+from .messages import Items, close_descriptors
 from .overlapped import Completion
 from .recorder import NOT_MEASURED
 
@@ -24,7 +26,9 @@ LARGEST_VECTOR: int = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
 if LARGEST_VECTOR <= 0:
     LARGEST_VECTOR = 16
 
-READING = frozenset({Operation.ACCEPT, Operation.RECV, Operation.READ})
+READING = frozenset(
+    {Operation.ACCEPT, Operation.RECV, Operation.READ, Operation.RECVFROM, Operation.RECVMSG}
+)
 
 
 class Request:
@@ -37,6 +41,8 @@ class Request:
 
     __slots__ = (
         "address",
+        "ancillary",
+        "ancillary_size",
         "complete",
         "connecting",
         "error",
@@ -48,6 +54,8 @@ class Request:
         "parts",
         "since",
         "size",
+        "source",
+        "source_left",
         "strand",
         "transferred",
         "value",
@@ -69,7 +77,12 @@ class Request:
         self.parts: list[bytes] = []  # what came for `size` so far
         self.transferred = 0
         self.error: OSError | None = None
-        self.value: Any = None  # the new socket
+        self.ancillary: Items = []  # to be sent; descriptors in it are duplicates of our own
+        self.ancillary_size = 0  # room for what comes
+        self.source = -1  # of a sendfile: a duplicate of the file's descriptor
+        self.source_left = 0  # bytes of it that are left
+        # The new socket; the address of a message; its ancillary data, flags and address.
+        self.value: Any = None
         self.complete = False
 
     def prepare_input(self, size_or_buffers: Any) -> None:
@@ -92,8 +105,23 @@ class Request:
             data_or_buffers, False, "a bytes-like object or a sequence of them"
         )
 
+    def prepare_source(self, file: Any, offset: Any, count: Any) -> None:
+        """Check and keep the part of a file that goes out between the two views."""
+        self.source, self.offset, self.source_left = open_source(file, offset, count)
+        self.advance(0)  # an empty head goes
+
+    def let_sources_go(self) -> None:
+        """Close the duplicates that a sendfile or a sendmsg works on."""
+        if self.source >= 0:
+            os.close(self.source)
+            self.source = -1
+        if self.ancillary:
+            close_descriptors(self.ancillary)
+            self.ancillary = []
+
     def release(self) -> None:
         """Let the buffers go."""
+        self.let_sources_go()
         for view in self.views:
             view.release()
         self.views = []
@@ -127,6 +155,10 @@ class Request:
             value = self.parts[0]
         else:
             value = b"".join(self.parts)
+        if self.error is None and self.operation is Operation.RECVFROM:
+            value = value, self.value
+        elif self.error is None and self.operation is Operation.RECVMSG:
+            value = value, *self.value
         self.parts = []
         self.overlapped._finish(self.transferred, self.error, value)
 
@@ -137,9 +169,11 @@ class Request:
 
     def drop(self) -> None:
         """The packet will not be taken: the port is closed."""
-        if self.value is not None:
+        if self.value is not None and self.operation is Operation.ACCEPT:
             self.value.close()
-            self.value = None
+        elif self.value is not None and self.operation is Operation.RECVMSG:
+            close_descriptors(self.value[0])
+        self.value = None
         if self.error is None:
             self.abort("the completion port was closed")
         self.finish()

@@ -170,6 +170,7 @@ class SelectorsChannel:
 
     def _complete(self, request: Request) -> None:
         """Make a packet of it. Lock held, so that packets keep the order of their requests."""
+        request.let_sources_go()
         request.complete = True
         self.engine.deliver(request)
 

@@ -1,0 +1,77 @@
+"""Ancillary data: descriptors that go with a message, and those that came with one."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from ..arguments import LARGEST_ANCILLARY
+
+Items: TypeAlias = "list[tuple[int, int, bytes]]"
+
+RIGHTS = (socket.SOL_SOCKET, getattr(socket, "SCM_RIGHTS", -1))
+CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+def prepared(ancillary: Any) -> Items:
+    """The data as it will be sent, with duplicates of the descriptors: the caller's."""
+    try:
+        items = [
+            (int(level), int(kind), bytes(memoryview(data))) for level, kind, data in ancillary
+        ]
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"ancillary data is a sequence of (level, type, bytes-like data) tuples: {error}"
+        ) from None
+    size = sum(socket.CMSG_SPACE(len(data)) for _, _, data in items)
+    if size > LARGEST_ANCILLARY:
+        raise ValueError(f"ancillary data has at most {LARGEST_ANCILLARY} bytes, not {size}")
+    duplicates: Items = []
+    try:
+        for level, kind, data in items:
+            if (level, kind) == RIGHTS:
+                data = _duplicates(data)
+            duplicates.append((level, kind, data))
+    except OSError as error:
+        close_descriptors(duplicates)
+        raise OSError(
+            error.errno, f"{error.strerror}: a descriptor in the ancillary data"
+        ) from None
+    return duplicates
+
+
+def descriptors_in(items: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors in ancillary data."""
+    found: list[int] = []
+    for level, kind, data in items:
+        if (level, kind) == RIGHTS:
+            found += _numbers(data)
+    return found
+
+
+def close_descriptors(items: Iterable[tuple[int, int, bytes]]) -> None:
+    """Close the descriptors in ancillary data."""
+    for number in descriptors_in(items):
+        os.close(number)
+
+
+def _numbers(data: bytes) -> list[int]:
+    numbers = array.array("i")
+    # A truncated one may end in the middle of a number.
+    numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return list(numbers)
+
+
+def _duplicates(data: bytes) -> bytes:
+    made: list[int] = []
+    try:
+        for number in _numbers(data):
+            made.append(os.dup(number))
+    except BaseException:
+        for number in made:
+            os.close(number)
+        raise
+    return array.array("i", made).tobytes()

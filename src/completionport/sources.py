@@ -1,0 +1,34 @@
+"""The file that a sendfile takes its bytes from."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+from .arguments import check_count
+from .association import descriptor_of
+
+LARGEST_OFFSET = 2**63 - 1
+
+
+def open_source(file: Any, offset: Any, count: Any) -> tuple[int, int, int]:
+    """A duplicate of the file's descriptor, which is the caller's, the offset, and the bytes there.
+
+    Raised: `TypeError` and `ValueError` for wrong arguments, `OSError` for what is no regular file
+    or not open for reading.
+    """
+    check_count("offset", offset, 0, LARGEST_OFFSET)
+    check_count("count", count, 0, LARGEST_OFFSET, optional=True)
+    number = descriptor_of(file)
+    try:
+        status = os.fstat(number)
+    except OSError:
+        raise ValueError(
+            f"the file is closed: {number} is not the number of an open descriptor"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "sendfile() sends from a regular file, and this is none")
+    left = max(status.st_size - offset, 0)
+    return os.dup(number), offset, left if count is None else min(count, left)
