@@ -10,9 +10,11 @@ import re
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -377,6 +379,53 @@ class TestCallbacks:
         finally:
             release.set()
         assert read_exactly(slow, 4) == b"slow"
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts by /proc")
+    def test_a_worker_that_waits_is_left_alone_by_the_connections_it_took_in(self, serve, dial):
+        release = threading.Event()
+
+        class Held(Handler):
+            welcomed_by = held = 0
+
+            def connected(self, connection):
+                self.welcomed_by = threading.get_native_id()
+
+            def received(self, connection, data):
+                if data == b"hold":
+                    self.held = threading.get_native_id()
+                    release.wait(LONG)
+                connection.send(data)
+
+        def times_woken(thread):
+            status = Path(f"/proc/self/task/{thread}/status").read_text()
+            return int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)[1])
+
+        handler = Held()
+        server = serve(handler, workers=2, concurrency=2)
+        holder = dial(server)
+        try:
+            for _ in range(100):
+                talker = dial(server)
+                talker.sendall(b"talk")
+                assert read_exactly(talker, 4) == b"talk"
+                handler.held = 0
+                holder.sendall(b"hold")
+                wait_until(lambda: handler.held)
+                if handler.held == handler.welcomed_by:
+                    break
+                release.set()
+                assert read_exactly(holder, 4) == b"hold"
+                release.clear()
+            else:
+                pytest.fail("no worker was held that had taken the last connection in")
+            before = times_woken(handler.held)
+            for _ in range(300):
+                talker.sendall(b"talk")
+                assert read_exactly(talker, 4) == b"talk"
+            assert times_woken(handler.held) - before < 100
+        finally:
+            release.set()
+        assert read_exactly(holder, 4) == b"hold"
 
     def test_no_more_workers_run_than_the_concurrency_says(self, serve, dial):
         class Counting(Handler):

@@ -109,8 +109,8 @@ cdef struct Channel:
     OperationQueue output
     bint closing
     int in_kernel           # requests under way
-    uint32_t slot           # epoll: index in its table
-    uint32_t generation     # epoll: what its events must carry
+    uint32_t slot           # where it waits for readiness: its place in that table
+    uint32_t generation     # and what its events must carry; 0: it does not wait there
     # The port's list of channels; the port's list lock.
     Channel* previous
     Channel* following
@@ -141,8 +141,8 @@ cdef struct Stream:
     bint wants_input        # receiving or accepting is asked for
     bint armed              # io_uring: the multishot request is under way
     bint stopping           # io_uring: and its end was asked for
-    bint readable           # epoll: there may be more to receive or accept
-    bint hung_up            # epoll: the end or an error is there, behind what can be received
+    bint readable           # where it is told: there may be more to receive or accept
+    bint hung_up            # likewise: the end or an error is there, behind what can be received
     bint ended              # the peer will send no more
     bint close_when_sent
     bint was_full           # the kernel did not take all at once: `drained` is owed

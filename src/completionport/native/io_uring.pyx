@@ -15,10 +15,12 @@ How the kernel behaves, as far as the code below leans on it:
 - A request holds the open file, not its number; but the number is read when the request is
   submitted, so a descriptor is closed only when nothing of its channel is in the ring.
 
-- The kernel carries out a ring's receives and sends while it holds the ring's lock, TCP included. So
-  where several threads run at a time the ring only tells that a connection is ready, and its thread
-  receives and sends by system calls, which run side by side. Where one thread runs at a time the
-  ring does both, in fewer calls.
+- The kernel carries out a ring's receives and sends while it holds the ring's lock, TCP included. And
+  it finishes a request in the thread that submitted it, which it wakes for that, also where another
+  one waits for the ring. So where several threads run at a time the server's streams are not the
+  ring's: they wait in an epoll instance, which belongs to no thread, and their threads receive and send
+  by system calls, side by side. The ring is registered there too. Where one thread runs at a time the
+  ring does it all, in fewer calls.
 
 Every request counts in its channel's `in_kernel` and holds a reference to the channel.
 """
@@ -54,10 +56,18 @@ from .channels cimport (
     settle,
 )
 from .engine cimport Channel, Chunk, EngineType, Operation, Stream
+from .readiness cimport (
+    Readiness,
+    readiness_add,
+    readiness_close,
+    readiness_open,
+    readiness_remove,
+    readiness_wait,
+)
 from .ring cimport Ring, commit_entry, cp_sqe, cp_cqe, next_entry, ring_close, ring_open, unsubmitted
 from .scheduler cimport POLL, Scheduler, somebody_leads, wake_threads
 from .steps cimport FINISHED, GO_ON, WAIT, Progress, account
-from .streams cimport stream_ready, stream_receive, stream_schedule
+from .streams cimport stream_input_if_ready, stream_schedule
 from .uring_requests cimport describe, is_native, moves_data
 
 cdef extern from "uring_abi.h" nogil:
@@ -66,7 +76,7 @@ cdef extern from "uring_abi.h" nogil:
         CP_OP_NOP, CP_OP_POLL_ADD, CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_RECV
         CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
         CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
-        CP_POLL_ADD_MULTI, CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
+        CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -75,7 +85,7 @@ cdef extern from "errno.h" nogil:
 
 cdef extern from "poll.h" nogil:
     enum:
-        POLLIN, POLLOUT, POLLRDHUP, POLLHUP, POLLERR
+        POLLIN, POLLOUT, POLLRDHUP
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -99,9 +109,10 @@ cdef struct Uring:
     Ring ring
     unsigned wait_flags
     bint woken                  # a completion of `wake` was seen: completion lock
-    # Several threads run at a time: the server's streams are told to be ready, not received from.
-    bint readiness
-    BufferPool pool
+    # Several threads run at a time, and a server is on the port: set before any thread waits.
+    bint tells_readiness
+    Readiness readiness         # of the server's streams, and of the ring
+    BufferPool pool             # where the ring receives for them
 
 
 # -- submission -----------------------------------------------------------------------------------
@@ -201,8 +212,14 @@ cdef void request(Operation* operation, bint readiness) noexcept nogil:
         cp_uring_enter(uring.ring.descriptor, unsubmitted(&uring.ring), 0, 0, -1)
 
 
+cdef inline bint told_by_readiness(Uring* uring, Channel* channel) noexcept nogil:
+    return uring.tells_readiness and channel.owner != NULL
+
+
 cdef void start(Engine* engine, Operation* operation) noexcept nogil:
-    request(operation, not moves_data(operation))
+    # What a stream could not send is carried on when the socket is ready for it.
+    if not told_by_readiness(<Uring*> engine, operation.channel):
+        request(operation, not moves_data(operation))
 
 
 cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:
@@ -245,9 +262,10 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
 
 cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
     stream.wants_input = True
-    if stream.readable:
+    if not (<Uring*> engine).tells_readiness:
+        arm_input(<Uring*> engine, stream)
+    elif stream.readable:
         stream_schedule(stream, True)
-    arm_input(<Uring*> engine, stream)
 
 
 cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
@@ -262,10 +280,6 @@ cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
         sqe.opcode = CP_OP_ACCEPT
         sqe.op_flags = SOCK_CLOEXEC
         sqe.ioprio = 0 if stream.single else CP_ACCEPT_MULTISHOT
-    elif uring.readiness:
-        sqe.opcode = CP_OP_POLL_ADD
-        sqe.len = CP_POLL_ADD_MULTI
-        sqe.op_flags = POLLIN | POLLRDHUP
     else:
         sqe.opcode = CP_OP_RECV
         sqe.ioprio = CP_RECV_MULTISHOT
@@ -281,8 +295,6 @@ cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
 
 cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
     stream.wants_input = False
-    if (<Uring*> engine).readiness and not stream.listens and not stream.channel.closing:
-        return
     if stream.armed and not stream.stopping:
         stream.stopping = True
         ask_to_cancel(<Uring*> engine, &stream.channel, <uintptr_t> stream | TAG_INPUT)
@@ -308,9 +320,9 @@ cdef int64_t next_input(
     Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
 ) noexcept nogil:
     cdef Chunk* chunk = stream.first_chunk
-    if (<Uring*> engine).readiness and not stream.listens:
+    if (<Uring*> engine).tells_readiness:
         data[0] = scratch
-        return stream_receive(stream, scratch, scratch_size)
+        return stream_input_if_ready(stream, scratch, scratch_size)
     if chunk != NULL:
         data[0] = chunk.data
         if not stream.listens and <size_t> chunk.size > scratch_size:
@@ -343,9 +355,7 @@ cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t
     if ended:
         stream.armed = False
         stream.stopping = False
-    if result >= 0 and uring.readiness and not stream.listens:
-        stream_ready(stream, result & (POLLRDHUP | POLLHUP | POLLERR) != 0)
-    elif stream.listens and result >= 0:
+    if stream.listens and result >= 0:
         chunk = <Chunk*> calloc(1, sizeof(Chunk))
         if chunk == NULL or channel.closing:
             free(chunk)
@@ -365,7 +375,7 @@ cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t
     if chunk != NULL:
         append_chunk(stream, chunk)
         stream_schedule(stream, False)
-    if result == 0 and not stream.listens and not uring.readiness:
+    if result == 0 and not stream.listens:
         stream.ended = True
         stream.wants_input = False
         stream_schedule(stream, False)
@@ -445,27 +455,40 @@ cdef void pass_wake_on(Uring* uring) noexcept nogil:
 
 cdef int wait(Engine* engine, int64_t deadline_ns) noexcept nogil:
     cdef Uring* uring = <Uring*> engine
-    cdef int64_t timeout = -1
     cdef int result
     cdef bint some
+    cdef bint told
     if deadline_ns != POLL and collect(uring):
         submit(engine)
         return 0
+    if uring.tells_readiness:
+        submit(engine)
+        # Whatever it tells of the ring: the wait itself may have finished requests of this thread.
+        result = readiness_wait(&uring.readiness, deadline_ns, &told)
+    else:
+        result = wait_for_ring(uring, deadline_ns)
+    some = collect(uring)
     if deadline_ns == POLL:
-        result = cp_uring_enter(uring.ring.descriptor, unsubmitted(&uring.ring), 0, CP_ENTER_GETEVENTS, -1)
+        pass_wake_on(uring)
+    if some:
+        submit(engine)
+        return 0
+    return result
+
+
+cdef int wait_for_ring(Uring* uring, int64_t deadline_ns) noexcept nogil:
+    cdef int64_t timeout = -1
+    cdef int result
+    if deadline_ns == POLL:
+        result = cp_uring_enter(
+            uring.ring.descriptor, unsubmitted(&uring.ring), 0, CP_ENTER_GETEVENTS, -1
+        )
     else:
         if deadline_ns > 0:
             timeout = max(deadline_ns - cp_now_ns(), 0)
         result = cp_uring_enter(
             uring.ring.descriptor, unsubmitted(&uring.ring), 1, uring.wait_flags, timeout
         )
-    some = collect(uring)
-    if deadline_ns == POLL:
-        pass_wake_on(uring)
-    if some:
-        if unsubmitted(&uring.ring):
-            submit(engine)
-        return 0
     if result == -ETIME:
         return ETIMEDOUT
     # A wait that a signal ended says so only when it had nothing to submit.
@@ -490,21 +513,35 @@ cdef void reap(Engine* engine, bint pause) noexcept nogil:
 
 
 cdef int open_channel(Engine* engine, Channel* channel) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
+    if told_by_readiness(uring, channel):
+        return readiness_add(&uring.readiness, channel)
     return 0
 
 
 cdef void close_channel(Engine* engine, Channel* channel) noexcept nogil:
-    pass
+    cdef Uring* uring = <Uring*> engine
+    if told_by_readiness(uring, channel):
+        readiness_remove(&uring.readiness, channel)
 
 
 cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:
     cdef Uring* uring = <Uring*> engine
-    return 0 if uring.readiness else pool_open(&uring.pool, uring.ring.descriptor, size)
+    cdef int error = 0
+    if engine.scheduler.concurrency == 1:
+        return pool_open(&uring.pool, uring.ring.descriptor, size)
+    if not uring.tells_readiness:
+        # Level-triggered: told as long as completions are there.
+        error = readiness_open(&uring.readiness, uring.ring.descriptor, 0)
+        uring.tells_readiness = error == 0
+    return error
 
 
 cdef void destroy(Engine* engine) noexcept nogil:
     """The ring goes before the buffers: what it still held would write to them."""
     cdef Uring* uring = <Uring*> engine
+    if uring.tells_readiness:
+        readiness_close(&uring.readiness)
     ring_close(&uring.ring)
     pool_close(&uring.pool)
     free(uring)
@@ -540,8 +577,7 @@ cdef int io_uring_new(Scheduler* scheduler, Engine** engine) noexcept nogil:
         return error
     uring.engine.type = &io_uring_type
     uring.engine.scheduler = scheduler
-    uring.readiness = scheduler.concurrency > 1
-    uring.engine.batches_sends = not uring.readiness
+    uring.engine.batches_sends = scheduler.concurrency == 1
     uring.wait_flags = CP_ENTER_GETEVENTS
     if uring.ring.features & CP_FEAT_NO_IOWAIT:
         uring.wait_flags |= CP_ENTER_NO_IOWAIT

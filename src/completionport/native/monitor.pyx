@@ -79,6 +79,10 @@ cdef enum:
     SLOWEST_TICK_NS = 64000000
     # A thread that used less than this part of the time blocks.
     IDLE_PART = 20
+    # Who used so much from one look to the next, with the same packet, is long at it. Who used less
+    # and does not sleep has lost its processor: the kernel moves it to one that has nothing to do,
+    # and another thread of ours would only take turns with it.
+    LONG_WORK_NS = 250000
     # Who waits for the GIL asks for it every switch interval (5 ms), and so uses a processor now and
     # then; who blocks does not. So while some thread computes, one has to be still for so long.
     STILL_NS = 12000000
@@ -99,6 +103,7 @@ cdef struct Suspect:
     bint known              # it was looked at before in this turn
     bint computes
     bint sleeps
+    bint long_at_it         # computes or sleeps, and not only for a moment
     int64_t used
     int64_t elapsed
     int64_t before_cpu_ns
@@ -115,6 +120,7 @@ cdef uint32_t arrivals
 # The monitor's alone:
 cdef Entry* watches
 cdef int64_t alert_until_ns
+cdef bint look_again_soon
 cdef int64_t process_cpu_ns     # of all threads, at the last look
 cdef int64_t process_at_ns
 cdef bint process_computes      # since then, and it has a GIL
@@ -163,7 +169,7 @@ cdef void* run(void* nothing) noexcept nogil:
             continue
         if not look_at_all():
             pause = min(pause * 2, <int64_t> SLOWEST_TICK_NS)
-        elif process_at_ns < alert_until_ns:
+        elif look_again_soon or process_at_ns < alert_until_ns:
             pause = ALERT_TICK_NS
         else:
             pause = TICK_NS
@@ -173,7 +179,7 @@ cdef void* run(void* nothing) noexcept nogil:
 
 cdef bint look_at_all() noexcept nogil:
     """One look at each port; True when one of them can't wait long for the next."""
-    global watches, process_cpu_ns, process_at_ns, process_computes
+    global watches, process_cpu_ns, process_at_ns, process_computes, look_again_soon
     cdef int64_t used = cp_clock_ns(CLOCK_PROCESS_CPUTIME_ID)
     cdef int64_t now = cp_now_ns()
     cdef Entry** place = &watches
@@ -183,6 +189,7 @@ cdef bint look_at_all() noexcept nogil:
     process_computes = CP_HAS_GIL and (used - process_cpu_ns) * 10 >= now - process_at_ns
     process_cpu_ns = used
     process_at_ns = now
+    look_again_soon = False
     while place[0] != NULL:
         entry = place[0]
         attention = UNWATCHED
@@ -217,7 +224,7 @@ cdef Attention relax(Scheduler* s) noexcept nogil:
 
 cdef bint look_at(Scheduler* s) noexcept nogil:
     """Judge the threads at work, and do what follows; True when the port wants to be watched."""
-    global alert_until_ns
+    global alert_until_ns, look_again_soon
     cdef int count = 0
     cdef int i
     cdef bint wanted
@@ -229,10 +236,9 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     thread = s.holders
     stuck = thread != NULL
     while thread != NULL and count < MOST_SUSPECTS:
-        if thread.turn == thread.seen_turn or (
-            thread.started_ns != 0 and process_at_ns - thread.started_ns > ALERT_TICK_NS
-        ):
-            alert_until_ns = process_at_ns + ALERT_FOR_NS
+        if thread.started_ns != 0 and process_at_ns - thread.started_ns > ALERT_TICK_NS:
+            # The next look tells what it does.
+            look_again_soon = True
         if thread.turn != thread.seen_turn:
             # It comes back to the port: all is well so far.
             thread.seen_turn = thread.turn
@@ -251,6 +257,10 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     cp_mutex_unlock(&s.lock)
     for i in range(count):
         look_at_thread(&suspects[i])
+        if suspects[i].long_at_it:
+            alert_until_ns = process_at_ns + ALERT_FOR_NS
+        elif suspects[i].known:
+            stuck = False
         if CP_HAS_GIL and suspects[i].known:
             if not suspects[i].sleeps:
                 computing = True
@@ -289,6 +299,7 @@ cdef void look_at_thread(Suspect* suspect) noexcept nogil:
         suspect.elapsed = suspect.at_ns - suspect.before_at_ns
         suspect.computes = suspect.used * IDLE_PART >= suspect.elapsed
         suspect.sleeps = not suspect.computes and cp_thread_sleeps(suspect.number)
+    suspect.long_at_it = suspect.known and (suspect.sleeps or suspect.used >= LONG_WORK_NS)
 
 
 cdef void judge(Suspect* suspect, bint others_compute) noexcept nogil:

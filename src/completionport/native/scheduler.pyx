@@ -49,9 +49,9 @@ cdef enum:
     LOOK_INTO_KERNEL_AFTER = 61
     SPARE_PACKETS = 256
     SIGNALS_AT_ONCE = 8
-    # Two threads that work on tiny packets hinder each other: only so much of it is worth another
-    # thread, ns.
-    BACKLOG_COST = 300000
+    # Two threads that work on tiny packets hinder each other, and each batch after that costs
+    # another wake-up, until one of them is alone again: only so much of it is worth another thread, ns.
+    BACKLOG_COST = 1000000
     # In a busy port one packet of so many is measured (a power of 2), unless work takes long anyway.
     MEASURE_EVERY = 16
     CACHE_LINE = 64
@@ -179,7 +179,7 @@ cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
     if s.to_measure > 0:
         s.to_measure -= 1
         me.started_ns = cp_now_ns()
-    elif s.head.queued_ns != 0 or s.work_ns >= SHORT_WORK:
+    elif s.head.queued_ns != 0 or s.work_ns >= WAKE_COST:
         me.started_ns = cp_now_ns()
 
 

@@ -21,8 +21,9 @@ cdef extern from "errno.h" nogil:
 cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int descriptor, void* data, size_t size, int flags)
     ssize_t send(int descriptor, const void* data, size_t size, int flags)
+    int accept4(int descriptor, void* address, void* size, int flags)
     enum:
-        MSG_DONTWAIT, MSG_NOSIGNAL
+        MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
 
 cdef extern from *:
     """
@@ -75,8 +76,29 @@ cdef void stream_ready(Stream* stream, bint at_end) noexcept nogil:
         stream_schedule(stream, False)
 
 
-cdef int64_t stream_receive(Stream* stream, char* scratch, size_t size) noexcept nogil:
-    """What `EngineType.next_input` returns."""
+cdef int64_t stream_input_if_ready(Stream* stream, char* scratch, size_t size) noexcept nogil:
+    """What `EngineType.next_input` returns; received data lies in `scratch`."""
+    return accept_one(stream) if stream.listens else receive_some(stream, scratch, size)
+
+
+cdef int64_t accept_one(Stream* stream) noexcept nogil:
+    cdef int result
+    if stream.error != 0:
+        return -stream.error
+    while stream.readable and stream.wants_input:
+        result = accept4(stream.channel.descriptor, NULL, NULL, SOCK_CLOEXEC)
+        if result >= 0:
+            return result
+        if errno == EAGAIN:
+            stream.readable = False
+        elif errno != EINTR:
+            stream.error = errno
+            stream.wants_input = False
+            return -stream.error
+    return -EAGAIN
+
+
+cdef int64_t receive_some(Stream* stream, char* scratch, size_t size) noexcept nogil:
     cdef ssize_t got
     if stream.error != 0:
         return -stream.error

@@ -141,7 +141,6 @@ enum {
     CP_CQE_F_BUF_MORE = 1 << 4,
 
     CP_PBUF_RING_INC = 2,
-    CP_POLL_ADD_MULTI = 1 << 0,
 
     CP_SQE_BUFFER_SELECT = 1 << 5,
 
