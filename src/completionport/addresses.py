@@ -8,6 +8,8 @@ import socket
 import struct
 from typing import Any
 
+from .errors import system_error
+
 # What the socket module means by names that are none.
 _WILDCARDS: dict[tuple[int, Any], str] = {
     (socket.AF_INET, ""): "0.0.0.0",
@@ -25,7 +27,7 @@ def pack(family: int, kind: int, address: Any) -> bytes:
     if family == getattr(socket, "AF_UNIX", None):
         return _pack_unix(address)
     if family not in (socket.AF_INET, socket.AF_INET6):
-        raise OSError(
+        raise system_error(
             errno.EAFNOSUPPORT,
             f"addresses of the families INET, INET6 and UNIX are known here, not of {family}",
         )
@@ -66,7 +68,9 @@ def _pack_unix(address: Any) -> bytes:
         raise TypeError(f"the path of a Unix socket was expected, not {type(address).__name__}")
     path = os.fsencode(address)
     if len(path) > 107:
-        raise OSError(f"the path of a Unix socket has at most 107 bytes, not {len(path)}")
+        raise system_error(
+            errno.ENAMETOOLONG, f"the path of a Unix socket has at most 107 bytes, not {len(path)}"
+        )
     end = b"" if path.startswith(b"\0") else b"\0"
     return struct.pack("=H", socket.AF_UNIX) + path + end
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+
+from .error_codes import add_codes
 
 
 class CompletionPortError(Exception):
@@ -42,6 +45,12 @@ class OperationAborted(CompletionPortError, OSError):
 
     def __init__(self, reason: str = "the operation was cancelled") -> None:
         super().__init__(errno.ECANCELED, reason)
+        add_codes(self)
+
+
+def system_error(number: int, reason: str | None = None) -> OSError:
+    """The `OSError` of an errno, with Windows' names for it: ``winerror`` and ``winsock_error``."""
+    return add_codes(OSError(number, os.strerror(number) if reason is None else reason))
 
 
 class ConnectionClosed(CompletionPortError, ConnectionError):

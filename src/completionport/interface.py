@@ -416,6 +416,14 @@ class CompletionPort:
         """For `Strand`."""
         raise NotImplementedError
 
+    def _associate_skipping(self, file: HasFileno | int, key: Any) -> Handle:
+        """For `completionport.win32`: a handle whose operations skip the port on success.
+
+        An operation that succeeds at once gives no packet: its call returns None and not the
+        Overlapped, which has the outcome and is free again. All else is as with `associate`.
+        """
+        raise NotImplementedError
+
     def _wait_until_stuck(self, timeout: float | None) -> bool:
         """For `WorkerPool`: wait until packets wait and every thread at work blocks.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .arguments import check_count
 from .association import descriptor_of
+from .errors import system_error
 
 LARGEST_OFFSET = 2**63 - 1
 
@@ -29,6 +30,6 @@ def open_source(file: Any, offset: Any, count: Any) -> tuple[int, int, int]:
             f"the file is closed: {number} is not the number of an open descriptor"
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "sendfile() sends from a regular file, and this is none")
+        raise system_error(errno.EINVAL, "sendfile() sends from a regular file, and this is none")
     left = max(status.st_size - offset, 0)
     return os.dup(number), offset, left if count is None else min(count, left)

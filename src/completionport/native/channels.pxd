@@ -5,6 +5,9 @@ Unless it says otherwise a function here wants the channel's lock held.
 
 from .engine cimport Channel, ChannelKind, Engine, Operation, OperationQueue
 
+cdef enum:
+    NO_PACKET = -1   # of `submit_operation`: it succeeded at once, and its channel skips the port
+
 # Without the lock.
 cdef Channel* channel_new(Engine* engine, int descriptor, ChannelKind kind) noexcept nogil
 cdef void channel_init(Channel* channel, Engine* engine, int descriptor, ChannelKind kind) noexcept nogil

@@ -168,8 +168,8 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
 cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil:
     """Start a claimed operation, or queue it behind others. Takes the lock.
 
-    Returns 0 when a packet will come (or is there), else the errno with which it failed at once.
-    The caller holds a reference to the Overlapped for the operation and is inside the scheduler.
+    Returns 0 when a packet will come (or is there), NO_PACKET when the operation is done and the
+    caller's again, else the errno with which it failed at once. The caller holds a reference to the Overlapped for the operation and is inside the scheduler.
     """
     cdef OperationQueue* queue
     cdef int error = 0
@@ -187,7 +187,10 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
         error = operation.error
         if error == 0:
             channel_retain(channel)
-            settle(operation, True)
+            if channel.skips_on_success:
+                error = NO_PACKET
+            else:
+                settle(operation, True)
     else:
         channel_retain(channel)
         append_operation(queue, operation)

@@ -31,7 +31,7 @@ from .io_uring cimport io_uring_new
 from . import monitor  # the scheduler calls it
 
 from .. import association
-from ..errors import PortClosed, PortForked
+from ..errors import PortClosed, PortForked, system_error
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
 cdef object release_file = association.release
@@ -83,7 +83,7 @@ cdef class Core:
         else:
             error = epoll_new(self.scheduler, &self.engine)
         if error != 0:
-            raise OSError(error, f"engine {engine}: {os.strerror(error)}")
+            raise system_error(error, f"engine {engine}: {os.strerror(error)}")
         self.scheduler.engine = self.engine
         self.scheduler.kernel_wait = <int (*)(void*, int64_t) noexcept nogil> self.engine.type.wait
         self.scheduler.kernel_wake = <void (*)(void*) noexcept nogil> self.engine.type.wake
@@ -123,7 +123,7 @@ cdef class Core:
             error = self.engine.type.open_channel(self.engine, channel)
         cp_mutex_unlock(&channel.lock)
         if error != 0:
-            raise OSError(error, os.strerror(error))
+            raise system_error(error)
         cp_mutex_lock(&self.channels_lock)
         channel.following = self.channels
         if self.channels != NULL:

@@ -104,6 +104,7 @@ cdef struct Channel:
     Strand* strand          # that its packets are bound to, one reference, or NULL
     bint readable           # opened for it
     bint writable
+    bint skips_on_success   # what succeeds at once gives no packet
     # lock; `closing` and `descriptor` are written as atomics, for those who only ask:
     OperationQueue input
     OperationQueue output

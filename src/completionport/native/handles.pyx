@@ -13,7 +13,13 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 
 from .atomics cimport cp_peek, cp_peek_int, cp_set, cp_swap_if
-from .channels cimport cancel_operations, channel_close, channel_new, submit_operation
+from .channels cimport (
+    NO_PACKET,
+    cancel_operations,
+    channel_close,
+    channel_new,
+    submit_operation,
+)
 from .core cimport Core
 from .engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
 from .operations cimport HandleBase, OverlappedBase
@@ -23,7 +29,7 @@ from .strand cimport Strand
 from .. import association
 from ..addresses import pack
 from ..arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
-from ..errors import HandleClosed, PortClosed
+from ..errors import HandleClosed, PortClosed, system_error
 from ..operation import Operation as OperationCode
 from ..overlapped import Overlapped
 
@@ -61,7 +67,7 @@ cdef object SHUT_WR = socket.SHUT_WR
 
 def refusal(int error, str hint=None):
     reason = os.strerror(error)
-    return OSError(error, f"{reason}: {hint}" if hint else reason)
+    return system_error(error, f"{reason}: {hint}" if hint else reason)
 
 
 cdef int flags_of(object flags) except? -1:
@@ -93,7 +99,7 @@ cdef class Handle(HandleBase):
     cdef bint listening      # seen to be, which does not change
     cdef object __weakref__
 
-    def __init__(self, Core core, file, key, Strand strand=None):
+    def __init__(self, Core core, file, key, Strand strand=None, bint skips_on_success=False):
         cdef ChannelKind kind
         cdef int duplicate
         if self.channel != NULL:
@@ -121,6 +127,7 @@ cdef class Handle(HandleBase):
                 self.channel.keeps_messages = self.type != SOCK_STREAM
             self.channel.readable = access != os.O_WRONLY
             self.channel.writable = access != os.O_RDONLY
+            self.channel.skips_on_success = skips_on_success
             self.key = key
             self.file_ = file
             self.number = number
@@ -209,6 +216,10 @@ cdef class Handle(HandleBase):
         self.core.end()
         if error != 0:
             Py_DECREF(operation)
+            if error == NO_PACKET:
+                operation.conclude()
+                operation.set_idle()
+                return None
             if error == EBADF and cp_peek(&self.channel.closing):
                 raise HandleClosed("this handle is closed: associate a new file with the port")
             raise refusal(error)

@@ -9,6 +9,7 @@ from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
 from ..addresses import unpack
+from ..errors import system_error
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct cmsghdr:
@@ -100,7 +101,7 @@ cdef bytes pack_ancillary(object ancillary):
         error = duplicate_in_place(header) if rights else 0
         if error != 0:
             close_passed_descriptors(&message)
-            raise OSError(error, f"{os.strerror(error)}: a descriptor in the ancillary data")
+            raise system_error(error, f"{os.strerror(error)}: a descriptor in the ancillary data")
         message.msg_controllen += CMSG_SPACE(len(data))
         header = <cmsghdr*> (PyBytes_AS_STRING(memory) + message.msg_controllen)
     return memory

@@ -38,7 +38,7 @@ from .messages cimport address_of, pack_ancillary, unpack_ancillary
 from .scheduler cimport PACKET_OPERATION, PACKET_POSTED, PostedPacket, strand_release
 from .steps cimport let_sources_go
 
-from ..errors import OperationAborted, OperationPending
+from ..errors import OperationAborted, OperationPending, system_error
 from ..sources import open_source
 from ..operation import Operation as OperationCode
 
@@ -335,7 +335,7 @@ cdef class OverlappedBase:
             if op.error == ECANCELED:
                 error = OperationAborted()
             else:
-                error = OSError(op.error, os.strerror(op.error))
+                error = system_error(op.error)
             self.received = None
         elif op.code == ACCEPT:
             try:

@@ -160,6 +160,13 @@ cdef class Port:
         finally:
             self.core.end()
 
+    def _associate_skipping(self, file, key):
+        self.core.begin()
+        try:
+            return self.HANDLE(self.core, file, key, None, True)
+        finally:
+            self.core.end()
+
     def post(self, transferred=0, key=None, overlapped=None, *, strand=None):
         cdef bint posted
         cdef CStrand* bound = NULL

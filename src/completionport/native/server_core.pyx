@@ -52,6 +52,7 @@ from .scheduler cimport (
 )
 from .streams cimport has_garbage, stream_new, take_garbage
 
+from ..errors import system_error
 from ..handler import Handler
 
 cdef extern from "errno.h" nogil:
@@ -141,7 +142,7 @@ cdef class ServerCore(ServerBase):
             self.next_tick = cp_now_ns() + self.tick_length()
         error = self.core.engine.type.provide_buffers(self.core.engine, self.buffer_size)
         if error:
-            raise OSError(error, os.strerror(error))
+            raise system_error(error)
 
     def __dealloc__(self):
         if self.listener != NULL:
@@ -493,7 +494,7 @@ cdef class ServerCore(ServerBase):
                 connection.end_told = True
                 self.call(connection, self.on_end, None)
         elif size != -EBADF:
-            connection.fail(OSError(<int> -size, os.strerror(<int> -size)))
+            connection.fail(system_error(<int> -size))
         return False
 
     cdef int end_turn(self, Connection connection, Stream* stream, bint again) except -1:
@@ -553,7 +554,7 @@ cdef class ServerCore(ServerBase):
         with cython.critical_section(connection):
             error = connection.failure
         if error is None and stream.error != 0:
-            error = OSError(stream.error, os.strerror(stream.error))
+            error = system_error(stream.error)
         if self.on_closed is not None:
             try:
                 self.on_closed(connection, error)

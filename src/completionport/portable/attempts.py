@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from ..errors import system_error
 from ..operation import Operation
 from .messages import CLOSE_ON_EXEC, descriptors_in
 from .requests import LARGEST_VECTOR, Request
@@ -109,12 +110,12 @@ def _connect(channel: SelectorsChannel, request: Request) -> bool:
         if code == 0:
             return True
         if code not in CONNECT_UNDER_WAY:
-            raise OSError(code, os.strerror(code))
+            raise system_error(code)
         request.connecting = True
         return False
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
-        raise OSError(code, os.strerror(code))
+        raise system_error(code)
     try:
         sock.getpeername()
     except OSError:
@@ -307,7 +308,7 @@ def _send_message(channel: SelectorsChannel, request: Request) -> bool:
             count = sock.sendmsg(views, request.ancillary, flags, *destination)
         except BlockingIOError as error:
             if destination and sock.family == UNIX and _nothing_will_tell(channel):
-                raise OSError(errno.ENOBUFS, RECEIVER_IS_FULL) from error
+                raise system_error(errno.ENOBUFS, RECEIVER_IS_FULL) from error
             raise
         request.let_sources_go()  # the ancillary data went with the first byte
         if not stream:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..error_codes import add_codes
 from ..errors import (
     ConnectionClosed,
     HandleClosed,
@@ -183,6 +184,8 @@ class PortableConnection(Connection):
 
     def fail(self, error: BaseException | None) -> None:
         """Close it at once, for this reason."""
+        if isinstance(error, OSError):
+            add_codes(error)
         with self._lock:
             if self._failure is None and not self._shut:
                 self._failure = error

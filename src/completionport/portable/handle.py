@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import addresses
 from ..arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
-from ..errors import HandleClosed, PortClosed
+from ..error_codes import add_codes
+from ..errors import HandleClosed, PortClosed, system_error
 from ..interface import CompletionPort, Handle
 from ..operation import Operation
 from ..overlapped import Overlapped
@@ -33,8 +34,11 @@ class Channel(Protocol):
     def family(self) -> tuple[int, int]:
         """The family and the type of a socket."""
 
-    def start(self, request: Request) -> None:
-        """Carry the request out, now or later; an `OSError` means that it failed at once."""
+    def start(self, request: Request) -> bool:
+        """Carry the request out, now or later; an `OSError` means that it failed at once.
+
+        False: it is done, and gives no packet.
+        """
 
     def cancel(self, overlapped: Overlapped | None) -> int:
         """Complete one request, or all, as cancelled. Returned: how many."""
@@ -186,7 +190,7 @@ class PortableHandle(Handle):
     ) -> Overlapped:
         request = self._request(Operation.SENDFILE, overlapped)
         if self._channel.family()[1] != socket.SOCK_STREAM:
-            raise OSError(errno.EOPNOTSUPP, "sendfile() needs a stream socket")
+            raise system_error(errno.EOPNOTSUPP, "sendfile() needs a stream socket")
         request.prepare_output((head, tail))
         try:
             request.prepare_source(file, offset, count)
@@ -211,7 +215,7 @@ class PortableHandle(Handle):
         request = self._request(Operation.READ, overlapped)
         request.offset = self._checked_offset(offset)
         if not self._channel.readable:
-            raise OSError(errno.EBADF, "the file is not open for reading")
+            raise system_error(errno.EBADF, "the file is not open for reading")
         request.prepare_input(size_or_buffers)
         return self._start(request, overlapped)
 
@@ -224,7 +228,7 @@ class PortableHandle(Handle):
         request = self._request(Operation.WRITE, overlapped)
         request.offset = self._checked_offset(offset)
         if not self._channel.writable:
-            raise OSError(errno.EBADF, "the file is not open for writing")
+            raise system_error(errno.EBADF, "the file is not open for writing")
         request.prepare_output(data_or_buffers)
         return self._start(request, overlapped)
 
@@ -270,7 +274,7 @@ class PortableHandle(Handle):
                 f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
             )
         if not self._channel.is_socket and operation not in (Operation.READ, Operation.WRITE):
-            raise OSError(
+            raise system_error(
                 errno.ENOTSOCK,
                 f"{operation.name.lower()}() needs a socket; use read() or write()",
             )
@@ -285,12 +289,14 @@ class PortableHandle(Handle):
             raise
         request.overlapped = operation
         try:
-            self._channel.start(request)
-        except BaseException:
+            packet_comes = self._channel.start(request)
+        except BaseException as error:
             request.release()
             operation._withdraw()
+            if isinstance(error, OSError):
+                add_codes(error)
             raise
-        return operation
+        return operation if packet_comes else None  # type: ignore[return-value]
 
     def _checked_address(self, address: Any) -> Any:
         """The address in numbers: names are looked up here and not under a lock."""
@@ -306,7 +312,7 @@ class PortableHandle(Handle):
         if not 0 <= number <= LARGEST_OFFSET:
             raise ValueError(f"offset must be from 0 to 2**63 - 1, not {number}")
         if not self._channel.is_regular:
-            raise OSError(errno.ESPIPE, "only a regular file takes an offset")
+            raise system_error(errno.ESPIPE, "only a regular file takes an offset")
         return number
 
 

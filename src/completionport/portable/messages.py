@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from ..arguments import LARGEST_ANCILLARY
+from ..errors import system_error
 
 Items: TypeAlias = "list[tuple[int, int, bytes]]"
 
@@ -37,8 +38,8 @@ def prepared(ancillary: Any) -> Items:
             duplicates.append((level, kind, data))
     except OSError as error:
         close_descriptors(duplicates)
-        raise OSError(
-            error.errno, f"{error.strerror}: a descriptor in the ancillary data"
+        raise system_error(
+            error.errno or 0, f"{error.strerror}: a descriptor in the ancillary data"
         ) from None
     return duplicates
 

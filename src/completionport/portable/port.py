@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from .. import association
-from ..interface import CompletionPort, Handle
+from ..interface import CompletionPort, Handle, HasFileno
 from ..strand import Strand, check_strand
 from ..workers import default_concurrency
 from .handle import Channel, PortableHandle
@@ -49,12 +49,14 @@ class Core:
         """Raise `PortForked` or `PortClosed` where one of them is due."""
         self.scheduler.check()
 
-    def associate(self, file: Any, key: Any, strand: PortableStrand | None) -> Handle:
+    def associate(
+        self, file: Any, key: Any, strand: PortableStrand | None, skips_on_success: bool = False
+    ) -> Handle:
         """A new handle."""
         self.check()
         token, number = association.register(file)
         try:
-            channel = SelectorsChannel(self.engine, number, token)
+            channel = SelectorsChannel(self.engine, number, token, skips_on_success)
         except BaseException:
             association.release(token)
             raise
@@ -157,6 +159,9 @@ class SelectorsPort(CompletionPort):
 
     def associate(self, file: Any, key: Any, *, strand: Strand | None = None) -> Handle:
         return self._inside.associate(file, key, self._own(strand))
+
+    def _associate_skipping(self, file: HasFileno | int, key: Any) -> Handle:
+        return self._inside.associate(file, key, None, True)
 
     def get(self, timeout: float | None = None) -> Completion | None:
         packets = self._take(1, timeout)

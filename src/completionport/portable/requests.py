@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..error_codes import add_codes
 from ..errors import OperationAborted
 from ..operation import Operation
 from ..sources import open_source
@@ -136,6 +137,7 @@ class Request:
         if not isinstance(error, OSError):
             code = errno.ENOMEM if isinstance(error, MemoryError) else errno.EINVAL
             error = OSError(code, str(error) or os.strerror(code))
+        add_codes(error)
         # The frames behind it hold this request: they would be a reference cycle.
         error.__traceback__ = None
         error.__context__ = None

@@ -47,6 +47,7 @@ class SelectorsChannel:
         "lock",
         "readable",
         "reads",
+        "skips_on_success",
         "sock",
         "status",
         "token",
@@ -54,8 +55,11 @@ class SelectorsChannel:
         "writes",
     )
 
-    def __init__(self, engine: SelectorsEngine, number: int, token: Hashable) -> None:
+    def __init__(
+        self, engine: SelectorsEngine, number: int, token: Hashable, skips_on_success: bool = False
+    ) -> None:
         self.engine = engine
+        self.skips_on_success = skips_on_success  # what succeeds at once gives no packet
         self.token = token
         self.status = os.fstat(number)
         kind = stat.S_IFMT(self.status.st_mode)
@@ -99,8 +103,9 @@ class SelectorsChannel:
     def pending(self) -> int:
         return len(self.reads) + len(self.writes)
 
-    def start(self, request: Request) -> None:
+    def start(self, request: Request) -> bool:
         queue = self.reads if request.operation in READING else self.writes
+        packet_comes = True
         try:
             with self.lock:
                 if self.closed:
@@ -112,10 +117,15 @@ class SelectorsChannel:
                     except BaseException:
                         queue.remove(request)
                         raise
-                else:
+                elif not self.skips_on_success:
                     self._complete(request)
+                else:
+                    packet_comes = False
+            if not packet_comes:
+                request.finish()
         finally:
             self.chores.run()
+        return packet_comes
 
     def cancel(self, overlapped: Overlapped | None) -> int:
         count = 0

@@ -1,0 +1,129 @@
+"""What an errno is called on Windows: the codes that every error of the library carries.
+
+Windows knows one status for each way an operation can end (NTSTATUS), and translates it in two
+ways: ``GetLastError`` gives the Windows code, ``WSAGetLastError`` the Winsock code. The statuses
+stand in ntstatus.h; the Windows codes are what ``RtlNtStatusToDosError`` makes of them, which a
+test asks on Windows; the Winsock codes are in winsock2.h under the errno's own name.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple, TypeVar
+
+SomeError = TypeVar("SomeError", bound=OSError)
+
+
+class Codes(NamedTuple):
+    """How Windows names one errno."""
+
+    status: int
+    """NTSTATUS, as in the ``Internal`` of an OVERLAPPED."""
+    windows: int
+    """What ``GetLastError`` says."""
+    winsock: int
+    """What ``WSAGetLastError`` says."""
+
+
+_EINVAL = 10022  # where Winsock has no name of its own
+
+_NAMED = {
+    "EPERM": Codes(0xC0000061, 1314, 10013),  # STATUS_PRIVILEGE_NOT_HELD
+    "ENOENT": Codes(0xC0000034, 2, _EINVAL),  # STATUS_OBJECT_NAME_NOT_FOUND
+    "ESRCH": Codes(0xC000000B, 87, _EINVAL),  # STATUS_INVALID_CID
+    "EINTR": Codes(0xC0000120, 995, 10004),  # STATUS_CANCELLED
+    "EIO": Codes(0xC0000185, 1117, _EINVAL),  # STATUS_IO_DEVICE_ERROR
+    "ENXIO": Codes(0xC000009D, 1167, _EINVAL),  # STATUS_DEVICE_NOT_CONNECTED
+    "E2BIG": Codes(0xC0000206, 1784, 10040),  # STATUS_INVALID_BUFFER_SIZE
+    "EBADF": Codes(0xC0000008, 6, 10038),  # STATUS_INVALID_HANDLE
+    "ECHILD": Codes(0xC000000B, 87, _EINVAL),  # STATUS_INVALID_CID
+    "EAGAIN": Codes(0xC00000A3, 21, 10035),  # STATUS_DEVICE_NOT_READY
+    "ENOMEM": Codes(0xC0000017, 8, 10055),  # STATUS_NO_MEMORY
+    "EACCES": Codes(0xC0000022, 5, 10013),  # STATUS_ACCESS_DENIED
+    "EFAULT": Codes(0xC0000005, 998, 10014),  # STATUS_ACCESS_VIOLATION
+    "EBUSY": Codes(0xC0000043, 32, _EINVAL),  # STATUS_SHARING_VIOLATION
+    "EEXIST": Codes(0xC0000035, 183, _EINVAL),  # STATUS_OBJECT_NAME_COLLISION
+    "EXDEV": Codes(0xC00000D4, 17, _EINVAL),  # STATUS_NOT_SAME_DEVICE
+    "ENODEV": Codes(0xC000009D, 1167, _EINVAL),  # STATUS_DEVICE_NOT_CONNECTED
+    "ENOTDIR": Codes(0xC0000103, 267, _EINVAL),  # STATUS_NOT_A_DIRECTORY
+    "EISDIR": Codes(0xC00000BA, 5, _EINVAL),  # STATUS_FILE_IS_A_DIRECTORY
+    "EINVAL": Codes(0xC000000D, 87, _EINVAL),  # STATUS_INVALID_PARAMETER
+    "ENFILE": Codes(0xC000011F, 4, 10024),  # STATUS_TOO_MANY_OPENED_FILES
+    "EMFILE": Codes(0xC000011F, 4, 10024),  # STATUS_TOO_MANY_OPENED_FILES
+    "ENOTTY": Codes(0xC0000010, 1, 10045),  # STATUS_INVALID_DEVICE_REQUEST
+    "ETXTBSY": Codes(0xC0000043, 32, _EINVAL),  # STATUS_SHARING_VIOLATION
+    "EFBIG": Codes(0xC0000904, 223, _EINVAL),  # STATUS_FILE_TOO_LARGE
+    "ENOSPC": Codes(0xC000007F, 112, _EINVAL),  # STATUS_DISK_FULL
+    "ESPIPE": Codes(0xC0000010, 1, _EINVAL),  # STATUS_INVALID_DEVICE_REQUEST
+    "EROFS": Codes(0xC00000A2, 19, _EINVAL),  # STATUS_MEDIA_WRITE_PROTECTED
+    "EPIPE": Codes(0xC00000B0, 233, 10058),  # STATUS_PIPE_DISCONNECTED, Winsock's WSAESHUTDOWN
+    "ERANGE": Codes(0xC000000D, 87, _EINVAL),  # STATUS_INVALID_PARAMETER
+    "EDEADLK": Codes(0xC0000194, 1131, _EINVAL),  # STATUS_POSSIBLE_DEADLOCK
+    "ENAMETOOLONG": Codes(0xC0000106, 206, 10063),  # STATUS_NAME_TOO_LONG
+    "ENOSYS": Codes(0xC0000002, 1, 10045),  # STATUS_NOT_IMPLEMENTED
+    "ENOTEMPTY": Codes(0xC0000101, 145, 10066),  # STATUS_DIRECTORY_NOT_EMPTY
+    "ELOOP": Codes(0xC0000280, 1921, 10062),  # STATUS_REPARSE_POINT_NOT_RESOLVED
+    "ENODATA": Codes(0xC0000034, 2, _EINVAL),  # STATUS_OBJECT_NAME_NOT_FOUND
+    "EPROTO": Codes(0xC0000186, 1117, 10054),  # STATUS_DEVICE_PROTOCOL_ERROR
+    "EOVERFLOW": Codes(0xC0000206, 1784, _EINVAL),  # STATUS_INVALID_BUFFER_SIZE
+    "EILSEQ": Codes(0xC000000D, 87, _EINVAL),  # STATUS_INVALID_PARAMETER
+    "ENOTSOCK": Codes(0xC0000024, 6, 10038),  # STATUS_OBJECT_TYPE_MISMATCH
+    "EDESTADDRREQ": Codes(0xC000000D, 87, 10039),  # STATUS_INVALID_PARAMETER
+    "EMSGSIZE": Codes(0x80000005, 234, 10040),  # STATUS_BUFFER_OVERFLOW
+    "EPROTOTYPE": Codes(0xC000000D, 87, 10041),  # STATUS_INVALID_PARAMETER
+    "ENOPROTOOPT": Codes(0xC00000BB, 50, 10042),  # STATUS_NOT_SUPPORTED
+    "EPROTONOSUPPORT": Codes(0xC00000BB, 50, 10043),  # STATUS_NOT_SUPPORTED
+    "ESOCKTNOSUPPORT": Codes(0xC00000BB, 50, 10044),  # STATUS_NOT_SUPPORTED
+    "EOPNOTSUPP": Codes(0xC00000BB, 50, 10045),  # STATUS_NOT_SUPPORTED
+    "EPFNOSUPPORT": Codes(0xC00000BB, 50, 10046),  # STATUS_NOT_SUPPORTED
+    "EAFNOSUPPORT": Codes(0xC00000BB, 50, 10047),  # STATUS_NOT_SUPPORTED
+    "EADDRINUSE": Codes(0xC000020A, 1227, 10048),  # STATUS_ADDRESS_ALREADY_EXISTS
+    "EADDRNOTAVAIL": Codes(0xC0000207, 1214, 10049),  # STATUS_INVALID_ADDRESS_COMPONENT
+    "ENETDOWN": Codes(0xC000023C, 1231, 10050),  # STATUS_NETWORK_UNREACHABLE
+    "ENETUNREACH": Codes(0xC000023C, 1231, 10051),  # STATUS_NETWORK_UNREACHABLE
+    "ENETRESET": Codes(0xC000020D, 64, 10052),  # STATUS_CONNECTION_RESET
+    "ECONNABORTED": Codes(0xC0000241, 1236, 10053),  # STATUS_CONNECTION_ABORTED
+    "ECONNRESET": Codes(0xC000020D, 64, 10054),  # STATUS_CONNECTION_RESET
+    "ENOBUFS": Codes(0xC000009A, 1450, 10055),  # STATUS_INSUFFICIENT_RESOURCES
+    "EISCONN": Codes(0xC000023B, 1230, 10056),  # STATUS_CONNECTION_ACTIVE
+    "ENOTCONN": Codes(0xC000023A, 1229, 10057),  # STATUS_CONNECTION_INVALID
+    "ESHUTDOWN": Codes(0xC00000B0, 233, 10058),  # STATUS_PIPE_DISCONNECTED
+    "ETIMEDOUT": Codes(0xC00000B5, 121, 10060),  # STATUS_IO_TIMEOUT
+    "ECONNREFUSED": Codes(0xC0000236, 1225, 10061),  # STATUS_CONNECTION_REFUSED
+    "EHOSTDOWN": Codes(0xC000023D, 1232, 10064),  # STATUS_HOST_UNREACHABLE
+    "EHOSTUNREACH": Codes(0xC000023D, 1232, 10065),  # STATUS_HOST_UNREACHABLE
+    "EALREADY": Codes(0xC00000A3, 21, 10037),  # STATUS_DEVICE_NOT_READY
+    "EINPROGRESS": Codes(0xC00000A3, 21, 10036),  # STATUS_DEVICE_NOT_READY
+    "ENONET": Codes(0xC000023C, 1231, 10050),  # STATUS_NETWORK_UNREACHABLE
+    "EREMOTEIO": Codes(0xC0000185, 1117, _EINVAL),  # STATUS_IO_DEVICE_ERROR
+    "ESTALE": Codes(0xC0000008, 6, 10070),  # STATUS_INVALID_HANDLE
+    "EDQUOT": Codes(0xC0000044, 1816, 10069),  # STATUS_QUOTA_EXCEEDED
+    "ECANCELED": Codes(0xC0000120, 995, 995),  # STATUS_CANCELLED
+    "ETIME": Codes(0xC00000B5, 121, 10060),  # STATUS_IO_TIMEOUT
+    "EUSERS": Codes(0xC000009A, 1450, 10068),  # STATUS_INSUFFICIENT_RESOURCES
+    "ENOLCK": Codes(0xC000009A, 1450, 10055),  # STATUS_INSUFFICIENT_RESOURCES
+    "EBADFD": Codes(0xC0000008, 6, 10038),  # STATUS_INVALID_HANDLE
+}
+
+CODES: dict[int, Codes] = {
+    getattr(errno, name): codes for name, codes in _NAMED.items() if hasattr(errno, name)
+}
+"""By errno. A kernel that invents an errno gets the codes of `UNKNOWN`."""
+
+UNKNOWN = Codes(0xC0000001, 31, _EINVAL)
+"""STATUS_UNSUCCESSFUL, ``ERROR_GEN_FAILURE``."""
+
+
+def codes_of(number: int | None) -> Codes:
+    """The codes of an errno."""
+    return UNKNOWN if number is None else CODES.get(number, UNKNOWN)
+
+
+def add_codes(error: SomeError) -> SomeError:
+    """Give an error its ``winerror`` and ``winsock_error``, where it has none."""
+    codes = codes_of(error.errno)
+    # On Windows the operating system may have said more exactly what it was.
+    for name, code in (("winerror", codes.windows), ("winsock_error", codes.winsock)):
+        if getattr(error, name, None) is None:
+            setattr(error, name, code)
+    return error

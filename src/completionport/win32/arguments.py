@@ -1,0 +1,33 @@
+"""Arguments that several functions check in the same way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..arguments import check_count
+from .last_error import SetLastError
+from .structures import HANDLE, OVERLAPPED
+
+
+def check_dword(name: str, value: Any) -> None:
+    """Raise unless ``value`` fits into the 32 bits of a DWORD."""
+    check_count(name, value, 0, 0xFFFFFFFF)
+
+
+def check_overlapped(value: Any) -> None:
+    """Raise unless ``value`` is an OVERLAPPED."""
+    if not isinstance(value, OVERLAPPED):
+        raise TypeError(f"lpOverlapped must be an OVERLAPPED, not {type(value).__name__}")
+
+
+def check_handle(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a HANDLE."""
+    if not isinstance(value, HANDLE):
+        raise TypeError(f"{name} must be a HANDLE, not {type(value).__name__}")
+
+
+def succeed(code: int) -> bool:
+    """True for the code 0; else False, with the code as the last error."""
+    if code:
+        SetLastError(code)
+    return not code

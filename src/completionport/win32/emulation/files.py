@@ -1,0 +1,356 @@
+"""File objects and their operations, as Windows' I/O manager has them.
+
+A request is one operation of the program. It is carried out in one or several steps, each of
+which is an operation of the engine. A file's lock guards the file and its requests; the lock of a
+listening socket is taken before that of a socket which it accepts into.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from ...error_codes import Codes, codes_of
+from ...errors import AlreadyAssociated, HandleClosed, OperationAborted, PortClosed
+from ...interface import CompletionPort, Handle
+from ...overlapped import Completion, Overlapped
+from ..constants import (
+    ERROR_INVALID_HANDLE,
+    ERROR_INVALID_PARAMETER,
+    ERROR_IO_PENDING,
+    ERROR_NOT_FOUND,
+    FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
+    STATUS_PENDING,
+    WSA_INVALID_PARAMETER,
+    WSA_IO_PENDING,
+)
+from ..structures import OVERLAPPED
+from . import manager
+from .waiting import Event, Waitable, exclusively
+
+SUCCESS = Codes(0, 0, 0)
+PENDING = Codes(STATUS_PENDING, ERROR_IO_PENDING, WSA_IO_PENDING)
+IN_USE = Codes(0xC000000D, ERROR_INVALID_PARAMETER, WSA_INVALID_PARAMETER)
+GONE = codes_of(errno.EBADF)
+
+CONNECTION_LOST = frozenset(
+    {errno.ECONNRESET, errno.ECONNABORTED, errno.ENETRESET, errno.ETIMEDOUT}
+)
+"""After these Windows answers every call on a connection with the same error, Linux only once."""
+
+Launch: TypeAlias = Callable[[manager.Step], "Overlapped | None"]
+"""Starts a step on a handle of the engine; None when it has succeeded at once."""
+
+
+class Failure(OSError):
+    """A failure that has no errno, or another code than its errno says."""
+
+    def __init__(self, codes: Codes) -> None:
+        super().__init__(errno.EIO, f"NTSTATUS {codes.status:#x}")
+        self.codes = codes
+
+
+class Port:
+    """The program's port: packets are only posted to it."""
+
+    def __init__(self, concurrency: int) -> None:
+        self.port = CompletionPort(concurrency)
+
+    def __repr__(self) -> str:
+        return "port"
+
+    def deliver(self, count: int, key: Any, overlapped: Any, codes: Codes) -> bool:
+        """Put a packet into the queue; False when the port is closed."""
+        try:
+            self.port.post(count, (key, codes), overlapped)
+        except PortClosed:
+            return False
+        return True
+
+
+class Request(Waitable):
+    """One operation of the program; it is signalled when it has completed."""
+
+    takes_input = True
+    """Whether it stands in line with receives, else with sends."""
+
+    def __init__(self, file: FileObject, overlapped: OVERLAPPED) -> None:
+        super().__init__()
+        self.file = file
+        self.overlapped: OVERLAPPED | None = overlapped  # until it has completed; the file's lock
+        event = overlapped.hEvent
+        self.event = event._object if event and isinstance(event._object, Event) else None
+        # Written once, `codes` last: who sees it sees the count as well.
+        self.codes = PENDING
+        self.count = 0
+        # The file's lock:
+        self.step: manager.Step | None = None
+        self.steps = 0
+        self.more_steps = False  # the one under way is not the last
+        self.cancelled = False
+
+    @property
+    def status(self) -> int:
+        return self.codes.status
+
+    def proceed(self, step: manager.Step) -> Launch | None:
+        """A step has succeeded: the next one, or None. File's lock held; an `OSError` ends it."""
+        self.count = step.transferred
+        return None
+
+    def is_refused(self, error: OSError) -> bool:
+        """Whether a failure at the call is told there, and not by a packet. File's lock held."""
+        return self.steps <= 1
+
+    def ended(self) -> None:
+        """All is over. File's lock held."""
+
+    def run(self, launch: Launch | None) -> bool:
+        """Carry on; True when a packet of the engine will tell. File's lock held."""
+        while launch is not None:
+            if self.cancelled:
+                raise OperationAborted
+            step = manager.Step()
+            step.target = self
+            self.step = step
+            self.steps += 1
+            if launch(step) is not None:
+                return True
+            if step.error is not None:
+                raise step.error
+            launch = self.proceed(step)
+        return False
+
+    def cancel(self) -> bool:
+        """Ask it to stop; False when it is too late for that. File's lock held."""
+        if self.codes is not PENDING or self.cancelled:
+            return False
+        stopped = self.step is not None and self.step.cancel()
+        self.cancelled = stopped or self.more_steps
+        return self.cancelled
+
+    def arrived(self, packet: Completion) -> None:
+        """A step has completed, or it is time to pass the packet on. On the manager's thread."""
+        file = self.file
+        with file.lock:
+            if packet.overlapped is self:
+                file.requests.pop(self, None)
+                file.deliver(self)
+                return
+            error: OSError | None = packet.error
+            if error is None:
+                try:
+                    if self.run(self.proceed(packet.overlapped)):
+                        return
+                except OSError as reason:
+                    error = reason
+            file.complete(self, error)
+
+    def resolve(self, codes: Codes) -> None:
+        """It has completed: tell whoever waits. File's lock held."""
+        self.step = None  # it would keep the engine's handle
+        self.ended()
+        self.codes = codes
+        self.set()
+        event = self.event
+        if event is not None:
+            event.set()
+
+
+class FileObject:
+    """What a socket or a file's handle stands for."""
+
+    def __init__(self, number: int, *, synchronous: bool = False) -> None:
+        mode = os.fstat(number).st_mode
+        # Constant:
+        self.number = number
+        self.synchronous = synchronous
+        self.is_socket = stat.S_ISSOCK(mode)
+        self.is_regular = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+        self.is_stream = False
+        self.lock = threading.RLock()  # again by finalizers; it guards everything below
+        self.port: Port | None = None
+        self.key: Any = None
+        self.modes = 0
+        self.closed = False
+        self.requests: dict[Request, None] = {}  # under way, or their packet is still to come
+        self.accepting: Request | None = None  # the AcceptEx that makes this socket a connection
+        self.accepting_threads = 0  # in a call that waits for a connection
+        self.had_peer = False
+        self.lost = 0  # the errno with which the connection ended
+        self.sends_shut = False
+        self.receives_shut = False
+        self._manager: manager.Manager | None = None
+        self._handle: Handle | None = None
+        if self.is_socket:
+            with socket.socket(fileno=os.dup(number)) as probe:
+                self.is_stream = probe.type == socket.SOCK_STREAM
+                self.had_peer = has_peer(probe)
+
+    def __repr__(self) -> str:
+        return f"{'socket' if self.is_socket else 'file'} {self.number}"
+
+    @property
+    def handle(self) -> Handle:
+        """The engine's handle, made when it is first needed. Lock held."""
+        if self.closed:
+            raise HandleClosed("the file is closed")
+        if self._handle is None:
+            joined = manager.join()
+            try:
+                self._handle = joined.associate(self.number, self)
+            except BaseException:
+                manager.leave(joined)
+                raise
+            self._manager = joined
+        return self._handle
+
+    def replace(self, other: socket.socket) -> None:
+        """Make the program's descriptor stand for another socket. Lock held."""
+        if self.closed:
+            raise OperationAborted
+        os.dup2(other.fileno(), self.number, inheritable=False)
+        self._drop_handle()
+        self.had_peer = has_peer(other)
+        self.lost = 0
+        self.sends_shut = self.receives_shut = False
+
+    def start(self, request: Request, launch: Launch) -> tuple[Codes, int]:
+        """Start an operation: `PENDING`, `SUCCESS` with the bytes moved, or why not."""
+        with self.lock:
+            if self.closed:
+                return GONE, 0
+            overlapped = request.overlapped
+            assert overlapped is not None
+            with exclusively():
+                if overlapped.Internal == STATUS_PENDING:
+                    return IN_USE, 0
+                before, overlapped._io = overlapped._io, request
+            if request.event is not None:
+                request.event.reset()
+            self.requests[request] = None
+            try:
+                if request.run(launch):
+                    return PENDING, 0
+            except OSError as error:
+                if not request.is_refused(error):
+                    self.complete(request, error)
+                    return PENDING, 0
+                codes = self.codes_for(error)
+                self._refuse(request, codes)
+                return codes, 0
+            except AlreadyAssociated:
+                # With a CompletionPort, beside this module.
+                self._refuse(request, IN_USE)
+                return IN_USE, 0
+            except BaseException:
+                del self.requests[request]
+                overlapped._io = before
+                raise
+            request.resolve(SUCCESS)
+            if self.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
+                del self.requests[request]
+                request.overlapped = None
+            elif self._others_in_line(request):
+                # They have completed before, so their packets go first.
+                assert self._manager is not None
+                self._manager.pass_on(request)
+            else:
+                del self.requests[request]
+                self.deliver(request)
+            return SUCCESS, request.count
+
+    def complete(self, request: Request, error: OSError | None) -> None:
+        """An operation has completed later than its call. Lock held."""
+        self.requests.pop(request, None)
+        codes = SUCCESS
+        if error is not None:
+            codes = self.codes_for(error)
+            if isinstance(error, OperationAborted):
+                request.count = 0
+        request.resolve(codes)
+        self.deliver(request)
+
+    def deliver(self, request: Request) -> None:
+        """Put the packet into the port's queue, where there is a port by now. Lock held."""
+        # Each holds the other from the call to here.
+        overlapped, request.overlapped = request.overlapped, None
+        if self.port is not None:
+            self.port.deliver(request.count, self.key, overlapped, request.codes)
+
+    def codes_for(self, error: OSError) -> Codes:
+        """What Windows calls this failure of this file. Lock held."""
+        if isinstance(error, Failure):
+            return error.codes
+        number = error.errno
+        if self.is_stream:
+            if number == errno.EPIPE and not self.sends_shut:
+                # Linux's word for a connection that is not there, or not there any more.
+                number = errno.ECONNRESET if self.had_peer else errno.ENOTCONN
+            if number in CONNECTION_LOST:
+                self.lost = number
+        return codes_of(number)
+
+    def cancel(self, overlapped: OVERLAPPED | None) -> int:
+        """Stop one operation, or all. Returned: a Windows code."""
+        with self.lock:
+            if self.closed:
+                return ERROR_INVALID_HANDLE
+            wanted = [
+                one for one in self.requests if overlapped is None or one.overlapped is overlapped
+            ]
+            asked = [one.cancel() for one in wanted]
+        return 0 if any(asked) else ERROR_NOT_FOUND
+
+    def close(self, *, number_is_gone: bool = False) -> bool:
+        """Abort everything and close the descriptor; False when that was done before."""
+        with self.lock:
+            if self.closed:
+                return False
+            for request in list(self.requests):
+                request.cancel()  # its step may be at another file
+            self.closed = True
+            accepting = self.accepting
+            handle, self._handle = self._handle, None
+            if number_is_gone:
+                pass  # the last reference to the engine's handle closes it
+            elif handle is not None:
+                handle.close()
+            else:
+                os.close(self.number)
+            if self._manager is not None:
+                manager.leave(self._manager)
+        if accepting is not None:
+            with accepting.file.lock:
+                accepting.cancel()
+        return True
+
+    def _refuse(self, request: Request, codes: Codes) -> None:
+        del self.requests[request]
+        request.resolve(codes)
+        request.overlapped = None
+
+    def _others_in_line(self, request: Request) -> bool:
+        return any(
+            one is not request and one.takes_input == request.takes_input for one in self.requests
+        )
+
+    def _drop_handle(self) -> None:
+        if self._handle is not None:
+            assert self._manager is not None
+            manager.leave(self._manager)
+            self._handle = self._manager = None
+
+
+def has_peer(sock: socket.socket) -> bool:
+    """Whether a socket is connected."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True

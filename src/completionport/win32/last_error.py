@@ -1,0 +1,38 @@
+"""The last error of each thread."""
+
+from __future__ import annotations
+
+import threading
+
+
+class _LastError(threading.local):
+    code = 0
+
+
+_last = _LastError()
+
+
+def GetLastError() -> int:
+    """The code that the last failed call of this thread has left; a success leaves it alone.
+
+    Each thread has its own. Win32: ``GetLastError``.
+    """
+    return _last.code
+
+
+def SetLastError(dwErrCode: int) -> None:
+    """Set what `GetLastError` and `WSAGetLastError` say in this thread."""
+    _last.code = dwErrCode
+
+
+def WSAGetLastError() -> int:
+    """As `GetLastError`: Windows keeps one number for both, so it is what the last failed call set.
+
+    Functions of Winsock set Winsock's codes (10054), the others Windows codes (64).
+    """
+    return _last.code
+
+
+def WSASetLastError(iError: int) -> None:
+    """As `SetLastError`."""
+    _last.code = iError

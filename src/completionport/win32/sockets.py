@@ -1,0 +1,368 @@
+"""Winsock's functions."""
+
+from __future__ import annotations
+
+import socket as _socket
+from typing import Any
+
+from .arguments import check_dword, check_overlapped, succeed
+from .constants import (
+    INVALID_SOCKET,
+    SD_BOTH,
+    SO_UPDATE_ACCEPT_CONTEXT,
+    SO_UPDATE_CONNECT_CONTEXT,
+    SOCKET_ERROR,
+    WSA_FLAG_OVERLAPPED,
+)
+from .last_error import WSASetLastError
+from .structures import IN_ADDR, OVERLAPPED, SOCKADDR, WSADATA, Buffer, Buffers, views_of
+from .system import system
+
+
+class SOCKET(_socket.socket):
+    """A socket of `WSASocket`, `socket`, `accept`: a `socket.socket` that can be used as one too.
+
+    It is in blocking mode, and closed by `closesocket`; its ``close()`` does the same.
+    """
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        system.close_socket(self)
+
+
+AnySocket = _socket.socket
+"""The functions here take any `socket.socket`. One that is not a `SOCKET` must be closed by
+`closesocket` and not by its ``close()`` once it was given to them."""
+
+
+def WSAStartup(wVersionRequired: int, lpWSAData: WSADATA | None = None) -> int:
+    """Begin to use Winsock: 0.
+
+    ``wVersionRequired``: ``MAKEWORD(2, 2)``. ``lpWSAData`` is filled in.
+    Python has done all that is needed, so a program that leaves it out works as well.
+    """
+    code = system.startup(wVersionRequired)
+    if lpWSAData is not None:
+        lpWSAData.wVersion = wVersionRequired
+        lpWSAData.wHighVersion = MAKEWORD(2, 2)
+        lpWSAData.szDescription = "completionport.win32"
+        lpWSAData.szSystemStatus = "Running"
+    return code
+
+
+def WSACleanup() -> int:
+    """The end of one `WSAStartup`: 0.
+
+    Elsewhere than on Windows the last one ends the thread that this module has, provided that
+    all sockets and files are closed.
+    """
+    return system.cleanup()
+
+
+def WSASocket(
+    af: int,
+    type: int,
+    protocol: int = 0,
+    lpProtocolInfo: None = None,
+    g: int = 0,
+    dwFlags: int = WSA_FLAG_OVERLAPPED,
+) -> SOCKET | None:
+    """A new socket, or ``INVALID_SOCKET``.
+
+    ``af``, ``type``, ``protocol``: ``AF_INET``, ``SOCK_STREAM`` and the like.
+    ``dwFlags``: without ``WSA_FLAG_OVERLAPPED`` no port takes the socket
+    (``ERROR_INVALID_PARAMETER``), and an operation on it returns when it is done.
+    ``lpProtocolInfo`` and ``g`` must be None and 0.
+    """
+    if lpProtocolInfo is not None or g:
+        raise ValueError("WSASocket() takes no protocol info and no group: give None and 0")
+    code, number = system.new_socket(af, type, protocol, dwFlags)
+    if code:
+        WSASetLastError(code)
+        return INVALID_SOCKET
+    sock = SOCKET(af, type, protocol, number)
+    sock.settimeout(None)
+    if not dwFlags & WSA_FLAG_OVERLAPPED:
+        system.set_synchronous(sock)
+    return sock
+
+
+def socket(af: int, type: int, protocol: int = 0) -> SOCKET | None:
+    """A new socket, overlapped as Winsock's ``socket`` makes them, or ``INVALID_SOCKET``."""
+    return WSASocket(af, type, protocol)
+
+
+def bind(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> int:
+    """Give the socket an address, a structure or Python's form of one: 0, or ``SOCKET_ERROR``."""
+    address = name.address if isinstance(name, SOCKADDR) else name
+    return _do(lambda: s.bind(address))
+
+
+def listen(s: AnySocket, backlog: int) -> int:
+    """Let it take connections: 0, or ``SOCKET_ERROR``.
+
+    ``backlog``: how many may wait, ``SOMAXCONN`` for as many as the system allows.
+    """
+    check_dword("backlog", backlog)
+    return _do(lambda: s.listen(min(backlog, 0x7FFFFFFF)))
+
+
+def WSAAccept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET | None:
+    """The next connection of a listening socket, or ``INVALID_SOCKET``. It waits for one.
+
+    ``addr``: a structure that is filled in with the client's address.
+    A wait ends with ``WSAEINTR`` when the listening socket is closed.
+    """
+    code, accepted = system.accept(s)
+    if accepted is None:
+        WSASetLastError(code)
+        return INVALID_SOCKET
+    connection = SOCKET(fileno=accepted.detach())
+    connection.settimeout(None)
+    if addr is not None:
+        try:
+            addr.assign(connection.family, connection.getpeername())
+        except OSError:  # it has gone again
+            addr.load(b"")
+    return connection
+
+
+def accept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET | None:
+    """As `WSAAccept`."""
+    return WSAAccept(s, addr)
+
+
+def connect(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> int:
+    """Connect, waiting for it: 0, or ``SOCKET_ERROR``."""
+    address = name.address if isinstance(name, SOCKADDR) else name
+    return _do(lambda: s.connect(address))
+
+
+def send(s: AnySocket, buf: Buffer, flags: int = 0) -> int:
+    """Send, waiting for room: the number of bytes taken, or ``SOCKET_ERROR``.
+
+    It may be less than there is.
+    """
+    return _do(lambda: s.send(buf, flags))
+
+
+def recv(s: AnySocket, buf: bytearray | memoryview, flags: int = 0) -> int:
+    """Receive into ``buf``, waiting for data: the number of bytes, or ``SOCKET_ERROR``."""
+    return _do(lambda: s.recv_into(buf, 0, flags))
+
+
+def shutdown(s: AnySocket, how: int = SD_BOTH) -> int:
+    """End one way or both (``SD_RECEIVE``, ``SD_SEND``, ``SD_BOTH``): 0, or ``SOCKET_ERROR``."""
+    return _told(system.shut_down(s, how))
+
+
+def setsockopt(s: AnySocket, level: int, optname: int, optval: Any = None) -> int:
+    """Set an option: 0, or ``SOCKET_ERROR``.
+
+    ``optval``: an integer or bytes; for ``SO_UPDATE_ACCEPT_CONTEXT`` the listening socket.
+    That and ``SO_UPDATE_CONNECT_CONTEXT`` are needed on Windows behind `AcceptEx` and `ConnectEx`
+    before the socket is asked for its addresses or shut down; elsewhere they do nothing.
+    """
+    if optname in (SO_UPDATE_ACCEPT_CONTEXT, SO_UPDATE_CONNECT_CONTEXT):
+        return _told(system.update_context(s, optname, optval))
+    return _do(lambda: s.setsockopt(level, optname, optval))
+
+
+def getsockname(s: AnySocket, name: SOCKADDR) -> int:
+    """Fill in the socket's own address: 0, or ``SOCKET_ERROR``."""
+    return _do(lambda: name.assign(s.family, s.getsockname()))
+
+
+def getpeername(s: AnySocket, name: SOCKADDR) -> int:
+    """Fill in the address of the other side: 0, or ``SOCKET_ERROR``."""
+    return _do(lambda: name.assign(s.family, s.getpeername()))
+
+
+def closesocket(s: AnySocket) -> int:
+    """Close a socket: 0, or ``SOCKET_ERROR``.
+
+    Every operation under way on it completes with ``ERROR_OPERATION_ABORTED`` and gives its
+    packet. A thread that waits in `accept` for it gets ``WSAEINTR``.
+    """
+    return _told(system.close_socket(s))
+
+
+def WSARecv(
+    s: AnySocket, lpBuffers: Buffers, dwFlags: int, lpOverlapped: OVERLAPPED
+) -> tuple[int, int | None]:
+    """Receive into the buffers: ``(0, bytes)``, or ``(SOCKET_ERROR, None)`` and the last error.
+
+    ``lpBuffers``: a `WSABUF`, a writable buffer, or a sequence of them, filled in order. They are
+    kept until the operation has completed. ``dwFlags``: ``MSG_PEEK``, ``MSG_WAITALL``, ``MSG_OOB``.
+
+    - ``(0, bytes)``: data was there, or the stream has ended (0 bytes). The packet comes all the
+      same, unless the handle skips the port on success.
+    - ``WSA_IO_PENDING``: it is under way, and its packet comes when it has completed.
+    - Any other error: no packet comes. ``WSAENOTCONN`` for a socket that is not connected,
+      ``WSAECONNRESET`` for a connection that was reset, ``WSAENOTSOCK`` for a closed socket,
+      ``WSA_INVALID_PARAMETER`` when ``lpOverlapped`` is under way.
+
+    Several receives on one socket get the data in the order of these calls.
+    """
+    check_overlapped(lpOverlapped)
+    return _transferred(system.receive(s, views_of(lpBuffers, True), dwFlags, lpOverlapped))
+
+
+def WSASend(
+    s: AnySocket, lpBuffers: Buffers, dwFlags: int, lpOverlapped: OVERLAPPED
+) -> tuple[int, int | None]:
+    """Send all of the buffers: ``(0, bytes)``, or ``(SOCKET_ERROR, None)`` and the last error.
+
+    The operation completes when the system has taken every byte, so there is no partial send.
+    The rest is as with `WSARecv`.
+    """
+    check_overlapped(lpOverlapped)
+    return _transferred(system.send(s, views_of(lpBuffers, False), dwFlags, lpOverlapped))
+
+
+def AcceptEx(
+    sListenSocket: AnySocket,
+    sAcceptSocket: SOCKET,
+    lpOutputBuffer: Buffer,
+    dwReceiveDataLength: int,
+    dwLocalAddressLength: int,
+    dwRemoteAddressLength: int,
+    lpOverlapped: OVERLAPPED,
+) -> bool:
+    """Accept a connection into a socket that is there already, and receive its first data.
+
+    ``sAcceptSocket``: of `WSASocket` or `socket`, not bound and not connected.
+    ``lpOutputBuffer``: takes the first data, then the two addresses; at least as long as the three
+    lengths together. ``dwReceiveDataLength``: room for the first data, and then the operation
+    completes when some has come; with 0 it completes with the connection.
+    ``dwLocalAddressLength``, ``dwRemoteAddressLength``: the size of an address and 16 bytes more.
+
+    Returned: True when it has succeeded, else False and the last error: ``ERROR_IO_PENDING`` while
+    it is under way. The packet has the listening socket's key and the number of data bytes. It
+    fails with ``ERROR_OPERATION_ABORTED`` when either socket is closed first.
+    """
+    check_overlapped(lpOverlapped)
+    if not isinstance(sAcceptSocket, SOCKET):
+        raise TypeError(
+            "AcceptEx() accepts into a SOCKET made by WSASocket() or socket(), "
+            f"not {type(sAcceptSocket).__name__}"
+        )
+    view = views_of(lpOutputBuffer, True)[0]
+    sizes = (dwReceiveDataLength, dwLocalAddressLength, dwRemoteAddressLength)
+    for size in sizes:
+        check_dword("a length", size)
+    if sum(sizes) > view.nbytes:
+        raise ValueError(
+            f"lpOutputBuffer has {view.nbytes} bytes, the lengths together are {sum(sizes)}"
+        )
+    return succeed(system.accept_ex(sListenSocket, sAcceptSocket, view, sizes, lpOverlapped).code)
+
+
+def GetAcceptExSockaddrs(
+    lpOutputBuffer: Buffer,
+    dwReceiveDataLength: int,
+    dwLocalAddressLength: int,
+    dwRemoteAddressLength: int,
+) -> tuple[SOCKADDR, SOCKADDR]:
+    """The local and the remote address that a completed `AcceptEx` has left in its buffer."""
+    view = views_of(lpOutputBuffer, True)[0]
+    sizes = (dwReceiveDataLength, dwLocalAddressLength, dwRemoteAddressLength)
+    return system.accept_addresses(view, sizes)
+
+
+def ConnectEx(
+    s: AnySocket,
+    name: SOCKADDR | tuple[Any, ...],
+    lpSendBuffer: Buffer | None,
+    lpOverlapped: OVERLAPPED,
+) -> bool:
+    """Connect a bound socket, and send the first data.
+
+    ``name``: a structure or Python's form of an address, numeric. ``lpSendBuffer``: what is sent
+    once it is connected, or None; the packet's bytes are those of it.
+
+    Returned: as `AcceptEx`. ``WSAEINVAL`` for a socket that is not bound. What the network says
+    (``ERROR_CONNECTION_REFUSED``) comes with the packet.
+    """
+    check_overlapped(lpOverlapped)
+    if not isinstance(name, SOCKADDR):
+        address = name
+        name = SOCKADDR()
+        name.assign(s.family, address)
+    views = [] if lpSendBuffer is None else views_of(lpSendBuffer, False)
+    return succeed(system.connect_ex(s, name, views, lpOverlapped).code)
+
+
+def DisconnectEx(s: AnySocket, lpOverlapped: OVERLAPPED, dwFlags: int = 0) -> bool:
+    """End a connection, behind what was sent before.
+
+    ``dwFlags``: with ``TF_REUSE_SOCKET`` the socket can be given to `AcceptEx` or `ConnectEx`
+    again.
+    Returned: as `AcceptEx`.
+    """
+    check_overlapped(lpOverlapped)
+    return succeed(system.disconnect_ex(s, lpOverlapped, dwFlags).code)
+
+
+def MAKEWORD(bLow: int, bHigh: int) -> int:
+    """A number of two bytes."""
+    return (bLow & 0xFF) | (bHigh & 0xFF) << 8
+
+
+def htons(hostshort: int) -> int:
+    """A 16-bit number in network order."""
+    return _socket.htons(hostshort)
+
+
+def ntohs(netshort: int) -> int:
+    """A 16-bit number in the machine's order."""
+    return _socket.ntohs(netshort)
+
+
+def htonl(hostlong: int) -> int:
+    """A 32-bit number in network order."""
+    return _socket.htonl(hostlong)
+
+
+def ntohl(netlong: int) -> int:
+    """A 32-bit number in the machine's order."""
+    return _socket.ntohl(netlong)
+
+
+def inet_ntoa(addr: IN_ADDR) -> str:
+    """An IPv4 address in figures and dots."""
+    return _socket.inet_ntoa(bytes(addr._memory))
+
+
+def inet_addr(cp: str) -> int:
+    """The ``s_addr`` of an IPv4 address in figures and dots; ``INADDR_NONE`` for another text."""
+    try:
+        address = IN_ADDR(memoryview(bytearray(_socket.inet_aton(cp))))
+    except OSError:
+        return 0xFFFFFFFF
+    return address.s_addr
+
+
+def _do(call: Any) -> int:
+    """Make a call of Python's socket module, and report as Winsock does."""
+    try:
+        value = call()
+    except OSError as error:
+        WSASetLastError(system.winsock_code(error))
+        return SOCKET_ERROR
+    return value if isinstance(value, int) else 0
+
+
+def _told(code: int) -> int:
+    if code:
+        WSASetLastError(code)
+        return SOCKET_ERROR
+    return 0
+
+
+def _transferred(started: Any) -> tuple[int, int | None]:
+    if started.code:
+        WSASetLastError(started.code)
+        return SOCKET_ERROR, None
+    return 0, started.transferred

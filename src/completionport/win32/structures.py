@@ -1,0 +1,296 @@
+"""Win32's structures as small classes: those that programs fill in, read or pass by reference."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from array import array
+from collections.abc import Sequence
+from mmap import mmap
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+
+from ..addresses import pack, unpack
+from .constants import AF_INET, AF_INET6, STATUS_PENDING
+
+Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
+
+
+class IoStatus(Protocol):
+    """How an operation stands: what the system keeps behind an OVERLAPPED."""
+
+    @property
+    def status(self) -> int:
+        """NTSTATUS; `STATUS_PENDING` while the operation is under way."""
+
+    @property
+    def count(self) -> int:
+        """Bytes moved."""
+
+
+class OVERLAPPED:
+    """One operation of the program: its place in the file, its event, and how it stands.
+
+    Made to be subclassed, as C programs put more fields behind the structure (``PER_IO_DATA``).
+    Where a packet is taken, the very same object comes back.
+
+    The object and the buffers are kept alive until the operation's packet was taken, so it does
+    no harm to let go of them early. It may be used again as soon as its operation has completed;
+    a call with one that is under way fails with ``ERROR_INVALID_PARAMETER``.
+    """
+
+    __slots__ = ("Offset", "OffsetHigh", "__weakref__", "_io", "hEvent")
+
+    Offset: int
+    """Low 32 bits of the place in the file, for `ReadFile` and `WriteFile`."""
+    OffsetHigh: int
+    """High 32 bits of it."""
+    hEvent: HANDLE | None
+    """An event of `CreateEvent`: reset when the operation starts, set when it has completed."""
+    _io: IoStatus | None  # set by the system that carries the operation out
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Not in __init__: subclasses need not call that.
+        self = super().__new__(cls)
+        self.Offset = 0
+        self.OffsetHigh = 0
+        self.hEvent = None
+        self._io = None
+        return self
+
+    @property
+    def Internal(self) -> int:
+        """The operation's NTSTATUS: ``STATUS_PENDING`` while it is under way, 0 for success."""
+        return 0 if self._io is None else self._io.status
+
+    @property
+    def InternalHigh(self) -> int:
+        """Bytes moved, once it has completed."""
+        return 0 if self._io is None else self._io.count
+
+
+WSAOVERLAPPED = OVERLAPPED
+
+
+def HasOverlappedIoCompleted(lpOverlapped: OVERLAPPED) -> bool:
+    """True unless the operation is under way (the macro of winbase.h)."""
+    return lpOverlapped.Internal != STATUS_PENDING
+
+
+def CONTAINING_RECORD(address: Any, type: type[Any], field: str = "") -> Any:
+    """The structure around ``address``: the object itself, since a packet gives it back whole.
+
+    ``type`` and ``field`` say what C code says there; nothing is made of them.
+    """
+    return address
+
+
+class OVERLAPPED_ENTRY(NamedTuple):
+    """A packet, as `GetQueuedCompletionStatusEx` gives it."""
+
+    lpCompletionKey: Any
+    lpOverlapped: Any
+    Internal: int
+    """The operation's NTSTATUS, 0 for success and for what was posted."""
+    dwNumberOfBytesTransferred: int
+
+
+class HANDLE:
+    """A port, a file, a thread or an event. What is in it is the library's business.
+
+    As in Win32 nothing is closed because a handle is dropped: that takes `CloseHandle`.
+    """
+
+    __slots__ = ("__weakref__", "_object")
+
+    _object: Any  # of the system that made it; None once closed
+
+    def __init__(self, kernel_object: Any) -> None:
+        self._object = kernel_object
+
+    def __repr__(self) -> str:
+        return "<HANDLE closed>" if self._object is None else f"<HANDLE {self._object!r}>"
+
+
+INVALID_HANDLE_VALUE = HANDLE(None)
+"""What `CreateFile` returns when it fails, and what makes a port in `CreateIoCompletionPort`."""
+
+
+class WSABUF:
+    """A piece of memory to send from or to receive into: the first ``len`` bytes of ``buf``.
+
+    ``buf`` is any bytes-like object, writable for a receive; ``len`` None is all of it.
+    """
+
+    __slots__ = ("buf", "len")
+
+    def __init__(self, len: int | None = None, buf: Buffer = b"") -> None:
+        self.len = len
+        self.buf = buf
+
+
+Buffers: TypeAlias = "WSABUF | Buffer | Sequence[WSABUF | Buffer]"
+"""What the functions take for an array of WSABUF: one, a bytes-like object, or a sequence."""
+
+
+def views_of(buffers: Buffers, writable: bool) -> list[memoryview]:
+    """The memory of ``buffers`` in single bytes, in order."""
+    if isinstance(buffers, WSABUF) or not isinstance(buffers, (list, tuple)):
+        return [_view(buffers, writable)]
+    if not buffers:
+        raise ValueError("at least one buffer was expected, the sequence is empty")
+    return [_view(buffer, writable) for buffer in buffers]
+
+
+def _view(buffer: Any, writable: bool) -> memoryview:
+    size = None
+    if isinstance(buffer, WSABUF):
+        buffer, size = buffer.buf, buffer.len
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise TypeError(
+            f"a WSABUF, a bytes-like object or a sequence of them was expected, "
+            f"not {type(buffer).__name__}"
+        ) from None
+    if writable and view.readonly:
+        raise TypeError(f"a writable buffer was expected, {type(buffer).__name__} is read-only")
+    if not view.c_contiguous:
+        raise TypeError("a contiguous buffer was expected")
+    if view.format != "B" or view.ndim != 1:
+        view = view.cast("B") if view.nbytes else memoryview(bytearray())
+    if size is None:
+        return view
+    if not 0 <= size <= view.nbytes:
+        raise ValueError(f"a WSABUF of {size} bytes has a buf of only {view.nbytes}")
+    return view[:size]
+
+
+class IN_ADDR:
+    """An IPv4 address: ``s_addr`` is the number as it lies in memory, in network order."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self, memory: memoryview | None = None) -> None:
+        self._memory = memoryview(bytearray(4)) if memory is None else memory
+
+    @property
+    def s_addr(self) -> int:
+        return int.from_bytes(self._memory, sys.byteorder)
+
+    @s_addr.setter
+    def s_addr(self, value: int) -> None:
+        self._memory[:] = value.to_bytes(4, sys.byteorder)
+
+
+class SOCKADDR:
+    """The address of a socket, in the memory layout of the system.
+
+    Functions fill in what they are given, as in C. ``address`` is the same in Python's form.
+    """
+
+    __slots__ = ("_memory",)
+
+    SIZE = 128
+    """Bytes that C has for it."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray(128)
+
+    @property
+    def sa_family(self) -> int:
+        return int.from_bytes(self._memory[:2], sys.byteorder)
+
+    @sa_family.setter
+    def sa_family(self, value: int) -> None:
+        self._memory[:2] = value.to_bytes(2, sys.byteorder)
+
+    @property
+    def address(self) -> Any:
+        """As `socket.socket.getsockname` gives it: ``(host, port)`` for IPv4."""
+        if self.sa_family == AF_INET:
+            return unpack(bytes(self._memory[:16]))
+        if self.sa_family == AF_INET6:
+            return unpack(bytes(self._memory[:28]))
+        return unpack(bytes(self._memory))
+
+    def assign(self, family: int, address: Any) -> None:
+        """Fill it in from Python's form of an address."""
+        self.load(pack(family, socket.SOCK_STREAM, address))
+
+    def load(self, data: bytes | memoryview) -> None:
+        """Fill it in from the system's own form, as much of it as there is room for."""
+        self._memory[:] = bytes(data)[:128].ljust(128, b"\0")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.address!r}>"
+
+
+class SOCKADDR_STORAGE(SOCKADDR):
+    """An address of any family."""
+
+    __slots__ = ()
+
+    ss_family = SOCKADDR.sa_family
+
+
+class SOCKADDR_IN(SOCKADDR):
+    """An IPv4 address and a port; numbers are in network order, as in C."""
+
+    __slots__ = ()
+
+    SIZE = 16
+    sin_family = SOCKADDR.sa_family
+
+    @property
+    def sin_port(self) -> int:
+        return int.from_bytes(self._memory[2:4], sys.byteorder)
+
+    @sin_port.setter
+    def sin_port(self, value: int) -> None:
+        self._memory[2:4] = value.to_bytes(2, sys.byteorder)
+
+    @property
+    def sin_addr(self) -> IN_ADDR:
+        return IN_ADDR(memoryview(self._memory)[4:8])
+
+
+class SOCKADDR_IN6(SOCKADDR):
+    """An IPv6 address and a port; read it with ``address``."""
+
+    __slots__ = ()
+
+    SIZE = 28
+    sin6_family = SOCKADDR.sa_family
+
+
+def sockaddr_of(data: bytes | memoryview) -> SOCKADDR:
+    """The structure of the right kind for an address in the system's own form."""
+    kinds = {AF_INET: SOCKADDR_IN, AF_INET6: SOCKADDR_IN6}
+    structure = kinds.get(int.from_bytes(data[:2], sys.byteorder), SOCKADDR_STORAGE)()
+    structure.load(data)
+    return structure
+
+
+def sizeof(structure: SOCKADDR | type[SOCKADDR]) -> int:
+    """Bytes that an address structure has in C; `AcceptEx` wants 16 more for each address."""
+    return structure.SIZE
+
+
+class SYSTEM_INFO(NamedTuple):
+    """What `GetSystemInfo` tells."""
+
+    dwNumberOfProcessors: int
+    dwPageSize: int
+    dwAllocationGranularity: int
+
+
+class WSADATA:
+    """What `WSAStartup` tells."""
+
+    __slots__ = ("szDescription", "szSystemStatus", "wHighVersion", "wVersion")
+
+    def __init__(self) -> None:
+        self.wVersion = 0
+        self.wHighVersion = 0
+        self.szDescription = ""
+        self.szSystemStatus = ""

@@ -1,0 +1,124 @@
+"""What the functions under Win32's names stand on: Windows itself, or the library's engines.
+
+Both offer the same. They know nothing of the last error: they return codes.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from .structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO
+
+
+class Started(NamedTuple):
+    """How a call that starts an operation has ended."""
+
+    code: int
+    """0: it has succeeded already. ``ERROR_IO_PENDING``: it is under way. Else it was refused."""
+    transferred: int = 0
+    """Bytes, where it has succeeded."""
+
+
+class Taken(NamedTuple):
+    """One packet."""
+
+    transferred: int
+    key: Any
+    overlapped: Any
+    status: int
+    """NTSTATUS."""
+    code: int
+    """The Windows code, 0 for success."""
+
+
+class System(Protocol):
+    """Codes are Windows codes, but for sockets, where they are Winsock codes."""
+
+    # Ports
+    def create_port(self, concurrency: int) -> HANDLE: ...
+    def associate(self, file: HANDLE | socket.socket, port: HANDLE, key: Any) -> int: ...
+    def take(
+        self, port: HANDLE, count: int, milliseconds: int, alertable: bool
+    ) -> tuple[int, list[Taken]]: ...
+    def post(self, port: HANDLE, count: int, key: Any, overlapped: Any) -> int: ...
+    def set_modes(self, file: HANDLE | socket.socket, flags: int) -> int: ...
+    def cancel(self, file: HANDLE | socket.socket, overlapped: OVERLAPPED | None) -> int: ...
+    def result(
+        self, file: HANDLE | socket.socket, overlapped: OVERLAPPED, wait: bool, winsock: bool
+    ) -> tuple[int, int]: ...
+    def close(self, handle: HANDLE) -> int: ...
+
+    # Sockets
+    def startup(self, version: int) -> int: ...
+    def cleanup(self) -> int: ...
+    def new_socket(
+        self, family: int, kind: int, protocol: int, flags: int
+    ) -> tuple[int, int | None]: ...
+    def set_synchronous(self, sock: socket.socket) -> None: ...
+    def accept(self, listener: socket.socket) -> tuple[int, socket.socket | None]: ...
+    def close_socket(self, sock: socket.socket) -> int: ...
+    def shut_down(self, sock: socket.socket, how: int) -> int: ...
+    def update_context(self, sock: socket.socket, option: int, value: Any) -> int: ...
+    def winsock_code(self, error: OSError) -> int: ...
+    def receive(
+        self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
+    ) -> Started: ...
+    def send(
+        self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
+    ) -> Started: ...
+    def accept_ex(
+        self,
+        listener: socket.socket,
+        sock: socket.socket,
+        view: memoryview,
+        sizes: tuple[int, int, int],
+        overlapped: OVERLAPPED,
+    ) -> Started: ...
+    def accept_addresses(
+        self, view: memoryview, sizes: tuple[int, int, int]
+    ) -> tuple[SOCKADDR, SOCKADDR]: ...
+    def connect_ex(
+        self,
+        sock: socket.socket,
+        name: SOCKADDR,
+        views: list[memoryview],
+        overlapped: OVERLAPPED,
+    ) -> Started: ...
+    def disconnect_ex(self, sock: socket.socket, overlapped: OVERLAPPED, flags: int) -> Started: ...
+
+    # Files
+    def create_file(
+        self, name: str, access: int, share: int, disposition: int, flags: int
+    ) -> tuple[int, HANDLE | None]: ...
+    def read(
+        self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
+    ) -> Started: ...
+    def write(
+        self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
+    ) -> Started: ...
+
+    # Threads and waiting
+    def create_thread(self, function: Callable[[Any], Any], argument: Any) -> HANDLE: ...
+    def exit_code(self, thread: HANDLE) -> tuple[int, int]: ...
+    def create_event(self, manual: bool, signalled: bool) -> HANDLE: ...
+    def set_event(self, event: HANDLE, signalled: bool) -> int: ...
+    def wait(
+        self, handles: list[HANDLE], everything: bool, milliseconds: int
+    ) -> tuple[int, int]: ...
+    def system_info(self) -> SYSTEM_INFO: ...
+
+
+system: System
+"""The one of this machine."""
+
+if sys.platform == "win32":
+    from .windows import WindowsSystem
+
+    system = WindowsSystem()
+else:
+    from .emulation import EngineSystem
+
+    system = EngineSystem()
