@@ -169,7 +169,8 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
     """Start a claimed operation, or queue it behind others. Takes the lock.
 
     Returns 0 when a packet will come (or is there), NO_PACKET when the operation is done and the
-    caller's again, else the errno with which it failed at once. The caller holds a reference to the Overlapped for the operation and is inside the scheduler.
+    caller's again, else the errno with which it failed at once. The caller holds a reference to the
+    Overlapped for the operation and is inside the scheduler.
     """
     cdef OperationQueue* queue
     cdef int error = 0
@@ -188,6 +189,7 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
         if error == 0:
             channel_retain(channel)
             if channel.skips_on_success:
+                let_sources_go(operation)
                 error = NO_PACKET
             else:
                 settle(operation, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket as _socket
 from typing import Any
 
-from .arguments import check_dword, check_overlapped, succeed
+from .arguments import check_dword, check_handle, check_overlapped, succeed
 from .constants import (
     INVALID_SOCKET,
     SD_BOTH,
@@ -15,7 +15,17 @@ from .constants import (
     WSA_FLAG_OVERLAPPED,
 )
 from .last_error import WSASetLastError
-from .structures import IN_ADDR, OVERLAPPED, SOCKADDR, WSADATA, Buffer, Buffers, views_of
+from .structures import (
+    HANDLE,
+    IN_ADDR,
+    OVERLAPPED,
+    SOCKADDR,
+    TRANSMIT_FILE_BUFFERS,
+    WSADATA,
+    Buffer,
+    Buffers,
+    views_of,
+)
 from .system import system
 
 
@@ -221,6 +231,71 @@ def WSASend(
     return _transferred(system.send(s, views_of(lpBuffers, False), dwFlags, lpOverlapped))
 
 
+def WSARecvFrom(
+    s: AnySocket,
+    lpBuffers: Buffers,
+    dwFlags: int,
+    lpOverlapped: OVERLAPPED,
+    lpFrom: SOCKADDR | None = None,
+) -> tuple[int, int | None]:
+    """Receive one datagram: ``(0, bytes)``, or ``(SOCKET_ERROR, None)`` and the last error.
+
+    ``lpFrom``: a structure that is filled in with the sender's address when the operation
+    completes. A datagram that is longer than the buffers loses what there is no room for, and the
+    operation fails with ``WSAEMSGSIZE`` (``ERROR_MORE_DATA`` in a packet). The rest is as with
+    `WSARecv`.
+    """
+    check_overlapped(lpOverlapped)
+    views = views_of(lpBuffers, True)
+    return _transferred(system.receive_from(s, views, dwFlags, lpFrom, lpOverlapped))
+
+
+def WSASendTo(
+    s: AnySocket,
+    lpBuffers: Buffers,
+    dwFlags: int,
+    lpTo: SOCKADDR | tuple[Any, ...],
+    lpOverlapped: OVERLAPPED,
+) -> tuple[int, int | None]:
+    """Send one datagram: ``(0, bytes)``, or ``(SOCKET_ERROR, None)`` and the last error.
+
+    ``lpTo``: the receiver's address, a structure or Python's form of one. The rest is as with
+    `WSASend`.
+    """
+    check_overlapped(lpOverlapped)
+    views = views_of(lpBuffers, False)
+    return _transferred(system.send_to(s, views, dwFlags, _structure(s, lpTo), lpOverlapped))
+
+
+def TransmitFile(
+    hSocket: AnySocket,
+    hFile: HANDLE | None,
+    nNumberOfBytesToWrite: int,
+    nNumberOfBytesPerSend: int,
+    lpOverlapped: OVERLAPPED,
+    lpTransmitBuffers: TRANSMIT_FILE_BUFFERS | None = None,
+    dwFlags: int = 0,
+) -> bool:
+    """Send a part of a file, from the place that ``lpOverlapped`` says.
+
+    ``hFile``: of `CreateFile`, or None to send the buffers alone. ``nNumberOfBytesToWrite``: 0 for
+    all from there to the end. ``nNumberOfBytesPerSend``: a hint for Windows, 0 for its own choice.
+    ``lpTransmitBuffers``: what goes before and behind. ``dwFlags``: ``TF_DISCONNECT`` ends the
+    connection afterwards, with ``TF_REUSE_SOCKET`` as in `DisconnectEx`.
+
+    Returned: as `AcceptEx`. The packet's bytes are those of file and buffers together.
+    """
+    check_overlapped(lpOverlapped)
+    if hFile is not None:
+        check_handle("hFile", hFile)
+    check_dword("nNumberOfBytesToWrite", nNumberOfBytesToWrite)
+    check_dword("nNumberOfBytesPerSend", nNumberOfBytesPerSend)
+    buffers = TRANSMIT_FILE_BUFFERS() if lpTransmitBuffers is None else lpTransmitBuffers
+    parts = (views_of(buffers.Head, False)[0], views_of(buffers.Tail, False)[0])
+    sizes = (nNumberOfBytesToWrite, nNumberOfBytesPerSend)
+    return succeed(system.transmit_file(hSocket, hFile, sizes, parts, dwFlags, lpOverlapped).code)
+
+
 def AcceptEx(
     sListenSocket: AnySocket,
     sAcceptSocket: SOCKET,
@@ -286,12 +361,8 @@ def ConnectEx(
     (``ERROR_CONNECTION_REFUSED``) comes with the packet.
     """
     check_overlapped(lpOverlapped)
-    if not isinstance(name, SOCKADDR):
-        address = name
-        name = SOCKADDR()
-        name.assign(s.family, address)
     views = [] if lpSendBuffer is None else views_of(lpSendBuffer, False)
-    return succeed(system.connect_ex(s, name, views, lpOverlapped).code)
+    return succeed(system.connect_ex(s, _structure(s, name), views, lpOverlapped).code)
 
 
 def DisconnectEx(s: AnySocket, lpOverlapped: OVERLAPPED, dwFlags: int = 0) -> bool:
@@ -342,6 +413,14 @@ def inet_addr(cp: str) -> int:
     except OSError:
         return 0xFFFFFFFF
     return address.s_addr
+
+
+def _structure(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> SOCKADDR:
+    if isinstance(name, SOCKADDR):
+        return name
+    structure = SOCKADDR()
+    structure.assign(s.family, name)
+    return structure
 
 
 def _do(call: Any) -> int:

@@ -165,6 +165,16 @@ def _view(buffer: Any, writable: bool) -> memoryview:
     return view[:size]
 
 
+class TRANSMIT_FILE_BUFFERS:
+    """What `TransmitFile` sends before the file and behind it."""
+
+    __slots__ = ("Head", "Tail")
+
+    def __init__(self, Head: Buffer = b"", Tail: Buffer = b"") -> None:
+        self.Head = Head
+        self.Tail = Tail
+
+
 class IN_ADDR:
     """An IPv4 address: ``s_addr`` is the number as it lies in memory, in network order."""
 

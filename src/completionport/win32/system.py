@@ -69,6 +69,31 @@ class System(Protocol):
     def send(
         self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
     ) -> Started: ...
+    def receive_from(
+        self,
+        sock: socket.socket,
+        views: list[memoryview],
+        flags: int,
+        sender: SOCKADDR | None,
+        overlapped: OVERLAPPED,
+    ) -> Started: ...
+    def send_to(
+        self,
+        sock: socket.socket,
+        views: list[memoryview],
+        flags: int,
+        name: SOCKADDR,
+        overlapped: OVERLAPPED,
+    ) -> Started: ...
+    def transmit_file(
+        self,
+        sock: socket.socket,
+        file: HANDLE | None,
+        sizes: tuple[int, int],
+        parts: tuple[memoryview, memoryview],
+        flags: int,
+        overlapped: OVERLAPPED,
+    ) -> Started: ...
     def accept_ex(
         self,
         listener: socket.socket,

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...error_codes import Codes, codes_of
 from ...errors import PortClosed
+from ...overlapped import Overlapped
 from ...workers import usable_processors
 from ..constants import (
     CREATE_ALWAYS,
@@ -43,7 +44,18 @@ from ..structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO, sockaddr_of
 from ..system import Started, Taken
 from . import manager
 from .files import SUCCESS, FileObject, Launch, Port, Request, has_peer
-from .requests import Accept, Connect, Disconnect, Read, Receive, Send, lost
+from .manager import Step
+from .requests import (
+    Accept,
+    Connect,
+    Disconnect,
+    Read,
+    Receive,
+    ReceiveFrom,
+    Send,
+    Transmit,
+    lost,
+)
 from .waiting import Event, Thread, Waitable, wait_for
 
 ADDRESS_ROOM = 16
@@ -286,13 +298,71 @@ class EngineSystem:
         file = file_of_socket(sock)
         if file is None:
             return Started(WSAENOTSOCK)
+        if not file.is_stream:
+            # Only so it is known that a datagram was cut off.
+            return self.receive_from(sock, views, flags, None, overlapped)
+        request = Receive(file, overlapped)
+        return winsock(transfer(file, request, lambda step: file.handle.recv(views, flags, step)))
+
+    def receive_from(
+        self,
+        sock: socket.socket,
+        views: list[memoryview],
+        flags: int,
+        sender: SOCKADDR | None,
+        overlapped: OVERLAPPED,
+    ) -> Started:
+        file = file_of_socket(sock)
+        if file is None:
+            return Started(WSAENOTSOCK)
+        request = ReceiveFrom(file, overlapped, sender)
         return winsock(
-            transfer(
-                file,
-                Receive(file, overlapped),
-                lambda step: file.handle.recv(views, flags, step),
-            )
+            transfer(file, request, lambda step: file.handle.recvmsg(views, 0, flags, step))
         )
+
+    def send_to(
+        self,
+        sock: socket.socket,
+        views: list[memoryview],
+        flags: int,
+        name: SOCKADDR,
+        overlapped: OVERLAPPED,
+    ) -> Started:
+        file = file_of_socket(sock)
+        if file is None:
+            return Started(WSAENOTSOCK)
+        where = name.address
+        request = Send(file, overlapped)
+        return winsock(
+            transfer(file, request, lambda step: file.handle.sendmsg(views, (), flags, where, step))
+        )
+
+    def transmit_file(
+        self,
+        sock: socket.socket,
+        file: HANDLE | None,
+        sizes: tuple[int, int],
+        parts: tuple[memoryview, memoryview],
+        flags: int,
+        overlapped: OVERLAPPED,
+    ) -> Started:
+        target = file_of_socket(sock)
+        if target is None:
+            return Started(WSAENOTSOCK)
+        source = None if file is None else file_of(file)
+        if source is None and file is not None:
+            return Started(ERROR_INVALID_HANDLE)
+        head, tail = parts
+
+        def launch(step: Step) -> Overlapped | None:
+            if source is None:
+                return target.handle.send([head, tail], 0, step)
+            place = overlapped.OffsetHigh << 32 | overlapped.Offset
+            return target.handle.sendfile(
+                source.number, place, sizes[0] or None, head=head, tail=tail, overlapped=step
+            )
+
+        return winsock(transfer(target, Transmit(target, overlapped, flags), launch))
 
     def send(
         self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
@@ -300,11 +370,8 @@ class EngineSystem:
         file = file_of_socket(sock)
         if file is None:
             return Started(WSAENOTSOCK)
-        return winsock(
-            transfer(
-                file, Send(file, overlapped), lambda step: file.handle.send(views, flags, step)
-            )
-        )
+        request = Send(file, overlapped)
+        return winsock(transfer(file, request, lambda step: file.handle.send(views, flags, step)))
 
     def accept_ex(
         self,

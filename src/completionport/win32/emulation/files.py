@@ -173,6 +173,7 @@ class FileObject:
         self.is_socket = stat.S_ISSOCK(mode)
         self.is_regular = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
         self.is_stream = False
+        self.family = 0
         self.lock = threading.RLock()  # again by finalizers; it guards everything below
         self.port: Port | None = None
         self.key: Any = None
@@ -190,6 +191,7 @@ class FileObject:
         if self.is_socket:
             with socket.socket(fileno=os.dup(number)) as probe:
                 self.is_stream = probe.type == socket.SOCK_STREAM
+                self.family = probe.family
                 self.had_peer = has_peer(probe)
 
     def __repr__(self) -> str:

@@ -10,9 +10,15 @@ import os
 import socket
 from typing import Any
 
-from ...error_codes import Codes
+from ...error_codes import Codes, codes_of
 from ...overlapped import Overlapped
-from ..constants import ERROR_BROKEN_PIPE, ERROR_HANDLE_EOF, TF_REUSE_SOCKET, WSAEINVAL
+from ..constants import (
+    ERROR_BROKEN_PIPE,
+    ERROR_HANDLE_EOF,
+    TF_DISCONNECT,
+    TF_REUSE_SOCKET,
+    WSAEINVAL,
+)
 from ..structures import OVERLAPPED, SOCKADDR
 from .files import Failure, FileObject, Launch, Request
 from .manager import Step
@@ -34,7 +40,24 @@ FAILS_LATER = frozenset(
 
 
 class Receive(Request):
-    """``WSARecv``."""
+    """``WSARecv`` on a connection."""
+
+
+class ReceiveFrom(Request):
+    """``WSARecvFrom``, and ``WSARecv`` of a datagram."""
+
+    def __init__(self, file: FileObject, overlapped: OVERLAPPED, sender: SOCKADDR | None) -> None:
+        super().__init__(file, overlapped)
+        self._sender = sender
+
+    def proceed(self, step: Step) -> Launch | None:
+        self.count = step.transferred
+        _, _, flags, address = step.result()
+        if self._sender is not None and address:
+            self._sender.assign(self.file.family, address)
+        if flags & socket.MSG_TRUNC:
+            raise Failure(codes_of(errno.EMSGSIZE))
+        return None
 
 
 class Send(Request):
@@ -137,6 +160,31 @@ class Connect(Request):
         return self.file.handle.send(self._views, 0, step)
 
 
+class Transmit(Request):
+    """``TransmitFile``: with ``TF_DISCONNECT`` the connection ends behind it."""
+
+    takes_input = False
+
+    def __init__(self, file: FileObject, overlapped: OVERLAPPED, flags: int) -> None:
+        super().__init__(file, overlapped)
+        self._flags = flags
+        self.more_steps = bool(flags & TF_DISCONNECT)
+
+    def proceed(self, step: Step) -> Launch | None:
+        if not self.more_steps:
+            if self._flags & TF_DISCONNECT:
+                end_connection(self.file, self._flags)
+            else:
+                self.count = step.transferred
+            return None
+        self.count = step.transferred
+        self.more_steps = False
+        return self._disconnect
+
+    def _disconnect(self, step: Step) -> Overlapped | None:
+        return self.file.handle.disconnect(step)
+
+
 class Disconnect(Request):
     """``DisconnectEx``: with ``TF_REUSE_SOCKET`` the descriptor becomes a fresh socket."""
 
@@ -147,14 +195,18 @@ class Disconnect(Request):
         self._flags = flags
 
     def proceed(self, step: Step) -> Launch | None:
-        file = self.file
-        file.sends_shut = file.receives_shut = True
-        if self._flags & TF_REUSE_SOCKET:
-            with socket.socket(fileno=os.dup(file.number)) as old:
-                family, kind, protocol = old.family, old.type, old.proto
-            with socket.socket(family, kind, protocol) as fresh:
-                file.replace(fresh)
+        end_connection(self.file, self._flags)
         return None
+
+
+def end_connection(file: FileObject, flags: int) -> None:
+    """The connection was shut down: the descriptor becomes a fresh socket, where that is asked."""
+    file.sends_shut = file.receives_shut = True
+    if flags & TF_REUSE_SOCKET:
+        with socket.socket(fileno=os.dup(file.number)) as old:
+            family, kind, protocol = old.family, old.type, old.proto
+        with socket.socket(family, kind, protocol) as fresh:
+            file.replace(fresh)
 
 
 def lost(file: FileObject, request: Any) -> bool:

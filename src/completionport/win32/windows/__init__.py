@@ -58,6 +58,7 @@ from .api import (
     Guid,
     OverlappedStructure,
     SystemInfoStructure,
+    TransmitBuffersStructure,
     accept_ex,
     cancel_io,
     close_handle,
@@ -80,13 +81,16 @@ from .api import (
     set_option,
     this_process,
     this_thread,
+    transmit_file,
     wait_for,
     write_file,
     wsa_cleanup,
     wsa_get_result,
     wsa_ioctl,
     wsa_recv,
+    wsa_recv_from,
     wsa_send,
+    wsa_send_to,
     wsa_socket,
     wsa_startup,
 )
@@ -264,6 +268,11 @@ def start(
     if not file.number or file.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
         settle(io)
     return Started(0, count.value)
+
+
+def size_of_name(name: SOCKADDR) -> int:
+    """Bytes of the address in it."""
+    return 28 if name.sa_family == socket.AF_INET6 else 16
 
 
 def code_unless(done: int) -> int:
@@ -504,6 +513,99 @@ class WindowsSystem:
 
         return start(file, overlapped, memory, call)
 
+    def receive_from(
+        self,
+        sock: socket.socket,
+        views: list[memoryview],
+        flags: int,
+        sender: SOCKADDR | None,
+        overlapped: OVERLAPPED,
+    ) -> Started:
+        file = file_of_socket(sock)
+        if file is None:
+            return Started(WSAENOTSOCK)
+        name = memoryview(bytearray(128) if sender is None else sender._memory)
+        memory: list[Any] = [DWORD(flags), c_int(name.nbytes)]
+        array = buffers_of(views, memory)
+        where = memory_of(name, memory)
+
+        def call(io: Io, count: Any) -> int:
+            done = wsa_recv_from(
+                file.value,
+                array,
+                len(array),
+                count,
+                byref(memory[0]),
+                where,
+                byref(memory[1]),
+                io.address,
+                None,
+            )
+            return 0 if done != SOCKET_ERROR else last_error()
+
+        return start(file, overlapped, memory, call)
+
+    def send_to(
+        self,
+        sock: socket.socket,
+        views: list[memoryview],
+        flags: int,
+        name: SOCKADDR,
+        overlapped: OVERLAPPED,
+    ) -> Started:
+        file = file_of_socket(sock)
+        if file is None:
+            return Started(WSAENOTSOCK)
+        memory: list[Any] = []
+        array = buffers_of(views, memory)
+        where = memory_of(memoryview(bytes(name._memory)), memory)
+
+        def call(io: Io, count: Any) -> int:
+            done = wsa_send_to(
+                file.value,
+                array,
+                len(array),
+                count,
+                flags,
+                where,
+                size_of_name(name),
+                io.address,
+                None,
+            )
+            return 0 if done != SOCKET_ERROR else last_error()
+
+        return start(file, overlapped, memory, call)
+
+    def transmit_file(
+        self,
+        sock: socket.socket,
+        file: HANDLE | None,
+        sizes: tuple[int, int],
+        parts: tuple[memoryview, memoryview],
+        flags: int,
+        overlapped: OVERLAPPED,
+    ) -> Started:
+        target = file_of_socket(sock)
+        if target is None:
+            return Started(WSAENOTSOCK)
+        source = None if file is None else file_of(file)
+        if source is None and file is not None:
+            return Started(ERROR_INVALID_HANDLE)
+        memory: list[Any] = []
+        head, tail = parts
+        buffers = TransmitBuffersStructure(
+            memory_of(head, memory), head.nbytes, memory_of(tail, memory), tail.nbytes
+        )
+        memory.append(buffers)
+        value = None if source is None else source.value
+
+        def call(io: Io, count: Any) -> int:
+            return code_unless(
+                transmit_file(target.value, value, *sizes, io.address, byref(buffers), flags)
+            )
+
+        return start(target, overlapped, memory, call)
+
     def accept_ex(
         self,
         listener: socket.socket,
@@ -556,7 +658,7 @@ class WindowsSystem:
             return Started(WSAENOTSOCK)
         memory: list[Any] = []
         where = memory_of(memoryview(bytes(name._memory)), memory)
-        size = 28 if name.sa_family == socket.AF_INET6 else 16
+        size = size_of_name(name)
         data = memory_of(views[0], memory) if views else None
         data_size = views[0].nbytes if views else 0
         function = self._extension(file.value, *CONNECT_EX)

@@ -49,6 +49,15 @@ class BufferStructure(Structure):
     _fields_ = (("len", ULONG), ("buf", c_void_p))
 
 
+class TransmitBuffersStructure(Structure):
+    _fields_ = (
+        ("Head", c_void_p),
+        ("HeadLength", DWORD),
+        ("Tail", c_void_p),
+        ("TailLength", DWORD),
+    )
+
+
 class Guid(Structure):
     _fields_ = (("one", DWORD), ("two", WORD), ("three", WORD), ("four", BYTE * 8))
 
@@ -192,6 +201,46 @@ wsa_send = declare(
     DWORD,
     c_void_p,
     c_void_p,
+)
+wsa_recv_from = declare(
+    ws2_32,
+    "WSARecvFrom",
+    c_int,
+    SOCKET_VALUE,
+    POINTER(BufferStructure),
+    DWORD,
+    POINTER(DWORD),
+    POINTER(DWORD),
+    c_void_p,
+    POINTER(c_int),
+    c_void_p,
+    c_void_p,
+)
+wsa_send_to = declare(
+    ws2_32,
+    "WSASendTo",
+    c_int,
+    SOCKET_VALUE,
+    POINTER(BufferStructure),
+    DWORD,
+    POINTER(DWORD),
+    DWORD,
+    c_void_p,
+    c_int,
+    c_void_p,
+    c_void_p,
+)
+transmit_file = declare(
+    mswsock,
+    "TransmitFile",
+    BOOL,
+    SOCKET_VALUE,
+    HANDLE_VALUE,
+    DWORD,
+    DWORD,
+    c_void_p,
+    c_void_p,
+    DWORD,
 )
 wsa_ioctl = declare(
     ws2_32,

@@ -1,0 +1,132 @@
+"""The article's full listing, line for line: an echo server on a completion port.
+
+    python examples/win32_echo.py [PORT]
+
+It runs unchanged on Windows, where `completionport.win32` is the real thing, and on Linux. A line
+on its standard input ends it. Output arguments are returned values here, and what HeapAlloc made is
+an object; all else stands as and where it does in the listing, but for its slips:
+
+1. ``GetQueuedCompletionStatus`` gets the value of ``sClient`` where it should get its address, so
+   the key never arrives. Here the key is returned.
+2. ``accept``'s result goes to ``sCient`` and the per-I/O data to ``lpPetIoData``, which nothing
+   reads; ``PostQueuedCompletionStauts``, ``winsow2.h`` and ``MSGSIE`` are misspelt.
+3. The accepting loop never ends, so nothing behind it is ever reached. Here the listening socket
+   is closed when a line comes, and ``accept`` returns.
+4. One packet says "end", for however many threads there are, and the port is closed under them.
+   Here there is one for each, and they are waited for. Before that every connection is closed.
+5. What came is used before anything says that there is a packet. At the end of the port there is
+   none.
+6. Whether an operation has failed is not looked at: a reset passes for a graceful end, because it
+   has no bytes either.
+7. ``send`` may take fewer bytes than it is given, which is not noticed, and it blocks the thread.
+   Here ``WSASend`` sends all of it, and its completion posts the next receive; so there is a second
+   type of operation.
+8. When ``WSARecv`` fails at the call no packet comes. Unnoticed, the connection would stay open
+   for good, served by nobody.
+9. A message that fills the buffer has its zero written behind it. Python needs no zero.
+"""
+
+import os
+import sys
+
+from completionport.win32 import *
+
+PORT = 5050
+MSGSIZE = 1024
+
+RECV_POSTED = 0
+SEND_POSTED = 1  # slip 7
+
+
+class PER_IO_OPERATION_DATA(OVERLAPPED):
+    def __init__(self):
+        self.szMessage = bytearray(MSGSIZE)
+        self.Buffer = WSABUF(MSGSIZE, self.szMessage)
+        self.OperationType = RECV_POSTED
+
+
+Clients = set()  # slip 4; each step on it is atomic
+
+
+def main():
+    wsaData = WSADATA()
+    local, client = SOCKADDR_IN(), SOCKADDR_IN()
+    Threads = []  # slip 4
+
+    WSAStartup(MAKEWORD(2, 2), wsaData)
+    CompletionPort = CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, 0)
+    sysinfo = GetSystemInfo()
+    for _ in range(sysinfo.dwNumberOfProcessors):
+        Threads.append(CreateThread(NULL, 0, WorkerThread, CompletionPort, 0, NULL))
+
+    sListen = socket(AF_INET, SOCK_STREAM, 0)
+    local.sin_family = AF_INET
+    local.sin_port = htons(int(sys.argv[1]) if len(sys.argv) > 1 else PORT)
+    local.sin_addr.s_addr = htonl(INADDR_ANY)
+    if bind(sListen, local) == SOCKET_ERROR or listen(sListen, 5) == SOCKET_ERROR:
+        sys.exit(f"Can't listen on port {ntohs(local.sin_port)}: error {WSAGetLastError()}")
+    getsockname(sListen, local)
+    print(f"Listening on port {ntohs(local.sin_port)}", flush=True)
+    CloseHandle(CreateThread(NULL, 0, CloseWhenTold, sListen, 0, NULL))  # slip 3
+    while TRUE:
+        sClient = accept(sListen, client)
+        if sClient is INVALID_SOCKET:  # slip 3
+            break
+        print(f"Accept Client:{inet_ntoa(client.sin_addr)}:{ntohs(client.sin_port)}", flush=True)
+        CreateIoCompletionPort(sClient, CompletionPort, sClient, 0)
+        Clients.add(sClient)
+        lpPerIoData = PER_IO_OPERATION_DATA()
+        result, _ = WSARecv(sClient, lpPerIoData.Buffer, 0, lpPerIoData)
+        if result == SOCKET_ERROR and WSAGetLastError() != WSA_IO_PENDING:  # slip 8
+            Close(sClient)
+
+    for sClient in list(Clients):  # slip 4
+        Close(sClient)
+    for _ in Threads:
+        PostQueuedCompletionStatus(CompletionPort, 0xFFFFFFFF, 0, NULL)
+    WaitForMultipleObjects(Threads, TRUE, INFINITE)
+    for ThreadHandle in Threads:
+        CloseHandle(ThreadHandle)
+    CloseHandle(CompletionPort)
+    closesocket(sListen)
+    WSACleanup()
+    print("Closed", flush=True)
+    return 0
+
+
+def WorkerThread(lpParam):
+    CompletionPort = lpParam
+    while TRUE:
+        ok, dwBytesTransferred, sClient, lpPerIoData = GetQueuedCompletionStatus(
+            CompletionPort, INFINITE
+        )
+        if dwBytesTransferred == 0xFFFFFFFF or lpPerIoData is NULL:  # slip 5
+            return 0
+        if not ok or (lpPerIoData.OperationType == RECV_POSTED and dwBytesTransferred == 0):
+            Close(sClient)  # slip 6
+            continue
+        if lpPerIoData.OperationType == RECV_POSTED:
+            lpPerIoData.OperationType = SEND_POSTED  # slip 7
+            lpPerIoData.Buffer.len = dwBytesTransferred
+            result, _ = WSASend(sClient, lpPerIoData.Buffer, 0, lpPerIoData)
+        else:
+            lpPerIoData.OperationType = RECV_POSTED
+            lpPerIoData.Buffer.len = MSGSIZE
+            result, _ = WSARecv(sClient, lpPerIoData.Buffer, 0, lpPerIoData)
+        if result == SOCKET_ERROR and WSAGetLastError() != WSA_IO_PENDING:  # slip 8
+            Close(sClient)
+    return 0
+
+
+def Close(sClient):
+    Clients.discard(sClient)
+    closesocket(sClient)
+
+
+def CloseWhenTold(sListen):
+    if os.read(0, 1):
+        closesocket(sListen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
