@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from completionport import win32
 from support import run_python
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,7 @@ def examples(page):
 
 BLOCKS = examples("README.md")
 ABOUT_THREADS = examples("docs/threads.md")
+FROM_WIN32 = examples("docs/from-win32.md")
 
 
 def test_the_readmes_server_answers(engine, monkeypatch):
@@ -59,9 +61,14 @@ def test_the_readmes_port_prints_what_it_says():
     assert done.stdout.strip() == expected, done.stderr
 
 
-@pytest.mark.parametrize("number", range(len(ABOUT_THREADS)))
-def test_the_examples_about_threads_print_what_they_say(engine, number):
-    example = ABOUT_THREADS[number]
+@pytest.mark.parametrize(
+    "example",
+    [
+        *(pytest.param(text, id=f"threads-{number}") for number, text in enumerate(ABOUT_THREADS)),
+        *(pytest.param(text, id=f"from-win32-{number}") for number, text in enumerate(FROM_WIN32)),
+    ],
+)
+def test_the_examples_of_a_page_print_what_they_say(engine, example):
     expected = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.MULTILINE)
     assert expected
     assert run_python(example, engine=engine).stdout.splitlines() == expected
@@ -76,6 +83,14 @@ def test_every_name_of_the_article_is_in_the_readmes_table():
         "GetLastError", "WSAStartup", "GlobalAlloc", "HeapFree", "ZeroMemory", "WSABUF",
     ):  # fmt: skip
         assert name in table, name
+
+
+def test_the_page_about_win32_names_every_function():
+    page = (ROOT / "docs/from-win32.md").read_text()
+    constants = set(win32.constants.__all__)
+    types = {"HANDLE", "IN_ADDR", "SOCKADDR", "SOCKET", "SYSTEM_INFO", "sizeof"}
+    for name in set(win32.__all__) - constants - types:
+        assert re.search(rf"\b{name}\b", page), name
 
 
 def test_the_reference_is_made_from_todays_docstrings():

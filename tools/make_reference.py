@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import completionport
+from completionport import win32
 from completionport.overlapped import Overlapped
 
 TARGET = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -83,6 +84,13 @@ def render() -> str:
         cls = getattr(completionport, name)
         if isinstance(cls, type) and issubclass(cls, Exception):
             parts.append(f"### {name}\n\n{text(cls)}\n")
+    parts.append(f"## completionport.win32\n\n{text(win32)}\n")
+    for name in sorted(set(win32.__all__) - set(win32.constants.__all__), key=str.lower):
+        thing = getattr(win32, name)
+        if inspect.isfunction(thing):
+            parts.append(f"### `{signature(name, thing)}`\n\n{text(thing)}\n")
+        elif isinstance(thing, type) and thing.__name__ == name:
+            parts.append(f"### `{name}`\n\n{text(thing)}\n")
     return "\n".join(parts)
 
 
