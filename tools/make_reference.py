@@ -23,6 +23,7 @@ ORDER = [
     "Completion",
     "Operation",
     "Strand",
+    "Timer",
     "Histogram",
     "WorkerPool",
     "Server",

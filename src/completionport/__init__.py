@@ -21,6 +21,7 @@ from .overlapped import Completion, Overlapped
 from .pool import WorkerPool
 from .server import Server
 from .strand import Strand
+from .timer import Timer
 
 __all__ = [
     "AlreadyAssociated",
@@ -42,5 +43,6 @@ __all__ = [
     "PortForked",
     "Server",
     "Strand",
+    "Timer",
     "WorkerPool",
 ]

@@ -45,3 +45,27 @@ def message_flags(flags: int, caller: str) -> int:
     if flags & socket.MSG_WAITALL:
         raise ValueError(f"{caller}() takes one message as it comes: MSG_WAITALL is for recv()")
     return flags
+
+
+LONGEST_DELAY = 3.2e9
+"""Seconds, a hundred years: what lies beyond that is a mistake."""
+
+
+def check_delay(seconds: Any) -> None:
+    """Raise what is due unless ``seconds`` is how long a timer can wait."""
+    check_seconds("seconds", seconds)
+    if seconds > LONGEST_DELAY:
+        raise ValueError(
+            f"seconds must be at most {LONGEST_DELAY:g} (a hundred years), not {seconds}"
+        )
+
+
+def check_when(when: Any, now: float) -> None:
+    """Raise what is due unless a timer can wait until ``when``, on `time.monotonic`'s clock."""
+    if not isinstance(when, (int, float)) or isinstance(when, bool):
+        raise TypeError(f"when must be a time.monotonic() time, not {type(when).__name__}")
+    if not -LONGEST_DELAY <= when <= now + LONGEST_DELAY:
+        raise ValueError(
+            f"when must be a time.monotonic() time within {LONGEST_DELAY:g} seconds "
+            f"(a hundred years) of now, not {when}"
+        )

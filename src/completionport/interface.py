@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 from .overlapped import Completion, Overlapped
 from .strand import Strand
+from .timer import Timer
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
 Buffers: TypeAlias = "Buffer | Sequence[Buffer]"
@@ -389,6 +390,45 @@ class CompletionPort:
         """
         raise NotImplementedError
 
+    def post_after(
+        self,
+        seconds: float,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> Timer:
+        """Post a packet once a time has passed (``SetThreadpoolTimer``).
+
+        ``seconds``: 0 to 3.2e9 (a hundred years). The other arguments are as for `post`. The
+        packet is never early; how much later it comes is up to the engine (about 0.1 ms compiled,
+        1 ms on ``selectors``) and to the threads, which have to be free to take it.
+
+        Returned: a `Timer`, to cancel it. No thread is needed for it: those that wait in `get`
+        wait no longer than until the next timer, and with no thread there the packet is in the
+        queue for the next one that comes. Timers of the same time come in the order in which they
+        were set. A port that is closed drops them.
+
+        Raised: `TypeError`, `ValueError` (negative, too large, not a number), `PortClosed`.
+        """
+        raise NotImplementedError
+
+    def post_at(
+        self,
+        when: float,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> Timer:
+        """Post a packet at a time of `time.monotonic`'s clock; otherwise as `post_after`.
+
+        ``when``: a time that has passed means at once.
+        """
+        raise NotImplementedError
+
     def blocking(self) -> AbstractContextManager[None]:
         """For ``with port.blocking():`` around what blocks: another thread may run meanwhile.
 
@@ -402,13 +442,12 @@ class CompletionPort:
         """Numbers for a look inside.
 
         ``engine``, ``concurrency``; ``queued``: packets in the queue now; ``posted``, ``completed``
-        and ``taken``: packets so far; ``pending``: operations under way; ``handles``: open
-        handles; ``waiting``: threads in `get`; ``running``: threads that hold a place;
-        ``blocked``: threads at work on a packet that do not count, because they block;
-        ``replaced``: how often a thread was let go in the place of one that blocks;
-        ``wakeups``: how often a thread was woken. ``queue_time`` and ``work_time`` are
-        `Histogram` objects: how long packets waited, and how long threads took from `get` to
-        `get`.
+        and ``taken``: packets so far; ``pending``: operations under way; ``timers``: timers whose
+        time has not come; ``handles``: open handles; ``waiting``: threads in `get`; ``running``:
+        threads that hold a place; ``blocked``: threads at work on a packet that do not count,
+        because they block; ``replaced``: how often a thread was let go in the place of one that
+        blocks; ``wakeups``: how often a thread was woken. ``queue_time`` and ``work_time`` are
+        `Histogram` objects: how long packets waited, and how long threads took from `get` to `get`.
         """
         raise NotImplementedError
 

@@ -28,6 +28,7 @@ from .scheduler cimport (
 )
 from .epoll cimport epoll_new
 from .io_uring cimport io_uring_new
+from .timer_heap cimport close_timers, open_timers
 from . import monitor  # the scheduler calls it
 
 from .. import association
@@ -76,7 +77,7 @@ cdef class Core:
         self.tokens = set()
         self.port_reference = port_reference
         self.scheduler = scheduler_new(concurrency)
-        if self.scheduler == NULL:
+        if self.scheduler == NULL or not open_timers(self.scheduler):
             raise MemoryError
         if engine == "io_uring":
             error = io_uring_new(self.scheduler, &self.engine)
@@ -190,7 +191,7 @@ cdef class Core:
     cdef int close(self) except -1:
         """Wake the waiting threads, cancel all operations, and wait for the kernel."""
         cdef Packet* packets = NULL
-        cdef Packet* packet
+        cdef Packet* timers = NULL
         cdef int64_t deadline = FOREVER
         cdef bint alone = True
         if self.forked():
@@ -208,6 +209,7 @@ cdef class Core:
                     close_channels(self)
             if alone:
                 packets = close_queue(self.scheduler)
+                timers = close_timers(self.scheduler)
         if not alone:
             # What such a thread may still hold goes with the process.
             self.destroyed = True
@@ -215,10 +217,8 @@ cdef class Core:
             self.destroyed = True
             self.engine.type.destroy(self.engine)
         cp_mutex_unlock(&self.close_lock)
-        while packets != NULL:
-            packet = packets
-            packets = packet.next
-            drop_packet(packet)
+        drop_all(packets)
+        drop_all(timers)
         while self.tokens:
             try:
                 token = self.tokens.pop()
@@ -242,6 +242,16 @@ cdef class Core:
             channel = channel.following
         self.engine.type.destroy(self.engine)
         return 0
+
+
+cdef int drop_all(Packet* packets) except -1:
+    """A list of packets that nobody will take."""
+    cdef Packet* packet
+    while packets != NULL:
+        packet = packets
+        packets = packet.next
+        drop_packet(packet)
+    return 0
 
 
 cdef void close_channels(Core core) noexcept nogil:

@@ -2,6 +2,7 @@
 
 from .engine cimport Operation
 from .scheduler cimport Packet, Taken
+from .timer_heap cimport TimedPacket
 
 cdef class OverlappedBase:
     cdef Operation operation_
@@ -47,4 +48,5 @@ cdef class HandleBase:
 cdef OverlappedBase overlapped_of(Packet* packet)
 cdef object completion_of(Taken* taken)
 cdef int drop_packet(Packet* packet) except -1
+cdef int release_values(TimedPacket* timed) except -1
 cdef Completion new_completion(object transferred, object key, object overlapped, object error)

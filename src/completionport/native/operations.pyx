@@ -35,8 +35,15 @@ from .atomics cimport (
 from .channels cimport channel_release, drop_result
 from .engine cimport CLAIMED, CP_RECVFROM, CP_RECVMSG, IDLE, iovec
 from .messages cimport address_of, pack_ancillary, unpack_ancillary
-from .scheduler cimport PACKET_OPERATION, PACKET_POSTED, PostedPacket, strand_release
+from .scheduler cimport (
+    PACKET_OPERATION,
+    PACKET_POSTED,
+    PACKET_TIMER,
+    PostedPacket,
+    strand_release,
+)
 from .steps cimport let_sources_go
+from .timer_heap cimport TimedPacket
 
 from ..errors import OperationAborted, OperationPending, system_error
 from ..sources import open_source
@@ -475,6 +482,8 @@ cdef object completion_of(Taken* taken):
         Py_XDECREF(<PyObject*> taken.key)
         Py_XDECREF(<PyObject*> taken.overlapped)
         return completion
+    if taken.packet.kind == PACKET_TIMER:
+        return completion_of_timer(<TimedPacket*> taken.packet)
     overlapped = overlapped_of(taken.packet)
     error = overlapped.conclude()
     completion = new_completion(
@@ -483,6 +492,25 @@ cdef object completion_of(Taken* taken):
     )
     overlapped.set_idle()
     return completion
+
+
+cdef Completion completion_of_timer(TimedPacket* timed):
+    """The packet's references move out, and with the last one to the Timer it may be gone."""
+    cdef Completion completion = Completion.__new__(Completion)
+    cdef PyObject* timer = <PyObject*> timed.timer
+    completion.transferred = <object> timed.transferred
+    completion.key = <object> timed.key
+    completion.overlapped = <object> timed.overlapped
+    release_values(timed)
+    Py_XDECREF(timer)
+    return completion
+
+
+cdef int release_values(TimedPacket* timed) except -1:
+    Py_XDECREF(<PyObject*> timed.transferred)
+    Py_XDECREF(<PyObject*> timed.key)
+    Py_XDECREF(<PyObject*> timed.overlapped)
+    return 0
 
 
 cdef int drop_packet(Packet* packet) except -1:
@@ -506,5 +534,10 @@ cdef int drop_packet(Packet* packet) except -1:
         if packet.strand != NULL:
             strand_release(packet.strand)
         free(posted)
+    elif packet.kind == PACKET_TIMER:
+        release_values(<TimedPacket*> packet)
+        if packet.strand != NULL:
+            strand_release(packet.strand)
+        Py_XDECREF(<PyObject*> (<TimedPacket*> packet).timer)
     # A stream's packet lies in the stream, which its server lets go.
     return 0

@@ -15,6 +15,7 @@ from libc.string cimport memcpy
 
 from .atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
 from .core cimport Core
+from .keepers cimport dismiss_keepers, wait_until_stuck as stuck
 from .operations cimport completion_of
 from .scheduler cimport (
     FOREVER,
@@ -23,22 +24,22 @@ from .scheduler cimport (
     TAKE_INTERRUPTED,
     TAKE_PACKET,
     TAKE_TIMEOUT,
-    HISTOGRAM_BUCKETS,
     Scheduler,
     Strand as CStrand,
     Taken,
     TakeStatus,
-    Times,
-    dismiss_keepers,
+    enter,
     is_closed,
     leave,
     post,
     take,
     take_ready,
     thread_is_back,
-    wait_until_stuck as stuck,
 )
 from .strand cimport Blocking, Strand
+from .timer_heap cimport fire_if_due, timers_pending
+from .times cimport HISTOGRAM_BUCKETS, Times
+from .timers cimport due_after, due_at, new_timer
 
 from ..errors import PortClosed, PortForked
 from ..histogram import Histogram
@@ -188,6 +189,16 @@ cdef class Port:
             Py_DECREF(overlapped)
             raise PortClosed("this completion port is closed")
 
+    def post_after(self, seconds, transferred=0, key=None, overlapped=None, *, strand=None):
+        if strand is not None:
+            check_strand(strand, self)
+        return new_timer(self.core, due_after(seconds), transferred, key, overlapped, strand)
+
+    def post_at(self, when, transferred=0, key=None, overlapped=None, *, strand=None):
+        if strand is not None:
+            check_strand(strand, self)
+        return new_timer(self.core, due_at(when), transferred, key, overlapped, strand)
+
     def get(self, timeout=None):
         cdef Taken taken
         cdef int64_t deadline = deadline_of(timeout) if timeout is not None else FOREVER
@@ -235,6 +246,10 @@ cdef class Port:
         cdef Scheduler* s = self.core.scheduler
         cdef Scheduler copy
         handles, pending = self.core.census()
+        if not self.core.forked() and enter(s):
+            # What is due counts as queued, though no thread has come by since.
+            fire_if_due(s)
+            leave(s)
         cp_mutex_lock(&s.lock)
         # What the lock guards, and not the lock itself, which others are writing to.
         memcpy(&copy.running, &s.running, <char*> (s + 1) - <char*> &s.running)
@@ -247,6 +262,7 @@ cdef class Port:
             "completed": copy.completed,
             "taken": copy.taken,
             "pending": pending,
+            "timers": timers_pending(s),
             "handles": handles,
             "waiting": copy.waiting,
             "running": copy.running,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from ..interface import CompletionPort
 from ..interface import Handle as PublicHandle
 from ..strand import Strand as PublicStrand
+from ..timer import Timer
 from .handles import Handle as CompiledHandle
 from .port import Port
 from .strand import Strand as CompiledStrand
+from .timers import Timer as CompiledTimer
 
 
 class Handle(CompiledHandle, PublicHandle):
@@ -20,6 +22,9 @@ class Strand(CompiledStrand, PublicStrand):
     """A strand of a compiled engine."""
 
     __slots__ = ()
+
+
+Timer.register(CompiledTimer)
 
 
 class IoUringPort(Port, CompletionPort):

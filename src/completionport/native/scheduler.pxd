@@ -5,13 +5,15 @@ Nothing here touches a Python object: every function runs with or without the GI
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from .atomics cimport cp_load_acquire, cp_mutex
+from .atomics cimport cp_load_acquire, cp_mutex, cp_now_ns, cp_peek_64
 from .guard cimport Guard, guard_enter, guard_leave, guard_wait_until_alone
+from .times cimport Times
 
 ctypedef enum PacketKind:
     PACKET_POSTED     # a PostedPacket
     PACKET_OPERATION  # the first member of an Operation
     PACKET_STREAM     # in a Stream: a connection or a listening socket has something to tell
+    PACKET_TIMER      # the first member of a TimedPacket
 
 cdef struct Scheduler
 cdef struct Strand
@@ -76,13 +78,7 @@ cdef enum:
     WAKE_COST = 12000
     # Work that may wait for more of its kind, ns.
     SHORT_WORK = 5000
-    HISTOGRAM_STEPS = 16    # as completionport.histogram has it
-    HISTOGRAM_BUCKETS = 608 # up to 2**40 ns
-
-cdef struct Times:
-    # Measured times: the scheduler's lock.
-    int64_t total_ns
-    uint32_t counts[HISTOGRAM_BUCKETS]
+    NO_TIMER = 0x7fffffffffffffff
 
 ctypedef enum Attention:
     UNWATCHED
@@ -102,7 +98,8 @@ cdef struct Scheduler:
     int (*kernel_wait)(void* engine, int64_t deadline_ns) noexcept nogil
     void (*kernel_wake)(void* engine) noexcept nogil
     void (*kernel_submit)(void* engine) noexcept nogil
-    char first_line_ends[8]
+    # When the next timer is due, else NO_TIMER: written under the lock of the timers, as an atomic.
+    int64_t next_timer_ns
     # All below: lock.
     cp_mutex lock
     int running             # threads that hold a place that counts
@@ -134,8 +131,13 @@ cdef struct Scheduler:
     int64_t replaced        # wake-ups because a thread blocked
     int keepers             # threads that wait until the port is stuck
     uint32_t stuck          # futex word for them: counts
+    int64_t leader_until_ns # how long the leader waits at most, where there is one
+    void* timers            # constant: `timer_heap` makes it, and knows what is in it
     Times queue_times
     Times work_times
+
+# Of `timer_heap`: makes packets of timers that are due. The caller is inside and has no lock.
+ctypedef void (*Fire)(Scheduler* s, bint wake) noexcept nogil
 
 # With the scheduler's lock not held; `known`: it is in the monitor's list already.
 ctypedef void (*Watch)(Scheduler* s, bint known) noexcept nogil
@@ -162,6 +164,7 @@ cdef void push(Scheduler* s, Packet* packet, bint wake) noexcept nogil
 cdef bint post(
     Scheduler* s, void* transferred, void* key, void* overlapped, Strand* strand
 ) noexcept nogil
+cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil
 cdef void wake_threads(Scheduler* s) noexcept nogil
 cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil
 cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept nogil
@@ -170,17 +173,18 @@ cdef Packet* close_queue(Scheduler* s) noexcept nogil
 cdef void thread_is_back() noexcept nogil
 cdef bint start_blocking(Scheduler* s) noexcept nogil
 cdef void end_blocking(Scheduler* s) noexcept nogil
-cdef void dismiss_keepers(Scheduler* s) noexcept nogil
-cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nogil
 cdef Strand* strand_new(Scheduler* s) noexcept nogil
 cdef void strand_retain(Strand* strand) noexcept nogil
 cdef void strand_release(Strand* strand) noexcept nogil
 cdef bint strand_let_go(Strand* strand) noexcept nogil
-# For the monitor.
+# For the keepers and the monitor.
+cdef int64_t with_timers(Scheduler* s, int64_t deadline_ns) noexcept nogil
+cdef void unlock_and_wake(Scheduler* s) noexcept nogil
 cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil
 cdef bint wants_watch(Scheduler* s) noexcept nogil
 cdef void unlock_and_help(Scheduler* s) noexcept nogil
 cdef void on_watch(Watch function) noexcept nogil
+cdef void on_timers(Fire function) noexcept nogil
 
 
 cdef extern from "atomics.h" nogil:
@@ -213,6 +217,12 @@ cdef inline bint somebody_leads(Scheduler* s) noexcept nogil:
 cdef inline bint packets_are_short(Scheduler* s) noexcept nogil:
     """Packets wait, and are usually done with soon. Without the lock: a hint."""
     return cp_peek_packet(&s.head) != NULL and cp_peek_time(&s.work_ns) < SHORT_WORK
+
+
+cdef inline bint timers_are_due(Scheduler* s) noexcept nogil:
+    """With no timer set it costs one comparison."""
+    cdef int64_t next_ns = cp_peek_64(&s.next_timer_ns)
+    return next_ns != NO_TIMER and next_ns <= cp_now_ns()
 
 
 cdef inline bint is_closed(Scheduler* s) noexcept nogil:

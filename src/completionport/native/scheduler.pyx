@@ -14,6 +14,7 @@ from .atomics cimport (
     cp_now_ns,
     cp_store_release,
 )
+from .times cimport count_time
 
 cdef extern from "stdlib.h" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
@@ -26,12 +27,6 @@ cdef extern from "thread_record.h" nogil:
 cdef extern from "thread_clock.h" nogil:
     int cp_own_clock()
     int cp_own_number()
-
-cdef extern from *:
-    """
-    #define cp_leading_zeros(value) __builtin_clzll((unsigned long long)(value))
-    """
-    int cp_leading_zeros(int64_t value) nogil
 
 cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
@@ -54,6 +49,8 @@ cdef enum:
     BACKLOG_COST = 1000000
     # In a busy port one packet of so many is measured (a power of 2), unless work takes long anyway.
     MEASURE_EVERY = 16
+    # While packets are short and many, one in so many (a power of 2) looks whether a timer is due.
+    LOOK_AT_TIMERS_EVERY = 32
     CACHE_LINE = 64
 
 cdef struct Signals:
@@ -70,6 +67,7 @@ cdef Scheduler* scheduler_new(int concurrency) noexcept nogil:
         memset(s, 0, size)
         s.references = 1
         s.concurrency = concurrency
+        s.next_timer_ns = NO_TIMER
     return s
 
 
@@ -80,6 +78,7 @@ cdef void scheduler_release(Scheduler* s) noexcept nogil:
             spare = s.spare
             s.spare = <PostedPacket*> spare.packet.next
             free(spare)
+        free(s.timers)
         free(s)
 
 
@@ -200,16 +199,6 @@ cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
         let_strand_go(s, me.strands)
 
 
-cdef inline void count_time(Times* times, int64_t took) noexcept nogil:
-    cdef int shift
-    cdef int64_t index = max(took, 0)
-    if index >= HISTOGRAM_STEPS:
-        shift = 63 - cp_leading_zeros(index) - 4
-        index = shift * HISTOGRAM_STEPS + (index >> shift)
-    times.counts[min(index, HISTOGRAM_BUCKETS - 1)] += 1
-    times.total_ns += took
-
-
 cdef bint start_blocking(Scheduler* s) noexcept nogil:
     """The calling thread says that it is about to block; False when it holds no place."""
     cdef Waiter* me = current_thread()
@@ -303,12 +292,19 @@ cdef inline void send_signals(Scheduler* s, Signals* signals) noexcept nogil:
 
 
 cdef Watch watch = NULL
+cdef Fire fire_timers = NULL
 
 
 cdef void on_watch(Watch function) noexcept nogil:
     """What is called, without a lock, when a port wants to be watched."""
     global watch
     watch = function
+
+
+cdef void on_timers(Fire function) noexcept nogil:
+    """What is called, without a lock, when timers are due."""
+    global fire_timers
+    fire_timers = function
 
 
 cdef inline bint worth_a_wakeup(Scheduler* s) noexcept nogil:
@@ -331,7 +327,7 @@ cdef bint wants_watch(Scheduler* s) noexcept nogil:
     return s.newest != NULL and s.leader == NULL
 
 
-cdef inline void unlock_and_wake(Scheduler* s) noexcept nogil:
+cdef void unlock_and_wake(Scheduler* s) noexcept nogil:
     """Unlock, and let go the threads that packets and free places allow to."""
     cdef Signals signals
     cdef Attention before = s.attention
@@ -379,36 +375,6 @@ cdef void unlock_and_help(Scheduler* s) noexcept nogil:
     send_signals(s, &signals)
 
 
-cdef void dismiss_keepers(Scheduler* s) noexcept nogil:
-    """Make all threads in `wait_until_stuck` return."""
-    cp_mutex_lock(&s.lock)
-    s.stuck += 1
-    cp_mutex_unlock(&s.lock)
-    cp_futex_wake(&s.stuck, 0x7fffffff)
-
-
-cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nogil:
-    """Wait until packets are queued and all threads at work block. The caller is inside `enter`.
-
-    TAKE_PACKET when it is so.
-    """
-    cdef uint32_t seen
-    cdef int error
-    cp_mutex_lock(&s.lock)
-    s.keepers += 1
-    seen = s.stuck
-    unlock_and_wake(s)
-    error = cp_futex_wait(&s.stuck, seen, deadline_ns)
-    cp_mutex_lock(&s.lock)
-    s.keepers -= 1
-    cp_mutex_unlock(&s.lock)
-    if is_closed(s):
-        return TAKE_CLOSED
-    if error == ETIMEDOUT:
-        return TAKE_TIMEOUT
-    return TAKE_INTERRUPTED if error == EINTR else TAKE_PACKET
-
-
 cdef void wake_threads(Scheduler* s) noexcept nogil:
     """Let threads go for packets that were pushed without waking anybody."""
     cp_mutex_lock(&s.lock)
@@ -416,7 +382,6 @@ cdef void wake_threads(Scheduler* s) noexcept nogil:
 
 
 # -- packets ------------------------------------------------------------------------------------
-
 
 cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
     packet.next = NULL
@@ -487,6 +452,21 @@ cdef bint post(
     return True
 
 
+cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
+    """Queue the packets of timers, a list. Without ``wake`` the caller is on its way to take one."""
+    cdef Packet* following
+    cp_mutex_lock(&s.lock)
+    while packets != NULL:
+        following = packets.next
+        s.posted += 1
+        enqueue(s, packets)
+        packets = following
+    if wake:
+        unlock_and_wake(s)
+    else:
+        cp_mutex_unlock(&s.lock)
+
+
 cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken) noexcept nogil:
     cdef Packet* packet = s.head
     cdef PostedPacket* posted
@@ -499,6 +479,8 @@ cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken) noexcept nogil:
         count_time(&s.queue_times, cp_now_ns() - packet.queued_ns)
     if packet.strand != NULL:
         hold_strand(me, packet.strand)
+        if packet.kind == PACKET_TIMER:
+            strand_release(packet.strand)
     taken.packet = packet
     if packet.kind == PACKET_POSTED:
         posted = <PostedPacket*> packet
@@ -514,6 +496,21 @@ cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken) noexcept nogil:
             s.spare_count += 1
         else:
             free(posted)
+
+
+cdef bint wants_timers(Scheduler* s) noexcept nogil:
+    """Whether due timers have to come into the queue before the next packet is taken. Lock."""
+    return (
+        s.since_kernel & (LOOK_AT_TIMERS_EVERY - 1) == 0 or s.work_ns >= SHORT_WORK
+    ) and timers_are_due(s)
+
+
+cdef int64_t with_timers(Scheduler* s, int64_t deadline_ns) noexcept nogil:
+    """Until when a thread may sleep that wants to wait until `deadline_ns` (not POLL)."""
+    cdef int64_t next_ns = cp_peek_64(&s.next_timer_ns)
+    if next_ns == NO_TIMER or (deadline_ns != FOREVER and deadline_ns <= next_ns):
+        return deadline_ns
+    return next_ns
 
 
 cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
@@ -535,6 +532,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
         more or (
             s.running - me.holds_place < s.concurrency
             and s.since_kernel < LOOK_INTO_KERNEL_AFTER
+            and not (cp_peek_64(&s.next_timer_ns) != NO_TIMER and wants_timers(s))
         )
     ):
         if not more:
@@ -559,6 +557,8 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
     cdef int error = 0
     cdef bint looked = False
     cdef bint reaped = False
+    cdef bint fired = False
+    cdef int64_t until_ns
     if me.held != s:
         use_port(me, s)
     cp_mutex_lock(&s.lock)
@@ -578,6 +578,13 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
                 s.kernel_wait(s.engine, POLL)
                 cp_mutex_lock(&s.lock)
                 continue
+        if (not fired or s.head == NULL) and timers_are_due(s):
+            # Once, unless nothing came of it: packets that are there already are not to wait for more.
+            fired = True
+            cp_mutex_unlock(&s.lock)
+            fire_timers(s, False)
+            cp_mutex_lock(&s.lock)
+            continue
         if s.head != NULL and s.running < s.concurrency and not (
             # What the leader reaped belongs to a thread that came later, if one waits.
             reaped and s.newest != NULL and s.newest.arrival > me.arrival
@@ -605,11 +612,18 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             stack_insert(s, me)
             set_leader(s, me)
             s.since_kernel = 0
+            until_ns = with_timers(s, deadline_ns)
+            s.leader_until_ns = until_ns if until_ns != FOREVER else NO_TIMER
             cp_mutex_unlock(&s.lock)
-            error = s.kernel_wait(s.engine, deadline_ns)
+            error = s.kernel_wait(s.engine, until_ns)
             cp_mutex_lock(&s.lock)
             set_leader(s, NULL)
-            looked = True
+            fired = False
+            if until_ns != deadline_ns and error == ETIMEDOUT:
+                # A timer's time has come, the thread's own has not.
+                error = 0
+            else:
+                looked = True
             reaped = not me.signalled
         else:
             stack_insert(s, me)
@@ -657,8 +671,9 @@ cdef void announce_close(Scheduler* s) noexcept nogil:
     cp_store_release(&s.guard.closed, 1)
     while s.newest != NULL:
         signal_thread(s, s.newest, &signals)
+    s.stuck += 1
     cp_mutex_unlock(&s.lock)
-    dismiss_keepers(s)
+    cp_futex_wake(&s.stuck, 0x7fffffff)
     send_signals(s, &signals)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import operator
+import time
 import warnings
 import weakref
 from contextlib import AbstractContextManager
 from typing import Any
 
 from .. import association
+from ..arguments import check_delay, check_when
 from ..interface import CompletionPort, Handle, HasFileno
 from ..strand import Strand, check_strand
+from ..timer import Timer
 from ..workers import default_concurrency
 from .handle import Channel, PortableHandle
 from .overlapped import Completion
@@ -20,6 +23,7 @@ from .requests import Post, Request
 from .scheduler import Scheduler
 from .selectors_engine import SelectorsChannel, SelectorsEngine
 from .strand import PortableStrand
+from .timers import PortableTimer
 
 LARGEST_CONCURRENCY = 2**31 - 1
 
@@ -194,6 +198,39 @@ class SelectorsPort(CompletionPort):
         core = self._inside
         core.check()
         core.scheduler.put(Post(Completion(transferred, key, overlapped), self._own(strand)))
+
+    def post_after(
+        self,
+        seconds: float,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> Timer:
+        check_delay(seconds)
+        when_ns = time.monotonic_ns() + math.ceil(seconds * 1e9)
+        return self._set_timer(when_ns, Completion(transferred, key, overlapped), strand)
+
+    def post_at(
+        self,
+        when: float,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> Timer:
+        check_when(when, time.monotonic())
+        when_ns = max(math.ceil(when * 1e9), 0)
+        return self._set_timer(when_ns, Completion(transferred, key, overlapped), strand)
+
+    def _set_timer(self, when_ns: int, completion: Completion, strand: Strand | None) -> Timer:
+        core = self._inside
+        core.check()
+        timer = PortableTimer(core.scheduler, when_ns, Post(completion, self._own(strand)))
+        core.scheduler.set_timer(timer)
+        return timer
 
     def blocking(self) -> AbstractContextManager[None]:
         scheduler = self._inside.scheduler

@@ -22,6 +22,7 @@ from .packets import PacketQueue, look
 from .places import Note, this_place
 from .recorder import NOT_MEASURED, Recorder
 from .requests import Packet
+from .timers import PortableTimer, TimerQueue
 
 LONGEST_WAIT = 86400.0
 """Seconds; longer waits are cut in pieces, as the system calls have limits of their own."""
@@ -81,6 +82,9 @@ class Scheduler:
         self._birth = _generation
         self._lock = threading.Lock()
         self._packets = PacketQueue()  # _lock, but for what says otherwise
+        self.timers = TimerQueue()  # _lock, but for what says otherwise
+        self._until_ns: int | None = None  # until when the leader waits for a timer; _lock
+        self._watch_ns: int | None = None  # and those in `wait_until_stuck`; _lock
         self._notes: deque[Note] = deque()  # what threads did and nobody counted yet; no lock
         self._unsettled = False  # something was noted since `_dispatch` last looked; no lock
         self._running = 0  # threads that count; _lock
@@ -129,6 +133,12 @@ class Scheduler:
         self._unsettled = True
         self.settle()
 
+    def set_timer(self, timer: PortableTimer) -> None:
+        """Put the timer's packet at its time. Never blocks."""
+        if self.timers.add(timer) or self._closed:
+            self._unsettled = True
+            self.settle()
+
     def note(self, note: Note) -> None:
         """What a thread did is to be counted. Never blocks; the caller settles."""
         self._notes.append(note)
@@ -167,7 +177,10 @@ class Scheduler:
                     self._count_notes()
                     if self._closed:
                         raise PortClosed("the completion port was closed")
-                    self._sort()
+                    fired = self._sort()
+                    if fired and waiter is not None:
+                        # The packets may be for a thread that came later.
+                        self._dispatch()
                     free = self._running < self.concurrency
                     if free and self._packets.ready and (waiter is None or waiter.called):
                         stands_in = self._running + self._blocked >= self.concurrency
@@ -196,14 +209,19 @@ class Scheduler:
                     elif waiter.called:
                         waiter.called = False
                         waiter.gate.acquire(False)
+                    until_ns: int | None = None
                     if lead:
                         self._leader = waiter
                         self._asleep = True
                         self._roused = False
+                        until_ns = self._until_ns = self.timers.next_ns()
                     elif self._leader is waiter:
                         self._leader = None
                 if self._unsettled:
                     self.settle()
+                if until_ns is not None:
+                    ahead = max(until_ns - time.monotonic_ns(), 0) / 1e9
+                    remaining = ahead if remaining is None else min(remaining, ahead)
                 if remaining is not None and remaining > LONGEST_WAIT:
                     remaining = LONGEST_WAIT
                 if lead:
@@ -272,6 +290,9 @@ class Scheduler:
                     if watcher not in self._watchers:
                         return False  # dismissed
                     self._sort()
+                    until_ns = self._watch_ns = (
+                        self.timers.next_ns() if self._leader is None else None
+                    )
                     watcher.gate.acquire(False)
                     watcher.called = self._is_stuck()  # once it is seen, time tells the rest
                     if not watcher.called:
@@ -284,6 +305,9 @@ class Scheduler:
                     self.settle()
                 if pause == 0.0:
                     return False
+                if until_ns is not None:
+                    # Nobody else may be there for it.
+                    pause = min(pause, max(until_ns / 1e9 - now, 0.0))
                 if stuck_since is not None:
                     pause = min(pause, STUCK_AFTER)
                 watcher.gate.acquire(timeout=min(pause, LONGEST_WAIT))
@@ -299,8 +323,11 @@ class Scheduler:
         # In a finalizer, the lock may be this thread's own: then it is a look at what is there.
         locked = self._lock.acquire(timeout=PATIENCE)
         try:
+            if locked and self._fire():
+                self._unsettled = True
             notes = look(self._notes)
             return {
+                "timers": len(self.timers),
                 "concurrency": self.concurrency,
                 "waiting": len(self._waiters),
                 "running": self._running + sum(note.running for note in notes),
@@ -339,11 +366,22 @@ class Scheduler:
                 # With the port closed, `drop` may have missed the packet that moved.
                 self._unsettled = True
 
-    def _sort(self) -> None:
-        """Lock held."""
+    def _fire(self) -> bool:
+        """Make packets of timers that are due; True when there were some. Lock held."""
+        if not self.timers:
+            return False
+        packets = self.timers.due(time.monotonic_ns())
+        for packet in packets:
+            self._packets.put(packet)
+        return bool(packets)
+
+    def _sort(self) -> bool:
+        """True when timers have come to their packets. Lock held."""
+        fired = self._fire()
         self._packets.sort()
         if self._closed:
             self._unsettled = True  # a packet that moved may have been missed by `drop`
+        return fired
 
     def _is_stuck(self) -> bool:
         """Lock held."""
@@ -354,6 +392,7 @@ class Scheduler:
         self._unsettled = False
         self._count_notes()
         if self._closed:
+            self.timers.drop()
             for waiter in (*self._waiters, *self._watchers):
                 if not waiter.called:
                     self._call(waiter)
@@ -371,10 +410,29 @@ class Scheduler:
             wanted = 1
         for waiter in reversed(self._waiters):
             if wanted <= 0:
-                return
+                break
             wanted -= 1
             if not waiter.called:
                 self._call(waiter)
+        if self.timers:
+            self._see_to_timers()
+
+    def _see_to_timers(self) -> None:
+        """Have a thread that waits for long look again, where a timer is due before. Lock held."""
+        next_ns = self.timers.next_ns()
+        if next_ns is None:
+            return
+        until_ns = self._watch_ns if self._leader is None else self._until_ns
+        if until_ns is not None and until_ns <= next_ns:
+            return
+        if self._leader is not None:
+            if self._asleep and not self._roused:
+                self._roused = True
+                self._reaper.wake()
+            return
+        for watcher in self._watchers:
+            if not watcher.called:
+                self._call(watcher)
 
     def _call(self, waiter: _Waiter) -> None:
         """Ask a waiting thread to look at the queue. Lock held."""

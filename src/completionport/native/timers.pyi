@@ -1,0 +1,2 @@
+class Timer:
+    """The compiled timer; `completionport.interface.Timer` has its methods."""
