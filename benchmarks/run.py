@@ -154,7 +154,34 @@ def post_get(options: argparse.Namespace) -> Report:
     return report
 
 
-CASES = {function.__name__: function for function in (echo64, echo1000, article, idle, post_get)}
+def timers(options: argparse.Namespace) -> Report:
+    columns = ["engine", "set ns", "fire ns", "cancel ns", "bytes each", "to uvloop"]
+    report = Report("timers: a million set and fired, against uvloop's call_later", columns)
+    # A round takes some ten seconds, and a million timers vary little.
+    rounds = str(min(options.rounds, 3))
+
+    def row(name: str, figures: dict[str, float], ratio: str) -> None:
+        keys = ("set_ns", "fire_ns", "cancel_ns", "bytes_each")
+        report.rows.append([name, *(f"{figures[key]:,.0f}" for key in keys), ratio])
+
+    for engine in options.engine:
+        command = [sys.executable, str(HERE / "timers.py"), "--json", "--engine", engine]
+        try:
+            found = run_client([*command, "--rounds", rounds], 170, apart().server)
+        except PROBLEMS as failure:
+            report.failures[ours(engine)] = str(failure)
+            continue
+        row(engine, found["ours"], times([found["ratio"]]))
+        row("uvloop beside it", found["uvloop"], "1.00")
+        report.rounds[ours(engine)] = [found]
+        what = f"{ours(engine)}, timers set and fired against uvloop"
+        report.bars.append(Bar(what, found["ratio"], 2.0, at_least=True))
+    return report
+
+
+CASES = {
+    function.__name__: function for function in (echo64, echo1000, article, idle, post_get, timers)
+}
 
 
 def main() -> int:
