@@ -73,6 +73,15 @@ _sockets: weakref.WeakKeyDictionary[socket.socket, FileObject] = weakref.WeakKey
 _sockets_lock = threading.RLock()  # guards it; again by finalizers
 
 
+def _after_fork() -> None:
+    global _sockets_lock
+    _sockets_lock = threading.RLock()  # a thread that the child lacks may hold the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def file_of_socket(sock: socket.socket, *, synchronous: bool = False) -> FileObject | None:
     """The file object of a socket, made when it is first asked for; None for a closed one."""
     with _sockets_lock:

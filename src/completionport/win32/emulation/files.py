@@ -12,11 +12,12 @@ import os
 import socket
 import stat
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from ...error_codes import Codes, codes_of
-from ...errors import AlreadyAssociated, HandleClosed, OperationAborted, PortClosed
+from ...errors import AlreadyAssociated, HandleClosed, OperationAborted, PortClosed, PortForked
 from ...interface import CompletionPort, Handle
 from ...overlapped import Completion, Overlapped
 from ..constants import (
@@ -162,6 +163,21 @@ class Request(Waitable):
             event.set()
 
 
+_files_lock = threading.RLock()  # guards the set; again by finalizers
+_files: weakref.WeakSet[FileObject] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    global _files_lock
+    _files_lock = threading.RLock()
+    for file in _files:
+        file.orphan()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class FileObject:
     """What a socket or a file's handle stands for."""
 
@@ -175,6 +191,7 @@ class FileObject:
         self.is_stream = False
         self.family = 0
         self.lock = threading.RLock()  # again by finalizers; it guards everything below
+        self.orphaned = False  # it was made before a fork(), and this is the child
         self.port: Port | None = None
         self.key: Any = None
         self.modes = 0
@@ -188,6 +205,8 @@ class FileObject:
         self.receives_shut = False
         self._manager: manager.Manager | None = None
         self._handle: Handle | None = None
+        with _files_lock:
+            _files.add(self)
         if self.is_socket:
             with socket.socket(fileno=os.dup(number)) as probe:
                 self.is_stream = probe.type == socket.SOCK_STREAM
@@ -202,6 +221,8 @@ class FileObject:
         """The engine's handle, made when it is first needed. Lock held."""
         if self.closed:
             raise HandleClosed("the file is closed")
+        if self.orphaned:
+            raise PortForked
         if self._handle is None:
             joined = manager.join()
             try:
@@ -309,6 +330,14 @@ class FileObject:
             asked = [one.cancel() for one in wanted]
         return 0 if any(asked) else ERROR_NOT_FOUND
 
+    def orphan(self) -> None:
+        """In the child of a fork: what is under way is the parent's, only the number is ours."""
+        self.lock = threading.RLock()  # a thread that the child lacks may hold the old one
+        self.orphaned = True
+        self.requests.clear()
+        self.accepting = None
+        self._manager = None
+
     def close(self, *, number_is_gone: bool = False) -> bool:
         """Abort everything and close the descriptor; False when that was done before."""
         with self.lock:
@@ -317,11 +346,11 @@ class FileObject:
             for request in list(self.requests):
                 request.cancel()  # its step may be at another file
             self.closed = True
-            accepting = self.accepting
+            accepting, self.accepting = self.accepting, None
             handle, self._handle = self._handle, None
             if number_is_gone:
                 pass  # the last reference to the engine's handle closes it
-            elif handle is not None:
+            elif handle is not None and not self.orphaned:
                 handle.close()
             else:
                 os.close(self.number)
