@@ -455,7 +455,7 @@ class EngineSystem:
         if access & GENERIC_WRITE:
             mode = os.O_RDWR if access & GENERIC_READ else os.O_WRONLY
         try:
-            number = os.open(name, mode | DISPOSITIONS[disposition] | os.O_CLOEXEC, 0o666)
+            number = os.open(name, mode | DISPOSITIONS[disposition], 0o666)
         except OSError as error:
             if error.errno == errno.EEXIST:
                 return 80, None  # ERROR_FILE_EXISTS, where Windows says it of files
