@@ -23,6 +23,7 @@ lint: $(VENV)/linted
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 -p completionport.win32
 
 format: $(VENV)/linted
 	$(BIN)/ruff check --fix .

@@ -365,7 +365,9 @@ def ConnectEx(
     return succeed(system.connect_ex(s, _structure(s, name), views, lpOverlapped).code)
 
 
-def DisconnectEx(s: AnySocket, lpOverlapped: OVERLAPPED, dwFlags: int = 0) -> bool:
+def DisconnectEx(
+    s: AnySocket, lpOverlapped: OVERLAPPED, dwFlags: int = 0, dwReserved: int = 0
+) -> bool:
     """End a connection, behind what was sent before.
 
     ``dwFlags``: with ``TF_REUSE_SOCKET`` the socket can be given to `AcceptEx` or `ConnectEx`

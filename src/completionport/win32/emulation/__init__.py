@@ -10,7 +10,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from ...error_codes import Codes, codes_of
 from ...errors import PortClosed
@@ -105,14 +105,26 @@ def file_of(file: HANDLE | socket.socket) -> FileObject | None:
     return found if isinstance(found, FileObject) and not found.closed else None
 
 
-def windows(outcome: tuple[Codes, int]) -> Started:
-    """As the functions tell it that set Windows codes."""
-    return Started(outcome[0].windows, outcome[1])
+Begin: TypeAlias = Callable[[FileObject], tuple[Codes, int]]
+"""Starts an operation on a file."""
 
 
-def winsock(outcome: tuple[Codes, int]) -> Started:
-    """As Winsock's functions tell it."""
-    return Started(outcome[0].winsock, outcome[1])
+def on_file(file: HANDLE | socket.socket, begin: Begin) -> Started:
+    """Start it on a file, and tell in Windows codes how that went."""
+    found = file_of(file)
+    if found is None:
+        return Started(ERROR_INVALID_HANDLE)
+    codes, count = begin(found)
+    return Started(codes.windows, count)
+
+
+def on_socket(sock: socket.socket, begin: Begin) -> Started:
+    """Start it on a socket, and tell in Winsock's codes how that went."""
+    file = file_of_socket(sock)
+    if file is None:
+        return Started(WSAENOTSOCK)
+    codes, count = begin(file)
+    return Started(codes.winsock, count)
 
 
 def is_listening(sock: socket.socket) -> bool:
@@ -304,14 +316,15 @@ class EngineSystem:
     def receive(
         self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
     ) -> Started:
+        def begin(file: FileObject) -> tuple[Codes, int]:
+            request = Receive(file, overlapped)
+            return transfer(file, request, lambda step: file.handle.recv(views, flags, step))
+
         file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
-        if not file.is_stream:
+        if file is not None and not file.is_stream:
             # Only so it is known that a datagram was cut off.
             return self.receive_from(sock, views, flags, None, overlapped)
-        request = Receive(file, overlapped)
-        return winsock(transfer(file, request, lambda step: file.handle.recv(views, flags, step)))
+        return on_socket(sock, begin)
 
     def receive_from(
         self,
@@ -321,13 +334,20 @@ class EngineSystem:
         sender: SOCKADDR | None,
         overlapped: OVERLAPPED,
     ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
-        request = ReceiveFrom(file, overlapped, sender)
-        return winsock(
-            transfer(file, request, lambda step: file.handle.recvmsg(views, 0, flags, step))
-        )
+        def begin(file: FileObject) -> tuple[Codes, int]:
+            request = ReceiveFrom(file, overlapped, sender)
+            return transfer(file, request, lambda step: file.handle.recvmsg(views, 0, flags, step))
+
+        return on_socket(sock, begin)
+
+    def send(
+        self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
+    ) -> Started:
+        def begin(file: FileObject) -> tuple[Codes, int]:
+            request = Send(file, overlapped)
+            return transfer(file, request, lambda step: file.handle.send(views, flags, step))
+
+        return on_socket(sock, begin)
 
     def send_to(
         self,
@@ -337,14 +357,15 @@ class EngineSystem:
         name: SOCKADDR,
         overlapped: OVERLAPPED,
     ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
         where = name.address
-        request = Send(file, overlapped)
-        return winsock(
-            transfer(file, request, lambda step: file.handle.sendmsg(views, (), flags, where, step))
-        )
+
+        def begin(file: FileObject) -> tuple[Codes, int]:
+            def launch(step: Step) -> Overlapped | None:
+                return file.handle.sendmsg(views, (), flags, where, step)
+
+            return transfer(file, Send(file, overlapped), launch)
+
+        return on_socket(sock, begin)
 
     def transmit_file(
         self,
@@ -355,32 +376,24 @@ class EngineSystem:
         flags: int,
         overlapped: OVERLAPPED,
     ) -> Started:
-        target = file_of_socket(sock)
-        if target is None:
-            return Started(WSAENOTSOCK)
         source = None if file is None else file_of(file)
         if source is None and file is not None:
             return Started(ERROR_INVALID_HANDLE)
         head, tail = parts
 
-        def launch(step: Step) -> Overlapped | None:
-            if source is None:
-                return target.handle.send([head, tail], 0, step)
-            place = overlapped.OffsetHigh << 32 | overlapped.Offset
-            return target.handle.sendfile(
-                source.number, place, sizes[0] or None, head=head, tail=tail, overlapped=step
-            )
+        def begin(target: FileObject) -> tuple[Codes, int]:
+            def launch(step: Step) -> Overlapped | None:
+                if source is None:
+                    return target.handle.send([head, tail], 0, step)
+                number, place = source.number, place_of(overlapped)
+                count = sizes[0] or None
+                return target.handle.sendfile(
+                    number, place, count, head=head, tail=tail, overlapped=step
+                )
 
-        return winsock(transfer(target, Transmit(target, overlapped, flags), launch))
+            return transfer(target, Transmit(target, overlapped, flags), launch)
 
-    def send(
-        self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
-    ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
-        request = Send(file, overlapped)
-        return winsock(transfer(file, request, lambda step: file.handle.send(views, flags, step)))
+        return on_socket(sock, begin)
 
     def accept_ex(
         self,
@@ -406,7 +419,7 @@ class EngineSystem:
             outcome = file.start(request, lambda step: file.handle.accept(step))
             if outcome[0].status != STATUS_PENDING:
                 target.accepting = None
-        return winsock(outcome)
+        return Started(outcome[0].winsock, outcome[1])
 
     def accept_addresses(
         self, view: memoryview, sizes: tuple[int, int, int]
@@ -416,33 +429,24 @@ class EngineSystem:
         return sockaddr_of(view[start:middle]), sockaddr_of(view[middle : middle + sizes[2]])
 
     def connect_ex(
-        self,
-        sock: socket.socket,
-        name: SOCKADDR,
-        views: list[memoryview],
-        overlapped: OVERLAPPED,
+        self, sock: socket.socket, name: SOCKADDR, views: list[memoryview], overlapped: OVERLAPPED
     ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
-        if not is_bound(sock):
-            return Started(WSAEINVAL)
         where = name.address
-        return winsock(
-            file.start(
-                Connect(file, overlapped, views), lambda step: file.handle.connect(where, step)
-            )
-        )
+
+        def begin(file: FileObject) -> tuple[Codes, int]:
+            if not is_bound(sock):
+                return codes_of(errno.EINVAL), 0
+            request = Connect(file, overlapped, views)
+            return file.start(request, lambda step: file.handle.connect(where, step))
+
+        return on_socket(sock, begin)
 
     def disconnect_ex(self, sock: socket.socket, overlapped: OVERLAPPED, flags: int) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
-        return winsock(
-            file.start(
-                Disconnect(file, overlapped, flags), lambda step: file.handle.disconnect(step)
-            )
-        )
+        def begin(file: FileObject) -> tuple[Codes, int]:
+            request = Disconnect(file, overlapped, flags)
+            return file.start(request, lambda step: file.handle.disconnect(step))
+
+        return on_socket(sock, begin)
 
     # -- files
 
@@ -465,30 +469,22 @@ class EngineSystem:
     def read(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
     ) -> Started:
-        found = file_of(file)
-        if found is None:
-            return Started(ERROR_INVALID_HANDLE)
-        place = place_in(found, overlapped)
-        return windows(
-            transfer(
-                found,
-                Read(found, overlapped, view.nbytes),
-                lambda step: found.handle.read(view, place, step),
-            )
-        )
+        def begin(found: FileObject) -> tuple[Codes, int]:
+            place = place_of(overlapped) if found.is_regular else None
+            request = Read(found, overlapped, view.nbytes)
+            return transfer(found, request, lambda step: found.handle.read(view, place, step))
+
+        return on_file(file, begin)
 
     def write(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
     ) -> Started:
-        found = file_of(file)
-        if found is None:
-            return Started(ERROR_INVALID_HANDLE)
-        place = place_in(found, overlapped)
-        return windows(
-            transfer(
-                found, Send(found, overlapped), lambda step: found.handle.write(view, place, step)
-            )
-        )
+        def begin(found: FileObject) -> tuple[Codes, int]:
+            place = place_of(overlapped) if found.is_regular else None
+            request = Send(found, overlapped)
+            return transfer(found, request, lambda step: found.handle.write(view, place, step))
+
+        return on_file(file, begin)
 
     # -- threads and waiting
 
@@ -526,10 +522,8 @@ class EngineSystem:
         return SYSTEM_INFO(usable_processors(), mmap.PAGESIZE, mmap.ALLOCATIONGRANULARITY)
 
 
-def place_in(file: FileObject, overlapped: OVERLAPPED) -> int | None:
-    """Where in the file; None where a file has no places."""
-    if not file.is_regular:
-        return None
+def place_of(overlapped: OVERLAPPED) -> int:
+    """The place in the file that an OVERLAPPED says."""
     return overlapped.OffsetHigh << 32 | overlapped.Offset
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from ctypes import byref, c_char, c_int, c_size_t, c_void_p, sizeof
 from ctypes.wintypes import DWORD, ULONG
 from ctypes.wintypes import HANDLE as HANDLE_VALUE
-from typing import Any
+from typing import Any, TypeAlias
 
 assert sys.platform == "win32"
 
@@ -244,9 +244,19 @@ def settle(io: Io) -> None:
         _files.pop(file.number, None)
 
 
-def start(
-    file: File, overlapped: OVERLAPPED, memory: list[Any], call: Callable[[Io, Any], int]
+Call: TypeAlias = Callable[[int, Any, int], int]
+"""Starts an operation: the file's value, where the bytes are counted, the structure's address."""
+
+
+def on_socket(
+    sock: socket.socket, overlapped: OVERLAPPED, memory: list[Any], call: Call
 ) -> Started:
+    """Make the call that starts an operation of a socket."""
+    file = file_of_socket(sock)
+    return Started(WSAENOTSOCK) if file is None else start(file, overlapped, memory, call)
+
+
+def start(file: File, overlapped: OVERLAPPED, memory: list[Any], call: Call) -> Started:
     """Make the call that starts an operation; it returns 0 or an error code."""
     with _lock:
         if overlapped.Internal == STATUS_PENDING:
@@ -257,7 +267,7 @@ def start(
         settle(before)
     file.under_way[io.address] = io
     count = DWORD()
-    code = call(io, byref(count))
+    code = call(file.value, byref(count), io.address)
     if code == ERROR_IO_PENDING:
         return Started(code)
     if code:
@@ -484,34 +494,25 @@ class WindowsSystem:
     def receive(
         self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
     ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
         memory: list[Any] = [DWORD(flags)]
         array = buffers_of(views, memory)
 
-        def call(io: Io, count: Any) -> int:
-            done = wsa_recv(
-                file.value, array, len(array), count, byref(memory[0]), io.address, None
-            )
-            return 0 if done != SOCKET_ERROR else last_error()
+        def call(value: int, count: Any, address: int) -> int:
+            done = wsa_recv(value, array, len(array), count, byref(memory[0]), address, None)
+            return code_unless(done == 0)
 
-        return start(file, overlapped, memory, call)
+        return on_socket(sock, overlapped, memory, call)
 
     def send(
         self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
     ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
         memory: list[Any] = []
         array = buffers_of(views, memory)
 
-        def call(io: Io, count: Any) -> int:
-            done = wsa_send(file.value, array, len(array), count, flags, io.address, None)
-            return 0 if done != SOCKET_ERROR else last_error()
+        def call(value: int, count: Any, address: int) -> int:
+            return code_unless(wsa_send(value, array, len(array), count, flags, address, None) == 0)
 
-        return start(file, overlapped, memory, call)
+        return on_socket(sock, overlapped, memory, call)
 
     def receive_from(
         self,
@@ -521,29 +522,17 @@ class WindowsSystem:
         sender: SOCKADDR | None,
         overlapped: OVERLAPPED,
     ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
         name = memoryview(bytearray(128) if sender is None else sender._memory)
         memory: list[Any] = [DWORD(flags), c_int(name.nbytes)]
         array = buffers_of(views, memory)
         where = memory_of(name, memory)
 
-        def call(io: Io, count: Any) -> int:
-            done = wsa_recv_from(
-                file.value,
-                array,
-                len(array),
-                count,
-                byref(memory[0]),
-                where,
-                byref(memory[1]),
-                io.address,
-                None,
-            )
-            return 0 if done != SOCKET_ERROR else last_error()
+        def call(value: int, count: Any, address: int) -> int:
+            sizes = byref(memory[0]), where, byref(memory[1])
+            done = wsa_recv_from(value, array, len(array), count, *sizes, address, None)
+            return code_unless(done == 0)
 
-        return start(file, overlapped, memory, call)
+        return on_socket(sock, overlapped, memory, call)
 
     def send_to(
         self,
@@ -553,28 +542,16 @@ class WindowsSystem:
         name: SOCKADDR,
         overlapped: OVERLAPPED,
     ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
         memory: list[Any] = []
         array = buffers_of(views, memory)
         where = memory_of(memoryview(bytes(name._memory)), memory)
 
-        def call(io: Io, count: Any) -> int:
-            done = wsa_send_to(
-                file.value,
-                array,
-                len(array),
-                count,
-                flags,
-                where,
-                size_of_name(name),
-                io.address,
-                None,
-            )
-            return 0 if done != SOCKET_ERROR else last_error()
+        def call(value: int, count: Any, address: int) -> int:
+            target = where, size_of_name(name)
+            done = wsa_send_to(value, array, len(array), count, flags, *target, address, None)
+            return code_unless(done == 0)
 
-        return start(file, overlapped, memory, call)
+        return on_socket(sock, overlapped, memory, call)
 
     def transmit_file(
         self,
@@ -585,9 +562,6 @@ class WindowsSystem:
         flags: int,
         overlapped: OVERLAPPED,
     ) -> Started:
-        target = file_of_socket(sock)
-        if target is None:
-            return Started(WSAENOTSOCK)
         source = None if file is None else file_of(file)
         if source is None and file is not None:
             return Started(ERROR_INVALID_HANDLE)
@@ -597,14 +571,13 @@ class WindowsSystem:
             memory_of(head, memory), head.nbytes, memory_of(tail, memory), tail.nbytes
         )
         memory.append(buffers)
-        value = None if source is None else source.value
+        source_value = None if source is None else source.value
 
-        def call(io: Io, count: Any) -> int:
-            return code_unless(
-                transmit_file(target.value, value, *sizes, io.address, byref(buffers), flags)
-            )
+        def call(value: int, count: Any, address: int) -> int:
+            done = transmit_file(value, source_value, *sizes, address, byref(buffers), flags)
+            return code_unless(done)
 
-        return start(target, overlapped, memory, call)
+        return on_socket(sock, overlapped, memory, call)
 
     def accept_ex(
         self,
@@ -614,18 +587,16 @@ class WindowsSystem:
         sizes: tuple[int, int, int],
         overlapped: OVERLAPPED,
     ) -> Started:
-        file, target = file_of_socket(listener), file_of_socket(sock)
-        if file is None or target is None:
+        target = file_of_socket(sock)
+        if target is None:
             return Started(WSAENOTSOCK)
         memory: list[Any] = []
-        address = memory_of(view, memory)
+        where = memory_of(view, memory)
 
-        def call(io: Io, count: Any) -> int:
-            return code_unless(
-                accept_ex(file.value, target.value, address, *sizes, count, io.address)
-            )
+        def call(value: int, count: Any, address: int) -> int:
+            return code_unless(accept_ex(value, target.value, where, *sizes, count, address))
 
-        return start(file, overlapped, memory, call)
+        return on_socket(listener, overlapped, memory, call)
 
     def accept_addresses(
         self, view: memoryview, sizes: tuple[int, int, int]
@@ -647,39 +618,26 @@ class WindowsSystem:
         )
 
     def connect_ex(
-        self,
-        sock: socket.socket,
-        name: SOCKADDR,
-        views: list[memoryview],
-        overlapped: OVERLAPPED,
+        self, sock: socket.socket, name: SOCKADDR, views: list[memoryview], overlapped: OVERLAPPED
     ) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
         memory: list[Any] = []
         where = memory_of(memoryview(bytes(name._memory)), memory)
-        size = size_of_name(name)
         data = memory_of(views[0], memory) if views else None
         data_size = views[0].nbytes if views else 0
-        function = self._extension(file.value, *CONNECT_EX)
 
-        def call(io: Io, count: Any) -> int:
-            return code_unless(
-                function(file.value, where, size, data, data_size, count, io.address)
-            )
+        def call(value: int, count: Any, address: int) -> int:
+            function = self._extension(value, *CONNECT_EX)
+            target = where, size_of_name(name)
+            return code_unless(function(value, *target, data, data_size, count, address))
 
-        return start(file, overlapped, memory, call)
+        return on_socket(sock, overlapped, memory, call)
 
     def disconnect_ex(self, sock: socket.socket, overlapped: OVERLAPPED, flags: int) -> Started:
-        file = file_of_socket(sock)
-        if file is None:
-            return Started(WSAENOTSOCK)
-        function = self._extension(file.value, *DISCONNECT_EX)
+        def call(value: int, count: Any, address: int) -> int:
+            function = self._extension(value, *DISCONNECT_EX)
+            return code_unless(function(value, address, flags, 0))
 
-        def call(io: Io, count: Any) -> int:
-            return code_unless(function(file.value, io.address, flags, 0))
-
-        return start(file, overlapped, [], call)
+        return on_socket(sock, overlapped, [], call)
 
     def _extension(self, value: int, guid: Guid, kind: Any) -> Any:
         """A function that Winsock gives out by its GUID."""
@@ -730,10 +688,10 @@ class WindowsSystem:
         if found is None:
             return Started(ERROR_INVALID_HANDLE)
         memory: list[Any] = []
-        address = memory_of(view, memory)
+        where = memory_of(view, memory)
 
-        def call(io: Io, count: Any) -> int:
-            return code_unless(function(found.value, address, view.nbytes, count, io.address))
+        def call(value: int, count: Any, address: int) -> int:
+            return code_unless(function(value, where, view.nbytes, count, address))
 
         return start(found, overlapped, memory, call)
 
