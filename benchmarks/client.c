@@ -1,7 +1,7 @@
 /* A load client: one thread, epoll, at most one message in flight on each connection.
  *
  *   client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]...
- *          [--slow-every N] [--rate R]
+ *          [--slow-every N] [--rate R] [--udp]
  *
  * It prints one JSON line. It is a closed loop: each connection sends its next message when the
  * echo of the last one is there. With --server-pid, once for each process of the server,
@@ -16,6 +16,9 @@
  * has been free for longest. Its latency counts from when it was due, also while all connections
  * were waiting: a server that stalls does not hold back the messages that would show it.
  * All that was due in the measured time is waited for, and counted.
+ *
+ * --udp sends each message as one datagram, from as many sockets as there would be connections. One
+ * that is lost is noticed like any other echo that does not come.
  *
  * In both, what is in flight at the end is waited for, and 1 is the exit status when it does not
  * come. In the closed loop it counts for nothing but the longest latency.
@@ -70,6 +73,7 @@ static int epoll;
 static struct histogram all, others;
 static uint64_t slow_every; /* 0: none is marked */
 static uint64_t messages;   /* sent so far on all connections */
+static int type = SOCK_STREAM;
 
 /* Connections without a message in flight, the one that has been free for longest first. */
 static struct {
@@ -145,7 +149,7 @@ static int receive_some(struct connection *c)
 
 static void connect_all(size_t count, const char *host, const char *port)
 {
-    struct addrinfo *address = find_address(host, port);
+    struct addrinfo *address = find_address(host, port, type);
     for (size_t i = 0; i < count; i++) {
         struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
                                     .data.ptr = &connections[i]};
@@ -312,6 +316,8 @@ int main(int argc, char **argv)
             slow_every = (uint64_t)number(argv[++i], "--slow-every", 1);
         else if (!strcmp(argv[i], "--rate") && i + 1 < argc)
             l.interval = (uint64_t)(1e9 / number(argv[++i], "--rate", 1));
+        else if (!strcmp(argv[i], "--udp"))
+            type = SOCK_DGRAM;
         else if (plains < 6 && argv[i][0] != '-')
             plain[plains++] = argv[i];
         else
@@ -319,7 +325,7 @@ int main(int argc, char **argv)
     }
     if (plains != 5 && plains != 6) {
         fputs("usage: client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]...\n"
-              "              [--slow-every N] [--rate R]\n", stderr);
+              "              [--slow-every N] [--rate R] [--udp]\n", stderr);
         return 2;
     }
 

@@ -35,9 +35,10 @@ static inline uint64_t now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static inline struct addrinfo *find_address(const char *host, const char *port)
+/* `type`: SOCK_STREAM or SOCK_DGRAM. */
+static inline struct addrinfo *find_address(const char *host, const char *port, int type)
 {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    struct addrinfo hints = {.ai_socktype = type}, *found;
     int error = getaddrinfo(host, port, &hints, &found);
     if (error)
         die("%s port %s: %s", host, port, gai_strerror(error));
@@ -46,12 +47,13 @@ static inline struct addrinfo *find_address(const char *host, const char *port)
 
 static inline int connect_one(const struct addrinfo *address)
 {
-    int one = 1, fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int one = 1, fd = socket(address->ai_family, address->ai_socktype | SOCK_CLOEXEC, 0);
     if (fd < 0)
         die("socket: %s", strerror(errno));
     if (connect(fd, address->ai_addr, address->ai_addrlen))
         die("connect: %s", strerror(errno));
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (address->ai_socktype == SOCK_STREAM)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return fd;
 }
 

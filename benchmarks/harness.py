@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,6 +50,7 @@ def interleaved(
     *,
     places: Places,
     fresh: bool = False,
+    kind: int = socket.SOCK_STREAM,
 ) -> Results:
     """Measure all servers in each round; one that fails is left out from then on."""
     results: Results = {name: [] for name in commands}
@@ -62,11 +64,13 @@ def interleaved(
                     continue
                 try:
                     if fresh:
-                        with echo_server(commands[name], places) as server:
+                        with echo_server(commands[name], places, kind) as server:
                             results[name].append(measure(server))
                         continue
                     if name not in started:
-                        started[name] = stack.enter_context(echo_server(commands[name], places))
+                        started[name] = stack.enter_context(
+                            echo_server(commands[name], places, kind)
+                        )
                     results[name].append(measure(started[name]))
                 except PROBLEMS as failure:
                     failures[name] = str(failure)

@@ -33,7 +33,7 @@ static void idle(size_t count, const char *host, const char *port)
     static struct epoll_event events[EVENTS];
     size_t lost = 0;
     uint64_t start = now();
-    struct addrinfo *address = find_address(host, port);
+    struct addrinfo *address = find_address(host, port, SOCK_STREAM);
     for (size_t i = 0; i < count; i++) {
         struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = &connections[i]};
         connections[i].fd = connect_one(address);

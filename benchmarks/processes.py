@@ -125,9 +125,10 @@ class EchoServer:
     """A server under test, that has answered once."""
 
     def __init__(
-        self, process: subprocess.Popen[str], port: int, errors: Any, places: Places
+        self, process: subprocess.Popen[str], port: int, errors: Any, places: Places, kind: int
     ) -> None:
         self.process = process
+        self.kind = kind
         self.pid = process.pid
         self.port = port
         self.places = places
@@ -147,11 +148,10 @@ class EchoServer:
                 raise Failed(f"the server ended with status {status}: {self.said()}")
             if time.monotonic() > limit:
                 raise Failed(f"the server did not answer in {START_SECONDS:.0f} s: {self.said()}")
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.port), timeout=2) as probe,
-            ):
-                probe.sendall(b"?")
+            with contextlib.suppress(OSError), socket.socket(type=self.kind) as probe:
+                probe.settimeout(2)
+                probe.connect(("127.0.0.1", self.port))
+                probe.send(b"?")
                 if probe.recv(1) == b"?":
                     return
             time.sleep(0.05)
@@ -188,7 +188,9 @@ class EchoServer:
 
 
 @contextlib.contextmanager
-def echo_server(command: list[str], places: Places) -> Iterator[EchoServer]:
+def echo_server(
+    command: list[str], places: Places, kind: int = socket.SOCK_STREAM
+) -> Iterator[EchoServer]:
     """A fresh server on its own port. ``{port}`` in the command is replaced."""
     port = free_port()
     with (
@@ -201,7 +203,7 @@ def echo_server(command: list[str], places: Places) -> Iterator[EchoServer]:
             stderr=errors,
         ) as process,
     ):
-        server = EchoServer(process, port, errors, places)
+        server = EchoServer(process, port, errors, places, kind)
         server.wait_until_it_answers()
         yield server
 
@@ -230,6 +232,8 @@ def load(
     warmup = max(0.1, seconds / 8)
     command = [str(build("client")), "127.0.0.1", str(server.port), str(connections), str(size)]
     command += [str(seconds), str(warmup), *arguments]
+    if server.kind == socket.SOCK_DGRAM:
+        command.append("--udp")
     for pid in server.processes():
         command += ["--server-pid", str(pid)]
 

@@ -14,6 +14,7 @@ Exit status: 0 when all bars hold, 1 when one does not or a program failed.
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 
 from harness import PROBLEMS, interleaved, ours, parse, parser, run, script
@@ -43,17 +44,22 @@ def throughput(
     load_of: tuple[int, int],
     reference: str,
     options: argparse.Namespace,
+    kind: int = socket.SOCK_STREAM,
 ) -> Report:
     """A closed-loop case: requests a second, latency, and CPU for each request."""
     connections, size = load_of
-    columns = ["server", "req/s", f"to {reference}", "p50 us", "p99 us", "CPU us/req", "to C epoll"]
-    columns.append("client busy")
-    report = Report(f"{title}: {connections} connections of {size} bytes", columns)
+    by_cpu = "C epoll" if "C epoll" in commands else reference
+    columns = ["server", "req/s", f"to {reference}", "p50 us", "p99 us", "CPU us/req"]
+    columns += [f"to {by_cpu}", "client busy"]
+    clients = "connections" if kind == socket.SOCK_STREAM else "clients with datagrams"
+    report = Report(f"{title}: {connections} {clients} of {size} bytes", columns)
 
     def measure(server: EchoServer) -> Round:
         return load(server, connections, size, options.seconds)
 
-    results = interleaved(commands, options.rounds, measure, report.failures, places=apart())
+    results = interleaved(
+        commands, options.rounds, measure, report.failures, places=apart(), kind=kind
+    )
     report.rounds = results
     for name, rounds in results.items():
         report.rows.append(
@@ -64,7 +70,7 @@ def throughput(
                 f"{middle(rounds, 'p50_us'):,.0f}",
                 f"{middle(rounds, 'p99_us'):,.0f}",
                 f"{middle(rounds, 'server_cpu_us'):.2f}",
-                times(ratios(results, name, "C epoll", "server_cpu_us")),
+                times(ratios(results, name, by_cpu, "server_cpu_us")),
                 f"{middle(rounds, 'client_load'):.0%}",
             ]
         )
@@ -94,6 +100,18 @@ def echo1000(options: argparse.Namespace) -> Report:
     commands = servers(options, "C epoll", "uvloop")
     report = throughput("echo1000", commands, (1000, 1000), "uvloop", options)
     promise(report, "rate", "uvloop", {"io_uring": 1.3, "epoll": 1.0})
+    return report
+
+
+def udp64(options: argparse.Namespace) -> Report:
+    commands = {
+        "uvloop": script("udp_asyncio.py", "--uvloop"),
+        "asyncio": script("udp_asyncio.py"),
+    }
+    for engine in options.engine:
+        commands[ours(engine)] = script("udp_server.py", "--engine", engine)
+    report = throughput("udp64", commands, (64, 100), "uvloop", options, socket.SOCK_DGRAM)
+    promise(report, "rate", "uvloop", {"io_uring": 1.1, "epoll": 1.1})
     return report
 
 
@@ -180,7 +198,8 @@ def timers(options: argparse.Namespace) -> Report:
 
 
 CASES = {
-    function.__name__: function for function in (echo64, echo1000, article, idle, post_get, timers)
+    function.__name__: function
+    for function in (echo64, echo1000, udp64, article, idle, post_get, timers)
 }
 
 

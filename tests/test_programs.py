@@ -195,3 +195,14 @@ def test_the_proxy_closes_a_client_whose_target_refuses(engine):
         with proxy.connect() as client:
             assert client.recv(1) == b""
         proxy.stop()
+
+
+def test_the_udp_echo_answers_and_says_what_it_did(engine):
+    command = [sys.executable, ROOT / "examples" / "udp_echo.py", "--port", 0, "--engine", engine]
+    with Program(*command) as program, socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        for data in (b"hello", b"", b"x" * 60_000):
+            client.sendto(data, ("127.0.0.1", program.port))
+            assert client.recv(70_000) == data
+        output = program.stop()
+    assert "3 datagrams of 60005 bytes received, 3 sent, 0 dropped" in output

@@ -14,6 +14,7 @@ from pathlib import Path
 import completionport
 from completionport import win32
 from completionport.overlapped import Overlapped
+from completionport.service import Service
 
 TARGET = Path(__file__).parent.parent / "docs" / "reference.md"
 ORDER = [
@@ -29,6 +30,9 @@ ORDER = [
     "Server",
     "Handler",
     "Connection",
+    "DatagramServer",
+    "DatagramHandler",
+    "Endpoint",
 ]
 
 
@@ -40,9 +44,11 @@ def text(thing: object) -> str:
 
 
 def members(cls: type) -> list[tuple[str, object]]:
+    # What servers have in common stands with each of them.
+    own = {**vars(Service), **vars(cls)} if issubclass(cls, Service) else vars(cls)
     return [
         (name, member)
-        for name, member in vars(cls).items()
+        for name, member in own.items()
         if not name.startswith("_")
         and (inspect.isfunction(member) or isinstance(member, property))
         and inspect.getdoc(member)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .datagram_handler import DatagramHandler, Endpoint
+from .datagram_server import DatagramServer
 from .errors import (
     AlreadyAssociated,
     CompletionPortError,
@@ -30,6 +32,9 @@ __all__ = [
     "CompletionPortError",
     "Connection",
     "ConnectionClosed",
+    "DatagramHandler",
+    "DatagramServer",
+    "Endpoint",
     "EngineUnavailable",
     "Handle",
     "HandleClosed",

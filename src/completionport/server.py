@@ -1,36 +1,23 @@
-"""The life of a server: its listening socket, its worker threads, and its orderly end."""
+"""A TCP server: its arguments, its listening socket, and its core."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import select
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
-from .arguments import check_count, check_seconds
+from .arguments import check_count
 from .handler import Handler
 from .interface import CompletionPort
-
-FEWEST_WORKERS = 8
-"""Of a server that was told no number: so many callbacks may block before others wait for them."""
+from .service import Service, bound_socket
 
 DESCRIPTORS = 16384
 """For so many (as far as the limit allows) there is room in the process's table from the start."""
 
-_PORT_NUMBERS = (
-    *("queued", "taken", "waiting", "running", "blocked", "replaced", "wakeups"),
-    *("queue_time", "work_time"),
-)
-"""What a server tells of its port."""
 
-
-class Server:
+class Server(Service):
     """A TCP server on a completion port.
 
     ``handler``: a `Handler`; one object for all connections.
@@ -88,113 +75,25 @@ class Server:
         if listener is not None and not isinstance(listener, socket.socket):
             raise TypeError(f"listener must be a socket, not {type(listener).__name__}")
         self.handler = handler
-        self._listener = listener or _listen(host, port, backlog, reuse_port)
-        try:
-            self.completion_port = CompletionPort(concurrency, engine=engine)
-            try:
-                self._core = _core_class(self.completion_port)(
-                    self.completion_port,
-                    handler,
-                    self,
-                    buffer_size=buffer_size,
-                    max_connections=max_connections,
-                    idle_timeout=idle_timeout,
-                    send_limit=send_limit,
-                )
-            except BaseException:
-                self.completion_port.close()
-                raise
-        except BaseException:
-            if listener is None:
-                self._listener.close()
-            raise
-        self.address: Any = self._listener.getsockname()
-        self._threads = [
-            threading.Thread(target=self._core.work, name=f"completionport-worker-{number}")
-            for number in range(1, (workers or self._default_workers()) + 1)
-        ]
-        # Guards `_started`, `_stopping` and `_waker`.
-        self._lock = threading.Lock()
-        self._waker: socket.socket | None = None
-        self._signalled = False  # written by the signal handler only
-        self._started = False
-        self._stopping = False
-        self._stop_asked = threading.Event()
-        self._stopped = threading.Event()
+        super().__init__(
+            listener or _listen(host, port, backlog, reuse_port),
+            listener is None,
+            workers,
+            concurrency,
+            engine,
+            lambda port: _core_class(port)(
+                port,
+                handler,
+                self,
+                buffer_size=buffer_size,
+                max_connections=max_connections,
+                idle_timeout=idle_timeout,
+                send_limit=send_limit,
+            ),
+        )
 
-    def _default_workers(self) -> int:
-        return max(FEWEST_WORKERS, 2 * self.completion_port.concurrency)
-
-    def __repr__(self) -> str:
-        return f"<Server {self.address} on {self.completion_port.engine}>"
-
-    def start(self) -> None:
-        """Listen, and let the workers go; returns at once. A server is started once."""
-        with self._lock:
-            if self._started or self._stopping:
-                raise RuntimeError("a server is started once: make a new one")
-            self._started = True
-            _make_room_for_descriptors(self._listener.fileno())
-            for thread in self._threads:
-                thread.start()
-            self._core.listen(self._listener)
-
-    def serve_forever(self, grace: float = 5.0) -> None:
-        """Start, and serve until `stop` is called or SIGINT or SIGTERM comes; then stop.
-
-        ``grace`` as for `stop`. Signals end it only in the main thread, where their handlers are
-        restored afterwards.
-        """
-        with self._signals() as wait:
-            if not self._started:
-                self.start()
-            wait()
-        self.stop(grace)
-
-    def stop(self, grace: float = 5.0) -> None:
-        """Stop listening, close every connection, end the workers, close the port.
-
-        ``grace``: seconds, 0 or more, that what is queued for the peers has to go out; then the
-        connections are aborted. The call returns when all is over; called in a
-        callback, it returns at once and the rest is done behind it. Calling again waits for
-        the end, and does nothing more.
-        """
-        check_seconds("grace", grace)
-        self._stop_asked.set()
-        with self._lock:
-            first, self._stopping = not self._stopping, True
-            if self._waker is not None:
-                with contextlib.suppress(BlockingIOError):
-                    self._waker.send(b"\0")
-        if threading.current_thread() in self._threads:
-            # A worker can't wait for itself.
-            if first:
-                threading.Thread(
-                    target=self._stop, args=(grace,), name="completionport-stop"
-                ).start()
-            return
-        if first:
-            self._stop(grace)
-        self._stopped.wait()
-
-    def _stop(self, grace: float) -> None:
-        try:
-            if self._started:
-                self._core.stop_listening()
-                self._listener.close()
-                self._core.close_connections()
-                if not self._core.wait_closed(grace):
-                    self._core.abort_connections()
-                    # A callback that does not come back must not hold the end up for ever.
-                    self._core.wait_closed(max(grace, 1.0))
-                for _ in self._threads:
-                    self._core.post_stop()
-                for thread in self._threads:
-                    thread.join()
-        finally:
-            self._listener.close()
-            self.completion_port.close()
-            self._stopped.set()
+    def _prepare(self) -> None:
+        _make_room_for_descriptors(self._socket.fileno())
 
     def stats(self) -> dict[str, Any]:
         """Numbers for a look inside.
@@ -205,52 +104,7 @@ class Server:
         ``queue_time`` (how long connections with something to tell waited for a worker) and
         ``work_time`` (how long callbacks took).
         """
-        port = self.completion_port.stats()
-        return {**self._core.stats(), **{name: port[name] for name in _PORT_NUMBERS}}
-
-    def __enter__(self) -> Server:
-        self.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop()
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[Callable[[], object]]:
-        """Let SIGINT and SIGTERM ask for the end, in the main thread; gives how to wait for it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self._stop_asked.wait
-            return
-
-        # The operating system may give the signal to a worker, and then nothing would interrupt
-        # a lock that the main thread waits for. A descriptor is written to in any case.
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._signalled = True
-
-        def wait() -> None:
-            while not (self._signalled or self._stop_asked.is_set()):
-                select.select([reader], [], [])
-                with contextlib.suppress(BlockingIOError):
-                    reader.recv(4096)
-
-        reader, writer = socket.socketpair()
-        with reader, writer:
-            reader.setblocking(False)
-            writer.setblocking(False)
-            before = {
-                number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-            descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-            with self._lock:
-                self._waker = writer
-            try:
-                yield wait
-            finally:
-                with self._lock:
-                    self._waker = None
-                signal.set_wakeup_fd(descriptor)
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+        return super().stats()
 
 
 def _make_room_for_descriptors(descriptor: int) -> None:
@@ -282,24 +136,17 @@ def _core_class(port: CompletionPort) -> Any:
 
 
 def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:
-    if not isinstance(host, str):
-        raise TypeError(f"host must be a name or an address, not {type(host).__name__}")
-    if not isinstance(port, int) or isinstance(port, bool):
-        raise TypeError(f"port must be a number, not {type(port).__name__}")
-    if not 0 <= port <= 0xFFFF:
-        raise ValueError(f"port must be a number from 0 to 65535, not {port}")
-    found = socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(found[0], socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock = bound_socket(
+        host,
+        port,
+        socket.SOCK_STREAM,
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR),
         # Linux hands it on to the accepted sockets. Without it an answer of several
         # segments waits for the acknowledgement of the first.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.bind(found[4])
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        reuse_port=reuse_port,
+    )
+    try:
         sock.listen(backlog)
     except BaseException:
         sock.close()

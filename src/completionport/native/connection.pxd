@@ -2,17 +2,15 @@
 
 from cpython.object cimport PyObject
 
-from .core cimport Core
 from .engine cimport Stream
+from .worker cimport WorkingCore
 
 cdef enum:
     ADDRESS_SIZE = 28          # sockaddr_in6
 
 
-cdef class ServerBase:
+cdef class ServerBase(WorkingCore):
     # Constant after creation.
-    cdef Core core
-    cdef readonly object server
     cdef readonly object address
     cdef object on_drained
     cdef size_t send_limit

@@ -39,6 +39,7 @@ cdef enum:
     CP_SENDMSG = 13
 
 cdef struct Channel
+cdef struct Datagrams
 cdef struct Operation
 cdef struct Engine
 
@@ -129,7 +130,9 @@ cdef struct Block:
     void* object            # one reference to that object, or NULL
     char* data
     size_t size
-    size_t room             # how much fits behind the structure
+    # How much fits behind the structure; of a datagram: the size of its address, which lies before
+    # `data`.
+    size_t room
 
 cdef struct Stream:
     # One connection or one listening socket of the server. Fields: the channel's lock; statistics,
@@ -139,6 +142,7 @@ cdef struct Stream:
     bint scheduled          # in the packet queue, or a thread is at it
     bint listens            # a listening socket
     bint single             # accept one at a time: a limit must hold exactly
+    Datagrams* datagrams    # of a datagram socket, else NULL
     bint wants_input        # receiving or accepting is asked for
     bint armed              # io_uring: the multishot request is under way
     bint stopping           # io_uring: and its end was asked for
@@ -162,6 +166,22 @@ cdef struct Stream:
     int64_t received_bytes
     int64_t received_packets
 
+cdef struct DatagramHead:
+    # What lies before a datagram: this, `Datagrams.name_room` bytes for the address, the bytes.
+    uint32_t name_size
+    uint32_t flags          # MSG_TRUNC: the datagram was longer
+
+cdef struct Datagrams:
+    # What a Stream has besides when it is a datagram socket. Channel lock.
+    size_t name_room        # constant: of an address
+    size_t size             # constant: the most bytes of a datagram
+    char* memory            # what `datagrams_receive` fills, made when first needed
+    Chunk* chunks           # one for each place in it
+    Chunk* unused           # of these
+    # Written as atomics, for those who only ask: datagrams sent, and those that found no room.
+    int64_t sent
+    int64_t dropped
+
 cdef struct EngineType:
     const char* name
     # Wait for completions until the deadline and bring them to the packet queue; 0 or an errno.
@@ -183,7 +203,8 @@ cdef struct EngineType:
     # The next piece received: its size, 0 for the end, or a negative errno (EAGAIN: nothing yet,
     # and `stream_schedule` will tell). It stays valid until `release_input`. `scratch` is for
     # engines that have no buffers of their own; its size is the most that is wanted.
-    # For a listener: the descriptor of a connection.
+    # For a listener: the descriptor of a connection. For a datagram socket: a datagram with what
+    # `DatagramHead` says before it.
     int64_t (*next_input)(Engine* engine, Stream* stream, char* scratch, size_t scratch_size,
                           char** data) noexcept nogil
     # No lock:
@@ -192,7 +213,7 @@ cdef struct EngineType:
     void (*submit)(Engine* engine) noexcept nogil
     # Bring what has completed to the packet queue, waiting for a moment if asked to.
     void (*reap)(Engine* engine, bint pause) noexcept nogil
-    # Buffers for start_input; 0 or an errno.
+    # Buffers for start_input; 0 or an errno. A size of 0: workers receive, by system calls.
     int (*provide_buffers)(Engine* engine, size_t size) noexcept nogil
     void (*destroy)(Engine* engine) noexcept nogil
 

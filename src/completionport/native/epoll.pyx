@@ -1,7 +1,8 @@
 # cython: language_level=3, freethreading_compatible=True
 """The engine on epoll(7): readiness from the kernel, completions made here.
 
-Nothing is ever in the kernel here: `in_kernel` stays 0, and cancelling is taking from a queue.
+Nothing is ever in the kernel here, and cancelling is taking from a queue: `in_kernel` counts nothing
+but the sends of a datagram server, while they are made without the lock.
 """
 
 import os
@@ -9,6 +10,7 @@ import os
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from .datagrams cimport datagrams_receive, datagrams_release
 from .engine cimport Channel, EngineType, Operation, Stream
 from .readiness cimport (
     Readiness,
@@ -87,12 +89,16 @@ cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
 cdef int64_t next_input(
     Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
 ) noexcept nogil:
+    if stream.datagrams != NULL:
+        return datagrams_receive(stream, data)
     data[0] = scratch
     return stream_input_if_ready(stream, scratch, scratch_size)
 
 
 cdef void release_input(Engine* engine, Stream* stream) noexcept nogil:
-    """The data lies in the worker's scratch memory."""
+    # A stream's data lies in the worker's scratch memory.
+    if stream.datagrams != NULL:
+        datagrams_release(stream)
 
 
 cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:

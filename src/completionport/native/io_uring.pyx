@@ -55,6 +55,7 @@ from .channels cimport (
     run_queue,
     settle,
 )
+from .datagrams cimport datagrams_receive, datagrams_release
 from .engine cimport Channel, Chunk, EngineType, Operation, Stream
 from .readiness cimport (
     Readiness,
@@ -109,7 +110,8 @@ cdef struct Uring:
     Ring ring
     unsigned wait_flags
     bint woken                  # a completion of `wake` was seen: completion lock
-    # Several threads run at a time, and a server is on the port: set before any thread waits.
+    # A server of datagrams is on the port, or one of streams where several threads run at a time:
+    # set before any thread waits.
     bint tells_readiness
     Readiness readiness         # of the server's streams, and of the ring
     BufferPool pool             # where the ring receives for them
@@ -321,6 +323,8 @@ cdef int64_t next_input(
 ) noexcept nogil:
     cdef Chunk* chunk = stream.first_chunk
     if (<Uring*> engine).tells_readiness:
+        if stream.datagrams != NULL:
+            return datagrams_receive(stream, data)
         data[0] = scratch
         return stream_input_if_ready(stream, scratch, scratch_size)
     if chunk != NULL:
@@ -342,7 +346,9 @@ cdef int64_t next_input(
 
 
 cdef void release_input(Engine* engine, Stream* stream) noexcept nogil:
-    if stream.current != NULL:
+    if stream.datagrams != NULL:
+        datagrams_release(stream)
+    elif stream.current != NULL:
         release_chunk(<Uring*> engine, stream, stream.current)
         stream.current = NULL
 
@@ -528,7 +534,7 @@ cdef void close_channel(Engine* engine, Channel* channel) noexcept nogil:
 cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:
     cdef Uring* uring = <Uring*> engine
     cdef int error = 0
-    if engine.scheduler.concurrency == 1:
+    if engine.scheduler.concurrency == 1 and size != 0:
         return pool_open(&uring.pool, uring.ring.descriptor, size)
     if not uring.tells_readiness:
         # Level-triggered: told as long as completions are there.

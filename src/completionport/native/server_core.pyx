@@ -14,7 +14,6 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free, malloc
 
 from .atomics cimport (
     cp_count,
@@ -32,25 +31,10 @@ from .atomics cimport (
 )
 from .channels cimport channel_close, channel_release, channel_retain
 from .connection cimport ADDRESS_SIZE, Connection, ServerBase
-from .engine cimport Block, Engine, Stream
-from .operations cimport completion_of
-from .scheduler cimport (
-    FOREVER,
-    PACKET_STREAM,
-    TAKE_CLOSED,
-    TAKE_PACKET,
-    Packet,
-    Scheduler,
-    Taken,
-    TakeStatus,
-    enter,
-    leave,
-    push,
-    take,
-    take_ready,
-    thread_is_back,
-)
-from .streams cimport has_garbage, stream_new, take_garbage
+from .engine cimport Engine, Stream
+from .scheduler cimport FOREVER, enter, leave, push
+from .streams cimport stream_new
+from .worker cimport overridden
 
 from ..errors import system_error
 from ..handler import Handler
@@ -67,13 +51,6 @@ cdef extern from "sys/socket.h" nogil:
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
 
-cdef extern from "stddef.h" nogil:
-    """
-    #define STREAM_OF(packet_) ((struct __pyx_t_14completionport_6native_6engine_Stream *)( \\
-        (char *)(packet_) - offsetof(struct __pyx_t_14completionport_6native_6engine_Stream, packet)))
-    """
-    Stream* STREAM_OF(Packet* packet)
-
 cdef enum:
     CHUNKS_AT_ONCE = 16        # then other connections have their turn
     ACCEPTS_AT_ONCE = 64
@@ -81,16 +58,6 @@ cdef enum:
     SHORTAGE_OVER_NS = 10000000000
 
 cdef object logger = logging.getLogger("completionport")
-cdef object STOP = object()
-
-
-cdef object overridden(handler, str name):
-    """The bound callback, or None when the class does nothing in it."""
-    if getattr(type(handler), name, None) is getattr(Handler, name) and name not in getattr(
-        handler, "__dict__", ()
-    ):
-        return None
-    return getattr(handler, name)
 
 
 cdef class ServerCore(ServerBase):
@@ -106,10 +73,9 @@ cdef class ServerCore(ServerBase):
     cdef Py_ssize_t max_connections   # -1: no limit
     cdef int64_t idle_ns              # 0: no limit
     cdef object census_lock           # `connections` and `all_closed` together
-    # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick`.
+    # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick` of the base.
     cdef bint starved                 # accepting waits for descriptors
     cdef int64_t starved_ns           # the listener's worker: when descriptors last ran out, 0 for never
-    cdef int64_t next_tick            # FOREVER, or when `tick` has something to do
     cdef int64_t accepted             # atomic
     # Of the connections that are over: atomic. Each stream counts its own.
     cdef int64_t received_packets, received_bytes, sent_bytes
@@ -121,23 +87,22 @@ cdef class ServerCore(ServerBase):
         self.core = port.core_
         self.server = server
         self.handler = handler
-        self.on_connected = overridden(handler, "connected")
+        self.on_connected = overridden(handler, Handler, "connected")
         self.on_received = handler.received
         self.on_end = handler.end_of_stream
-        self.on_drained = overridden(handler, "drained")
-        self.on_closed = overridden(handler, "closed")
+        self.on_drained = overridden(handler, Handler, "drained")
+        self.on_closed = overridden(handler, Handler, "closed")
         self.listener_gone = threading.Event()
         self.listener_gone.set()
         self.all_closed = threading.Event()
         self.all_closed.set()
         self.connections = set()
         self.census_lock = threading.Lock()
-        self.buffer_size = buffer_size
+        self.buffer_size = self.scratch_size = buffer_size
         self.send_limit = send_limit
         self.max_connections = -1 if max_connections is None else max_connections
         self.idle_ns = 0 if idle_timeout is None else <int64_t> (idle_timeout * 1e9)
         self.keeps_time = self.idle_ns != 0
-        self.next_tick = FOREVER
         if self.keeps_time:
             self.next_tick = cp_now_ns() + self.tick_length()
         error = self.core.engine.type.provide_buffers(self.core.engine, self.buffer_size)
@@ -196,9 +161,6 @@ cdef class ServerCore(ServerBase):
     def wait_closed(self, timeout=None):
         return self.listener_gone.wait(timeout) and self.all_closed.wait(timeout)
 
-    def post_stop(self):
-        self.server.completion_port.post(0, STOP, None)
-
     def stats(self):
         cdef int64_t packets = cp_peek_64(&self.received_packets)
         cdef int64_t received = cp_peek_64(&self.received_bytes)
@@ -216,57 +178,6 @@ cdef class ServerCore(ServerBase):
             "received_bytes": received,
             "sent_bytes": sent,
         }
-
-    def work(self):
-        cdef Scheduler* scheduler = self.core.scheduler
-        cdef Taken taken
-        cdef TakeStatus status
-        cdef int64_t due
-        cdef char* scratch = <char*> malloc(self.buffer_size)
-        if scratch == NULL:
-            raise MemoryError
-        try:
-            while enter(scheduler):
-                status = TAKE_PACKET
-                if not take_ready(scheduler, &taken, False):
-                    with nogil:
-                        status = take(scheduler, cp_peek_64(&self.next_tick), &taken)
-                    thread_is_back()
-                if (
-                    status == TAKE_PACKET and taken.packet != NULL
-                    and taken.packet.kind == PACKET_STREAM and not STREAM_OF(taken.packet).listens
-                ):
-                    self.serve(STREAM_OF(taken.packet), scratch)
-                else:
-                    leave(scheduler)
-                    if status == TAKE_CLOSED:
-                        return
-                    if status == TAKE_PACKET:
-                        if taken.packet != NULL and taken.packet.kind == PACKET_STREAM:
-                            self.serve_listener(STREAM_OF(taken.packet))
-                        elif completion_of(&taken).key is STOP:
-                            return
-                if has_garbage(self.core.engine):
-                    self.clear_garbage()
-                due = cp_peek_64(&self.next_tick)
-                if due != FOREVER and cp_now_ns() >= due:
-                    self.tick(due)
-        finally:
-            free(scratch)
-
-    cdef int clear_garbage(self) except -1:
-        cdef Block* block
-        cdef Block* following
-        if not enter(self.core.scheduler):
-            return 0
-        block = take_garbage(self.core.engine)
-        leave(self.core.scheduler)
-        while block != NULL:
-            following = block.next
-            Py_DECREF(<object> block.object)
-            free(block)
-            block = following
-        return 0
 
     cdef int tick(self, int64_t due) except -1:
         """What is done by the clock: idle connections, and another try to accept."""

@@ -5,7 +5,7 @@ A stream is a strand: it is in the packet queue at most once, and at most one th
 
 from libc.stdint cimport int64_t
 
-from .engine cimport Block, Engine, Stream
+from .engine cimport Block, Channel, Engine, Stream
 
 cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil
 cdef Block* take_garbage(Engine* engine) noexcept nogil
@@ -17,3 +17,6 @@ cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noex
 cdef int64_t stream_input_if_ready(Stream* stream, char* scratch, size_t size) noexcept nogil
 cdef void stream_ready(Stream* stream, bint at_end) noexcept nogil
 cdef void stream_start_output(Stream* stream) noexcept nogil
+cdef void stream_append_block(Stream* stream, Block* block) noexcept nogil
+cdef void stream_block_done(Stream* stream) noexcept nogil
+cdef void stream_closing(Channel* channel) noexcept nogil

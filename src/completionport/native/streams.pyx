@@ -44,7 +44,7 @@ cdef enum:
 
 cdef ChannelOwner stream_owner
 stream_owner.settled = output_settled
-stream_owner.closing = closing
+stream_owner.closing = stream_closing
 
 
 cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil:
@@ -123,7 +123,7 @@ cdef int64_t receive_some(Stream* stream, char* scratch, size_t size) noexcept n
     return -EAGAIN
 
 
-cdef void closing(Channel* channel) noexcept nogil:
+cdef void stream_closing(Channel* channel) noexcept nogil:
     cdef Stream* stream = <Stream*> channel
     stream.wants_input = False
     if stream.armed and not stream.stopping:
@@ -152,7 +152,6 @@ cdef int stream_append(Stream* stream, const char* data, size_t size, void* obje
     block = <Block*> malloc(sizeof(Block) + room)
     if block == NULL:
         return ENOMEM
-    block.next = NULL
     block.object = object
     block.size = size
     block.room = room
@@ -161,13 +160,18 @@ cdef int stream_append(Stream* stream, const char* data, size_t size, void* obje
     else:
         block.data = <char*> (block + 1)
         memcpy(block.data, data, size)
+    stream_append_block(stream, block)
+    return 0
+
+
+cdef void stream_append_block(Stream* stream, Block* block) noexcept nogil:
+    block.next = NULL
     if stream.first_block == NULL:
         stream.first_block = block
     else:
         stream.last_block.next = block
     stream.last_block = block
-    cp_count_size(&stream.queued_bytes, size)
-    return 0
+    cp_count_size(&stream.queued_bytes, block.size)
 
 
 cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noexcept nogil:
@@ -197,6 +201,9 @@ cdef void stream_start_output(Stream* stream) noexcept nogil:
     output.transferred = 0
     output.error = 0
     output.cancelled = False
+    if stream.datagrams != NULL:
+        output.address = stream.first_block.data - stream.first_block.room
+        output.address_size = <unsigned int> stream.first_block.room
     append_operation(&stream.channel.output, output)
     if not output.in_kernel and stream.channel.output.head == output:
         stream.channel.engine.type.start(stream.channel.engine, output)
@@ -237,9 +244,8 @@ cdef void drop_blocks(Stream* stream) noexcept nogil:
         block = following
 
 
-cdef void output_settled(Channel* channel, bint wake) noexcept nogil:
-    """A block was sent, or failed."""
-    cdef Stream* stream = <Stream*> channel
+cdef void stream_block_done(Stream* stream) noexcept nogil:
+    """The block that was being sent is not needed any more."""
     cdef Block* block = stream.first_block
     stream.sending = False
     cp_count_locked(&stream.sent_bytes, stream.output.transferred)
@@ -248,6 +254,12 @@ cdef void output_settled(Channel* channel, bint wake) noexcept nogil:
     if block.next == NULL:
         stream.last_block = NULL
     free_block(stream, block)
+
+
+cdef void output_settled(Channel* channel, bint wake) noexcept nogil:
+    """A block was sent, or failed."""
+    cdef Stream* stream = <Stream*> channel
+    stream_block_done(stream)
     if channel.closing:
         stream_schedule(stream, wake)
         return

@@ -1,0 +1,286 @@
+"""A datagram server's core on the port's public interface alone, for every engine."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ..datagram_handler import DatagramHandler, Endpoint
+from ..errors import ConnectionClosed, HandleClosed, OperationAborted, PortClosed
+from ..overlapped import Completion, Overlapped
+
+if TYPE_CHECKING:
+    from ..datagram_server import DatagramServer
+    from ..interface import CompletionPort, Handle
+
+logger = logging.getLogger("completionport")
+
+OUTSTANDING = 16
+"""Receives under way: so many workers can be at a datagram each while the next one is received."""
+
+NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class PortableEndpoint(Endpoint):
+    """The socket of a server, and what waits to be sent."""
+
+    __slots__ = ("__weakref__", "_core", "_sockname", "state")
+
+    def __init__(self, core: DatagramCore, sockname: Any) -> None:
+        self.state: Any = None
+        self._core = core
+        self._sockname = sockname
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self._sockname!r}{', closed' if self.closing else ''}>"
+
+    @property
+    def server(self) -> DatagramServer:
+        return self._core.server
+
+    @property
+    def sockname(self) -> Any:
+        return self._sockname
+
+    @property
+    def closing(self) -> bool:
+        return self._core.closing
+
+    @property
+    def send_queue_size(self) -> int:
+        return self._core.queued_bytes
+
+    def send(self, data: Any, address: Any) -> bool:
+        if isinstance(data, (list, tuple)):
+            data = b"".join(data)
+        elif not isinstance(data, bytes):
+            try:
+                data = bytes(memoryview(data))
+            except TypeError:
+                raise TypeError(
+                    f"send() takes a bytes-like object or a list of them, not {type(data).__name__}"
+                ) from None
+        return self._core.send(data, address)
+
+
+class DatagramCore:
+    """Packets to callbacks for one `completionport.DatagramServer`."""
+
+    def __init__(
+        self,
+        port: CompletionPort,
+        handler: DatagramHandler,
+        server: DatagramServer,
+        *,
+        buffer_size: int,
+        send_limit: int,
+    ) -> None:
+        self.port = port
+        self.handler = handler
+        self.server = server
+        self._buffer_size = buffer_size
+        self._send_limit = send_limit
+        self._stop = object()  # the packet that ends a worker
+        self._changed = threading.Condition(threading.RLock())  # its lock guards what follows
+        self._handle: Handle | None = None
+        self._sock: socket.socket | None = None  # what the handle works on; non-blocking
+        self._endpoint = PortableEndpoint(self, None)
+        self._closing = False
+        self._receiving: set[Overlapped] = set()  # with a receive, or its packet, under way
+        self._sending: dict[Overlapped, int] = {}  # the bytes that each is to send
+        self.queued_bytes = 0
+        self._taking = True
+        self._numbers = dict.fromkeys(
+            (
+                *("received_packets", "received_bytes", "truncated"),
+                *("sent_packets", "sent_bytes", "dropped"),
+            ),
+            0,
+        )
+
+    @property
+    def closing(self) -> bool:
+        """True once the server stops."""
+        return self._closing
+
+    def listen(self, sock: socket.socket) -> None:
+        """Begin to receive."""
+        # A duplicate, since the service closes its own as soon as nothing new is to be taken.
+        own = sock.dup()
+        own.setblocking(False)
+        try:
+            self._handle = self.port.associate(own, self)
+        except BaseException:
+            own.close()
+            raise
+        self._sock = own
+        self._endpoint = PortableEndpoint(self, own.getsockname())
+        for _ in range(OUTSTANDING):
+            self._receive(Overlapped())
+
+    def work(self) -> None:
+        """The body of a worker thread; returns when it takes a stop packet."""
+        while True:
+            try:
+                completion = self.port.get()
+            except PortClosed:
+                return
+            assert completion is not None
+            if completion.transferred is self._stop:
+                return
+            try:
+                if completion.overlapped in self._receiving:
+                    self._take_received(completion)
+                else:
+                    self._take_sent(completion)
+            except Exception:
+                logger.exception("completionport: error in a worker, which goes on")
+            # Not to be kept alive while this thread waits.
+            completion = None
+
+    def stop_listening(self) -> None:
+        """Take nothing new."""
+        with self._changed:
+            self._taking = False
+            receiving = list(self._receiving)
+        for operation in receiving:
+            operation.cancel()
+
+    def close_connections(self) -> None:
+        """Close the socket once what is queued has gone out."""
+        with self._changed:
+            self._closing = True
+            if not self._sending:
+                self._close()
+
+    def abort_connections(self) -> None:
+        """Close the socket at once."""
+        with self._changed:
+            self._closing = True
+            self._close()
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is under way; False when the time is over before."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not self._receiving and not self._sending, timeout
+            )
+
+    def post_stop(self) -> None:
+        """End one worker."""
+        self.port.post(self._stop, self, None)
+
+    def stats(self) -> dict[str, int]:
+        """Numbers for a look inside."""
+        with self._changed:
+            return {**self._numbers, "queued_bytes": self.queued_bytes}
+
+    def send(self, data: bytes, address: Any) -> bool:
+        """See `Endpoint.send`."""
+        # Under the lock, so that nothing is sent to the number of the socket once it is free.
+        with self._changed:
+            if self._sock is None or self._closing:
+                raise ConnectionClosed("this endpoint is closed: nothing can be sent any more")
+            if not self._sending:
+                try:
+                    self._count_sent(self._sock.sendto(data, NO_SIGNAL, address))
+                    return True
+                except BlockingIOError:
+                    pass
+            if self.queued_bytes + len(data) <= self._send_limit and self._queue(data, address):
+                return True
+            self._numbers["dropped"] += 1
+            return False
+
+    def _queue(self, data: bytes, address: Any) -> bool:
+        """Send when there is room; False when nothing would tell of it. Lock held."""
+        assert self._handle is not None
+        operation = Overlapped()
+        self._sending[operation] = len(data)
+        self.queued_bytes += len(data)
+        try:
+            self._handle.sendto(data, address, overlapped=operation)
+        except BaseException as error:
+            self._over(operation)
+            if isinstance(error, OSError) and error.errno == errno.ENOBUFS:
+                return False
+            raise
+        return True
+
+    def _count_sent(self, size: int) -> None:
+        self._numbers["sent_packets"] += 1
+        self._numbers["sent_bytes"] += size
+
+    def _receive(self, operation: Overlapped) -> None:
+        error: OSError | None = None
+        with self._changed:
+            self._receiving.discard(operation)
+            if self._taking and self._handle is not None:
+                try:
+                    self._receiving.add(operation)
+                    # One byte more shows a datagram that is too long.
+                    self._handle.recvfrom(self._buffer_size + 1, overlapped=operation)
+                except (HandleClosed, PortClosed):
+                    self._receiving.discard(operation)
+                except OSError as failure:
+                    self._receiving.discard(operation)
+                    error = failure
+            self._changed.notify_all()
+        if error is not None:
+            self._failed(error)
+            self._receive(operation)
+
+    def _take_received(self, completion: Completion) -> None:
+        error = completion.error
+        result: Any = None if error is not None else completion.overlapped.result()
+        # Before the callback, so that others go on while it blocks.
+        self._receive(completion.overlapped)
+        if error is not None:
+            if not isinstance(error, OperationAborted):
+                self._failed(error)
+            return
+        data, address = result
+        with self._changed:
+            if len(data) > self._buffer_size:
+                self._numbers["truncated"] += 1
+                return
+            self._numbers["received_packets"] += 1
+            self._numbers["received_bytes"] += len(data)
+        try:
+            self.handler.received(self._endpoint, data, address)
+        except BaseException:
+            logger.exception("%r: exception in received(), the datagram is lost", self._endpoint)
+
+    def _take_sent(self, completion: Completion) -> None:
+        error = completion.error
+        with self._changed:
+            self._over(completion.overlapped)
+            if error is None:
+                self._count_sent(completion.transferred)
+            elif error.errno == errno.ENOBUFS:
+                self._numbers["dropped"] += 1
+                error = None
+        if error is not None and not isinstance(error, OperationAborted):
+            self._failed(error)
+
+    def _over(self, operation: Overlapped) -> None:
+        """A send has ended. Lock held."""
+        self.queued_bytes -= self._sending.pop(operation)
+        if not self._sending:
+            if self._closing:
+                self._close()
+            self._changed.notify_all()
+
+    def _close(self) -> None:
+        """Lock held."""
+        if self._handle is not None:
+            self._handle.close()
+
+    def _failed(self, error: OSError) -> None:
+        try:
+            self.handler.failed(self._endpoint, error)
+        except BaseException:
+            logger.exception("%r: exception in failed()", self._endpoint)

@@ -1,0 +1,247 @@
+"""What is the same for every server: its worker threads, its signals, and its orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Protocol, Self
+
+from .arguments import check_seconds
+from .interface import CompletionPort
+
+FEWEST_WORKERS = 8
+"""Of a server that was told no number: so many callbacks may block before others wait for them."""
+
+_PORT_NUMBERS = (
+    *("queued", "taken", "waiting", "running", "blocked", "replaced", "wakeups"),
+    *("queue_time", "work_time"),
+)
+"""What a server tells of its port."""
+
+
+class Core(Protocol):
+    """Packets to callbacks, as a service sees it."""
+
+    def listen(self, sock: socket.socket) -> None:
+        """Begin to serve what comes to the socket."""
+
+    def stop_listening(self) -> None:
+        """Take nothing new."""
+
+    def close_connections(self) -> None:
+        """End what there is, once what is queued has gone out."""
+
+    def abort_connections(self) -> None:
+        """End what there is at once."""
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until all has ended; False when the time is over before."""
+
+    def work(self) -> None:
+        """The body of a worker thread."""
+
+    def post_stop(self) -> None:
+        """End one worker."""
+
+    def stats(self) -> dict[str, int]:
+        """Numbers for a look inside."""
+
+
+class Service:
+    """A socket, a port, and the threads that work for it, until `stop`."""
+
+    address: Any
+    """The address that it serves, as ``getsockname()`` gives it."""
+    completion_port: CompletionPort
+    """The port that its workers wait at."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        own_socket: bool,
+        workers: int | None,
+        concurrency: int,
+        engine: str | None,
+        make_core: Callable[[CompletionPort], Core],
+    ) -> None:
+        """``own_socket``: it was made for this service, and is closed if that fails."""
+        self._socket = sock
+        try:
+            self.completion_port = CompletionPort(concurrency, engine=engine)
+            try:
+                self._core = make_core(self.completion_port)
+            except BaseException:
+                self.completion_port.close()
+                raise
+        except BaseException:
+            if own_socket:
+                sock.close()
+            raise
+        self.address = sock.getsockname()
+        self._threads = [
+            threading.Thread(target=self._core.work, name=f"completionport-worker-{number}")
+            for number in range(1, (workers or self._default_workers()) + 1)
+        ]
+        # Guards `_started`, `_stopping` and `_waker`.
+        self._lock = threading.Lock()
+        self._waker: socket.socket | None = None
+        self._signalled = False  # written by the signal handler only
+        self._started = False
+        self._stopping = False
+        self._stop_asked = threading.Event()
+        self._stopped = threading.Event()
+
+    def _default_workers(self) -> int:
+        return max(FEWEST_WORKERS, 2 * self.completion_port.concurrency)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.address} on {self.completion_port.engine}>"
+
+    def _prepare(self) -> None:
+        """What is to be done before there are threads."""
+
+    def start(self) -> None:
+        """Serve, and let the workers go; returns at once. A server is started once."""
+        with self._lock:
+            if self._started or self._stopping:
+                raise RuntimeError("a server is started once: make a new one")
+            self._started = True
+            self._prepare()
+            for thread in self._threads:
+                thread.start()
+            self._core.listen(self._socket)
+
+    def serve_forever(self, grace: float = 5.0) -> None:
+        """Start, and serve until `stop` is called or SIGINT or SIGTERM comes; then stop.
+
+        ``grace`` as for `stop`. Signals end it only in the main thread, where their handlers are
+        restored afterwards.
+        """
+        with self._signals() as wait:
+            if not self._started:
+                self.start()
+            wait()
+        self.stop(grace)
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Take nothing new, end what there is, end the workers, close the port.
+
+        ``grace``: seconds, 0 or more, that what is queued for the peers has to go out; then it is
+        dropped. The call returns when all is over; called in a
+        callback, it returns at once and the rest is done behind it. Calling again waits for
+        the end, and does nothing more.
+        """
+        check_seconds("grace", grace)
+        self._stop_asked.set()
+        with self._lock:
+            first, self._stopping = not self._stopping, True
+            if self._waker is not None:
+                with contextlib.suppress(BlockingIOError):
+                    self._waker.send(b"\0")
+        if threading.current_thread() in self._threads:
+            # A worker can't wait for itself.
+            if first:
+                threading.Thread(
+                    target=self._stop, args=(grace,), name="completionport-stop"
+                ).start()
+            return
+        if first:
+            self._stop(grace)
+        self._stopped.wait()
+
+    def _stop(self, grace: float) -> None:
+        try:
+            if self._started:
+                self._core.stop_listening()
+                self._socket.close()
+                self._core.close_connections()
+                if not self._core.wait_closed(grace):
+                    self._core.abort_connections()
+                    # A callback that does not come back must not hold the end up for ever.
+                    self._core.wait_closed(max(grace, 1.0))
+                for _ in self._threads:
+                    self._core.post_stop()
+                for thread in self._threads:
+                    thread.join()
+        finally:
+            self._socket.close()
+            self.completion_port.close()
+            self._stopped.set()
+
+    def stats(self) -> dict[str, Any]:
+        """The core's numbers, and those of the port that tell of the workers."""
+        port = self.completion_port.stats()
+        return {**self._core.stats(), **{name: port[name] for name in _PORT_NUMBERS}}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[Callable[[], object]]:
+        """Let SIGINT and SIGTERM ask for the end, in the main thread; gives how to wait for it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self._stop_asked.wait
+            return
+
+        # The operating system may give the signal to a worker, and then nothing would interrupt
+        # a lock that the main thread waits for. A descriptor is written to in any case.
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._signalled = True
+
+        def wait() -> None:
+            while not (self._signalled or self._stop_asked.is_set()):
+                select.select([reader], [], [])
+                with contextlib.suppress(BlockingIOError):
+                    reader.recv(4096)
+
+        reader, writer = socket.socketpair()
+        with reader, writer:
+            reader.setblocking(False)
+            writer.setblocking(False)
+            before = {
+                number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
+            }
+            descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            with self._lock:
+                self._waker = writer
+            try:
+                yield wait
+            finally:
+                with self._lock:
+                    self._waker = None
+                signal.set_wakeup_fd(descriptor)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+
+def bound_socket(
+    host: str, port: int, kind: int, *options: tuple[int, int], reuse_port: bool
+) -> socket.socket:
+    """A new socket with that address; ``options`` are switched on before it has it."""
+    if not isinstance(host, str):
+        raise TypeError(f"host must be a name or an address, not {type(host).__name__}")
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"port must be a number, not {type(port).__name__}")
+    if not 0 <= port <= 0xFFFF:
+        raise ValueError(f"port must be a number from 0 to 65535, not {port}")
+    found = socket.getaddrinfo(host or None, port, type=kind, flags=socket.AI_PASSIVE)[0]
+    sock = socket.socket(found[0], kind)
+    try:
+        for level, option in options:
+            sock.setsockopt(level, option, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(found[4])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
