@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pty
+import termios
+import tty
 
 import pytest
 
@@ -284,6 +287,99 @@ class TestPipes:
             handle.write(b"hello")
             take(port, 2)
             assert operation.result() == b"hello"
+
+    def test_a_named_pipe_from_its_writer_to_its_end(self, port, tmp_path):
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with port.associate(reading, "fifo") as handle, open(path, "wb", 0) as writer:
+            operation = handle.read(10)
+            writer.write(b"hello")
+            assert take_one(port).overlapped is operation
+            assert operation.result() == b"hello"
+            operation = handle.read(10)
+            assert port.get(0) is None
+            writer.close()
+            assert tuple(take_one(port)) == (0, "fifo", operation, None)
+
+    def test_a_named_pipe_that_is_full_is_written_when_there_is_room(self, port, tmp_path):
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with (
+            open(reading, "rb", 0) as reader,
+            port.associate(os.open(path, os.O_WRONLY), "fifo") as handle,
+        ):
+            data = pattern(500_000)
+            operation = handle.write(data)
+            assert port.get(0) is None
+            os.set_blocking(reading, True)
+            received = Background(read_exactly_from, reader, len(data))
+            assert take_one(port).overlapped is operation
+            assert operation.result() == len(data)
+            assert received.outcome() == data
+
+
+class TestTerminals:
+    @pytest.fixture
+    def terminal(self, nothing_left):
+        """The two ends of a pseudo-terminal: the program's outside, and the terminal."""
+        outside, inside = pty.openpty()
+        tty.setraw(inside)
+        with open(outside, "r+b", 0) as near, open(inside, "r+b", 0) as far:
+            yield near, far
+
+    def test_both_ends_are_read_and_written(self, port, terminal):
+        near, far = terminal
+        with port.associate(near, "near") as outside, port.associate(far, "far") as inside:
+            for source, sink in ((outside, inside), (inside, outside)):
+                operation = source.read(100)
+                assert port.get(0) is None
+                sink.write(b"hello")
+                take(port, 2)
+                assert operation.result() == b"hello"
+
+    def test_a_line_is_read_when_it_is_whole(self, port, terminal):
+        near, far = terminal
+        modes = termios.tcgetattr(far)
+        modes[3] |= termios.ICANON
+        termios.tcsetattr(far, termios.TCSANOW, modes)
+        with port.associate(far, "key") as handle:
+            operation = handle.read(100)
+            near.write(b"hel")
+            assert port.get(0) is None
+            near.write(b"lo\nmore")
+            take_one(port)
+            assert operation.result() == b"hello\n"
+
+    def test_a_read_is_cancelled(self, port, terminal):
+        with port.associate(terminal[0], "key") as handle:
+            operation = handle.read(100)
+            assert operation.cancel()
+            assert isinstance(take_one(port).error, OperationAborted)
+            terminal[1].write(b"hello")
+            operation = handle.read(100)
+            take_one(port)
+            assert operation.result() == b"hello"
+
+    def test_the_last_one_inside_leaves(self, port, terminal):
+        near, far = terminal
+        with port.associate(near, "key") as handle:
+            handle.read(100)
+            far.close()
+            # Linux tells it as an error, others as the end of the file.
+            done = take_one(port)
+            assert done.error.errno == errno.EIO if done.error else done.transferred == 0
+
+    def test_what_a_terminal_has_no_room_for_is_written_later(self, port, terminal):
+        near, far = terminal
+        data = pattern(100_000)
+        with port.associate(near, "key") as handle:
+            operation = handle.write(data)
+            received = Background(read_exactly_from, far, len(data))
+            assert take_one(port).overlapped is operation
+            assert operation.result() == len(data)
+            assert received.outcome() == data
 
 
 def read_exactly_from(file, size):

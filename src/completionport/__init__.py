@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .changes import Change, ChangeAction
 from .datagram_handler import DatagramHandler, Endpoint
 from .datagram_server import DatagramServer
 from .errors import (
@@ -22,11 +23,14 @@ from .operation import Operation
 from .overlapped import Completion, Overlapped
 from .pool import WorkerPool
 from .server import Server
+from .signals import SignalWatch
 from .strand import Strand
 from .timer import Timer
 
 __all__ = [
     "AlreadyAssociated",
+    "Change",
+    "ChangeAction",
     "Completion",
     "CompletionPort",
     "CompletionPortError",
@@ -47,6 +51,7 @@ __all__ = [
     "PortClosed",
     "PortForked",
     "Server",
+    "SignalWatch",
     "Strand",
     "Timer",
     "WorkerPool",

@@ -12,11 +12,18 @@ from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from mmap import mmap
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from .errors import PortClosed
 from .overlapped import Completion, Overlapped
-from .strand import Strand
+from .strand import Strand, check_strand
 from .timer import Timer
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from .meaning import Meaning
+    from .signals import SignalWatch
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
 Buffers: TypeAlias = "Buffer | Sequence[Buffer]"
@@ -266,6 +273,36 @@ class Handle:
         """Shut the connection down, both ways, after what was sent before (``DisconnectEx``)."""
         raise NotImplementedError
 
+    def read_changes(
+        self, recursive: bool = False, overlapped: Overlapped | None = None, *, size: int = 65536
+    ) -> Overlapped:
+        """Wait for changes of a directory and take them (``ReadDirectoryChangesW``).
+
+        For the handle of a directory, which was opened with ``os.open(path, os.O_RDONLY |
+        os.O_DIRECTORY)``. ``recursive``: the folders in it as well, and those that are made later;
+        the same in each call. ``size``: 4096 to 2**24, bytes of the kernel's events that are taken
+        at once.
+
+        ``overlapped.result()`` is a list of `Change`, in their order, and the packet's
+        ``transferred`` is how many there are: 1 or more, or, rarely, 0 when nothing that happened
+        is to be told. The two names of a file that was renamed come one behind the other.
+        What changes between two calls is not lost, and comes with the next one; what changes before
+        the first call is not told. With several calls under way at a time each change comes once,
+        in any of their packets.
+
+        When more happens than the kernel keeps (``fs.inotify.max_queued_events``), or a name comes
+        up that can't be watched, the packet's error is an `OSError`, for the former with
+        ``EOVERFLOW``: look through the directory again, and call again. Where a folder comes with
+        much in it, the thread that takes the packet looks through it, and takes as long as that.
+
+        Raised: `NotADirectoryError`, `FileNotFoundError` for a directory that was deleted,
+        `ValueError`, and `OSError` where there is no inotify or its limits are reached. A
+        directory that is deleted while a call is under way gives no packet.
+        """
+        from .changes import read_changes
+
+        return read_changes(self, recursive, size, overlapped)
+
     def cancel(self, overlapped: Overlapped | None = None) -> int:
         """Cancel one pending operation of this handle, or all of them (``CancelIoEx``).
 
@@ -282,6 +319,15 @@ class Handle:
         handle's key. The file object is closed at once; the connection itself ends as
         soon as the kernel has let go of the pending operations. Closing again does nothing.
         """
+        raise NotImplementedError
+
+    _companion: Any
+    _strand: Any
+
+    def _read_for(
+        self, meaning: Meaning, size: int, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        """A read whose packet says what its ``meaning`` makes of the data."""
         raise NotImplementedError
 
     def __enter__(self) -> Handle:
@@ -340,16 +386,32 @@ class CompletionPort:
         """True once `close` was called."""
         raise NotImplementedError
 
-    def associate(self, file: HasFileno | int, key: Any, *, strand: Strand | None = None) -> Handle:
+    def associate(
+        self,
+        file: HasFileno | int | subprocess.Popen[Any],
+        key: Any,
+        *,
+        strand: Strand | None = None,
+    ) -> Handle:
         """Bind a file to this port (``CreateIoCompletionPort(file, port, key, 0)``).
 
         ``file``: a socket or any object with ``fileno()``, or a descriptor number. It may be
-        blocking, non-blocking or have a timeout: that makes no difference here.
+        blocking, non-blocking or have a timeout: that makes no difference here. Or a
+        `subprocess.Popen`: see below.
         ``key``: any object; it comes with every packet of this file (per-handle data).
         ``strand``: a `Strand` of this port that all packets of this file are bound to.
 
+        A process gives one packet when it ends: its ``transferred`` and ``overlapped.result()`` are
+        ``returncode``, which is set by then, and nothing is left of the process
+        (``RegisterWaitForSingleObject``, ``UnregisterWait``). The handle's ``file`` is the Popen,
+        and its ``close()`` only ends the watch: then, or at ``cancel()``, the packet comes with
+        `OperationAborted`. The program may wait for the process as well. One that has ended already
+        gives its packet at once. Several handles may watch one process. Its pipes are files of
+        their own.
+
         Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed one,
-        `AlreadyAssociated` when a port has this file already.
+        `AlreadyAssociated` when a port has this file already, `OSError` with ``ENOSYS`` for a
+        process where the system can't tell of its end through a descriptor (Linux can).
         """
         raise NotImplementedError
 
@@ -428,6 +490,33 @@ class CompletionPort:
         ``when``: a time that has passed means at once.
         """
         raise NotImplementedError
+
+    def associate_signal(
+        self, signum: int, key: Any, *, strand: Strand | None = None
+    ) -> SignalWatch:
+        """Get a packet for each signal of this number that arrives (``SetConsoleCtrlHandler``).
+
+        ``signum``: as for `signal.signal`. ``key``, ``strand``: as for `post`. The packet's
+        ``transferred`` is the number of the signal.
+
+        Returned: a `SignalWatch`, whose ``close()`` ends it. Several, of this port or of others,
+        may watch one signal: each gets a packet. The handler that was there before is not called
+        meanwhile, so ``SIGINT`` raises no `KeyboardInterrupt`; it is put back with the last watch.
+        The child of a fork gets none, and treats the signal as before.
+
+        It stands on `signal.signal`: the packet is posted by the main thread, as soon as that runs
+        Python or waits in `get`, a lock, a join. Signals that arrive before it does so count as
+        one, as they do for the kernel.
+
+        Raised: `RuntimeError` in another thread than the main one, `ValueError` for a number that
+        is no signal, `OSError` for one that can't be caught (``SIGKILL``), `PortClosed`.
+        """
+        if self.closed:
+            raise PortClosed("this completion port is closed")
+        check_strand(strand, self)
+        from .signals import watch_signal
+
+        return watch_signal(self, signum, key, strand)
 
     def blocking(self) -> AbstractContextManager[None]:
         """For ``with port.blocking():`` around what blocks: another thread may run meanwhile.

@@ -36,3 +36,7 @@ class Operation(enum.IntEnum):
     """``WSARecvMsg``"""
     SENDMSG = 13
     """``WSASendMsg``"""
+    PROCESS = 20
+    """``RegisterWaitForSingleObject`` with a process"""
+    CHANGES = 22
+    """``ReadDirectoryChangesW``"""

@@ -97,6 +97,10 @@ cdef class Handle(HandleBase):
     cdef int family          # of a socket, and its type
     cdef int type
     cdef bint listening      # seen to be, which does not change
+    # What works for this handle on a descriptor of its own: cancelled and closed with it. Set once,
+    # under the lock of completionport.changes.
+    cdef public object _companion
+    cdef readonly object _strand
     cdef object __weakref__
 
     def __init__(self, Core core, file, key, Strand strand=None, bint skips_on_success=False):
@@ -121,6 +125,7 @@ cdef class Handle(HandleBase):
             if strand is not None:
                 strand_retain(strand.strand)
                 self.channel.strand = strand.strand
+                self._strand = strand
             if kind == SOCKET:
                 self.family = socket_option(duplicate, SO_DOMAIN)
                 self.type = socket_option(duplicate, SO_TYPE)
@@ -373,6 +378,16 @@ cdef class Handle(HandleBase):
             operation.withdraw()
             raise
 
+    def _read_for(self, meaning, size, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, READ)
+        try:
+            operation.pin_input(size, "read")
+            operation.mean(meaning)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
     def write(self, data_or_buffers, offset=None, overlapped=None):
         cdef OverlappedBase operation = self.prepare(overlapped, WRITE)
         try:
@@ -423,6 +438,8 @@ cdef class Handle(HandleBase):
         else:
             count = cancel_operations(self.channel, &(<OverlappedBase> overlapped).operation_)
         self.core.end()
+        if self._companion is not None:
+            count += self._companion.cancel(overlapped)
         return count
 
     def close(self):
@@ -437,6 +454,8 @@ cdef class Handle(HandleBase):
                 with nogil:
                     self.core.settle_closing(self.channel)
             self.core.end()
+        if self._companion is not None:
+            self._companion.close()
         if self.release_token():
             if isinstance(self.file_, int):
                 os.close(self.number)

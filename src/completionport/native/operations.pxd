@@ -17,6 +17,7 @@ cdef class OverlappedBase:
     cdef int pinned
     cdef object vectors       # memory of the iovec array
     cdef object envelope      # memory of addresses and ancillary data
+    cdef object meaning       # of a read: a completionport.meaning.Meaning, or None; as `handle_`
     cdef object __weakref__
 
     cdef int claim(self, object handle, int code) except -1
@@ -34,6 +35,7 @@ cdef class OverlappedBase:
     cdef object conclude(self)
     cdef void set_idle(self) noexcept
     cdef object code(self)
+    cdef void mean(self, object meaning) noexcept
     cdef bint is_pending(self) noexcept
 
 cdef class Completion:

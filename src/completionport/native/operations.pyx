@@ -55,7 +55,7 @@ cdef extern from "Python.h":
 
 cdef extern from "errno.h" nogil:
     enum:
-        ECANCELED
+        ECANCELED, EINTR
 
 cdef extern from "sys/socket.h" nogil:
     enum:
@@ -65,7 +65,10 @@ cdef enum:
     LARGEST = 0x7fffffff
     ADDRESS_ROOM = 128         # sockaddr_storage
 
-cdef tuple CODES = tuple(OperationCode)
+# By number, which has gaps.
+cdef list CODES = [None] * (max(OperationCode) + 1)
+for _code in OperationCode:
+    CODES[_code] = _code
 cdef int ACCEPT = OperationCode.ACCEPT
 cdef int RECV = OperationCode.RECV
 cdef int SEND = OperationCode.SEND
@@ -90,12 +93,13 @@ cdef class OverlappedBase:
 
     @property
     def operation(self):
-        return self.code()
+        with cython.critical_section(self):
+            return self.code() if self.meaning is None else self.meaning.operation
 
     @property
     def handle(self):
         with cython.critical_section(self):
-            return self.handle_
+            return self.handle_ if self.meaning is None else self.meaning.handle
 
     @property
     def pending(self):
@@ -137,7 +141,7 @@ cdef class OverlappedBase:
         return self.is_pending() and handle is not None and handle.cancel(self) > 0
 
     def __repr__(self):
-        code = self.code()
+        code = self.operation
         state = "pending" if self.is_pending() else "failed" if self.error is not None else "done"
         if code is CODES[0]:
             state = "not used yet"
@@ -154,7 +158,7 @@ cdef class OverlappedBase:
     cdef int claim(self, object handle, int code) except -1:
         # Another thread may be reading what the operation before this one has left. What is taken
         # away here is let go behind the critical section.
-        cdef object handle_before, error_before, value_before
+        cdef object handle_before, error_before, value_before, meaning_before
         cdef bint claimed
         with cython.critical_section(self):
             claimed = cp_swap_if(&self.operation_.state, IDLE, CLAIMED)
@@ -168,6 +172,9 @@ cdef class OverlappedBase:
                 if self.value_ is not None:
                     value_before = self.value_
                     self.value_ = None
+                if self.meaning is not None:
+                    meaning_before = self.meaning
+                    self.meaning = None
         if not claimed:
             raise OperationPending(
                 f"this Overlapped is in use for a pending {self.code().name.lower()}: "
@@ -194,11 +201,17 @@ cdef class OverlappedBase:
         self.operation_.control_size = 0
         return 0
 
+    cdef void mean(self, object meaning) noexcept:
+        with cython.critical_section(self):
+            self.meaning = meaning
+
     cdef int withdraw(self) except -1:
         """The operation failed at once: no packet comes, the object is free again."""
         self.unpin()
         let_sources_go(&self.operation_)
         self.received = None
+        if self.meaning is not None:
+            self.mean(None)
         cp_store_release(&self.operation_.state, IDLE)
         return 0
 
@@ -370,6 +383,20 @@ cdef class OverlappedBase:
         if error is None and (op.code == CP_RECVFROM or op.code == CP_RECVMSG):
             self.value_ = self.envelope_of(self.value_)
         self.envelope = None
+        if error is None and self.meaning is not None:
+            try:
+                op.transferred, self.value_ = self.meaning.outcome(self.value_)
+            except OSError as reason:
+                self.value_ = None
+                error = reason
+            except BaseException:
+                # A signal handler's exception: it goes to the caller of get, in place of the packet.
+                self.value_ = None
+                self.error_ = system_error(EINTR)
+                channel_release(op.channel)
+                op.channel = NULL
+                self.set_idle()
+                raise
         self.error_ = error
         channel_release(op.channel)
         op.channel = NULL

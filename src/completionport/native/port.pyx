@@ -43,6 +43,7 @@ from .timers cimport due_after, due_at, new_timer
 
 from ..errors import PortClosed, PortForked
 from ..histogram import Histogram
+from ..processes import is_process, watch_process
 from ..strand import check_strand
 from ..workers import default_concurrency
 
@@ -155,6 +156,8 @@ cdef class Port:
             raise TypeError("associate() needs a key: any object, it comes with every packet")
         if strand is not None:
             check_strand(strand, self)
+        if not hasattr(file, "fileno") and is_process(file):
+            return watch_process(self, file, key, strand)
         self.core.begin()
         try:
             return self.HANDLE(self.core, file, key, strand)

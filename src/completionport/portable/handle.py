@@ -19,6 +19,7 @@ from .messages import prepared
 from .requests import LARGEST_OFFSET, Request
 
 if TYPE_CHECKING:
+    from ..meaning import Meaning
     from .port import Core
     from .strand import PortableStrand
 
@@ -59,7 +60,17 @@ class Channel(Protocol):
 class PortableHandle(Handle):
     """A handle of an engine that is written in Python."""
 
-    __slots__ = ("__weakref__", "_channel", "_core", "_number", "_open", "file", "key", "strand")
+    __slots__ = (
+        "__weakref__",
+        "_channel",
+        "_companion",
+        "_core",
+        "_number",
+        "_open",
+        "file",
+        "key",
+        "strand",
+    )
 
     def __init__(
         self,
@@ -73,10 +84,17 @@ class PortableHandle(Handle):
         self.file = file
         self.key = key
         self.strand = strand
+        # What works for this handle on a descriptor of its own: cancelled and closed with it. Set
+        # once, under the lock of completionport.changes.
+        self._companion: Any = None
         self._core = core
         self._channel = channel
         self._number = number
         self._open: list[None] = [None]  # one item; who pops it closes the handle
+
+    @property
+    def _strand(self) -> PortableStrand | None:
+        return self.strand
 
     def __del__(self) -> None:
         # Nothing is pending: a request under way would have kept the handle.
@@ -219,6 +237,14 @@ class PortableHandle(Handle):
         request.prepare_input(size_or_buffers)
         return self._start(request, overlapped)
 
+    def _read_for(
+        self, meaning: Meaning, size: int, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        request = self._request(Operation.READ, overlapped)
+        request.meaning = meaning
+        request.prepare_input(size)
+        return self._start(request, overlapped)
+
     def write(
         self,
         data_or_buffers: Any,
@@ -245,7 +271,10 @@ class PortableHandle(Handle):
             self._core.check()
         except PortClosed:
             return 0
-        return self._channel.cancel(overlapped)
+        count = self._channel.cancel(overlapped)
+        if self._companion is not None:
+            count += self._companion.cancel(overlapped)
+        return count
 
     def close(self) -> None:
         if self._core.forked:
@@ -254,6 +283,8 @@ class PortableHandle(Handle):
             self._open.pop()
         except IndexError:
             return
+        if self._companion is not None:
+            self._companion.close()
         # The program's own number goes first: operations are on the duplicate.
         try:
             if not isinstance(self.file, int):
@@ -283,7 +314,10 @@ class PortableHandle(Handle):
     def _start(self, request: Request, overlapped: Overlapped | None) -> Overlapped:
         operation = Overlapped() if overlapped is None else overlapped
         try:
-            operation._begin(self, request.operation)
+            if request.meaning is None:
+                operation._begin(self, request.operation)
+            else:
+                operation._begin(request.meaning.handle, request.meaning.operation)
         except BaseException:
             request.release()
             raise

@@ -13,6 +13,7 @@ from typing import Any
 from .. import association
 from ..arguments import check_delay, check_when
 from ..interface import CompletionPort, Handle, HasFileno
+from ..processes import is_process, watch_process
 from ..strand import Strand, check_strand
 from ..timer import Timer
 from ..workers import default_concurrency
@@ -162,6 +163,8 @@ class SelectorsPort(CompletionPort):
         return self._core
 
     def associate(self, file: Any, key: Any, *, strand: Strand | None = None) -> Handle:
+        if not hasattr(file, "fileno") and is_process(file):
+            return watch_process(self, file, key, strand)
         return self._inside.associate(file, key, self._own(strand))
 
     def _associate_skipping(self, file: HasFileno | int, key: Any) -> Handle:

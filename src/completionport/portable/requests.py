@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..error_codes import add_codes
-from ..errors import OperationAborted
+from ..errors import OperationAborted, system_error
 from ..operation import Operation
 from ..sources import open_source
 from .messages import Items, close_descriptors
@@ -17,6 +17,7 @@ from .overlapped import Completion
 from .recorder import NOT_MEASURED
 
 if TYPE_CHECKING:
+    from ..meaning import Meaning
     from ..overlapped import Overlapped
     from .handle import PortableHandle
     from .strand import PortableStrand
@@ -49,6 +50,7 @@ class Request:
         "error",
         "flags",
         "handle",
+        "meaning",
         "offset",
         "operation",
         "overlapped",
@@ -69,6 +71,7 @@ class Request:
         self.strand = handle.strand
         self.since = NOT_MEASURED  # when it came into the packet queue
         self.overlapped: Overlapped  # set before the request goes anywhere
+        self.meaning: Meaning | None = None  # what a read stands for
         self.flags = 0
         self.offset: int | None = None
         self.address: Any = None
@@ -161,6 +164,16 @@ class Request:
             value = value, self.value
         elif self.error is None and self.operation is Operation.RECVMSG:
             value = value, *self.value
+        if self.error is None and self.meaning is not None:
+            try:
+                self.transferred, value = self.meaning.outcome(value)
+            except OSError as error:
+                self.fail(error)
+                value = None
+            except BaseException:
+                # A signal handler's exception: the caller of get has it in place of the packet.
+                self.overlapped._finish(0, system_error(errno.EINTR), None)
+                raise
         self.parts = []
         self.overlapped._finish(self.transferred, self.error, value)
 

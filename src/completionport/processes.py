@@ -1,0 +1,127 @@
+"""Processes on a port: `CompletionPort.associate` with a `subprocess.Popen`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .interface import CompletionPort, Handle
+from .meaning import OwnDescriptor
+from .operation import Operation
+from .strand import Strand
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from .overlapped import Overlapped
+
+
+def is_process(file: Any) -> bool:
+    """Whether it is a `subprocess.Popen`; the module is not imported for the question."""
+    subprocess = sys.modules.get("subprocess")
+    return subprocess is not None and isinstance(file, subprocess.Popen)
+
+
+def watch_process(
+    port: CompletionPort, process: subprocess.Popen[Any], key: Any, strand: Strand | None
+) -> Handle:
+    """A handle that gives one packet when the process has ended."""
+    descriptor = OwnDescriptor(_descriptor_of(process))
+    return ProcessHandle(port.associate(descriptor, key, strand=strand), process)
+
+
+def _descriptor_of(process: subprocess.Popen[Any]) -> int:
+    """A descriptor that is readable once the process has ended."""
+    if not hasattr(os, "pidfd_open"):
+        raise OSError(
+            errno.ENOSYS,
+            "a process can't be associated here: that takes pidfd_open(2), which this Python or "
+            "operating system has not; wait for the process in a thread of its own and post()",
+        )
+    if process.returncode is None:
+        try:
+            number = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            pass  # somebody else has taken its status
+        else:
+            try:
+                # Another thread may have waited for it meanwhile, and the number be a stranger's.
+                os.waitid(os.P_PIDFD, number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                os.close(number)
+            else:
+                return number
+    # It has ended, and Popen knows its status or will say that it is lost.
+    return os.eventfd(1, os.EFD_CLOEXEC)
+
+
+class ProcessHandle(Handle):
+    """The handle of a process. Its one operation is under way from the start."""
+
+    __slots__ = ("__weakref__", "_descriptor", "file", "key")
+
+    file: subprocess.Popen[Any]
+
+    def __init__(self, descriptor: Handle, process: subprocess.Popen[Any]) -> None:
+        self._descriptor = descriptor
+        self.key = descriptor.key
+        self.file = process
+        # Of 0 bytes: it only waits.
+        descriptor._read_for(_Ended(self), 0)
+
+    @property
+    def port(self) -> CompletionPort | None:
+        return self._descriptor.port
+
+    @property
+    def closed(self) -> bool:
+        return self._descriptor.closed
+
+    def fileno(self) -> int:
+        return self._descriptor.fileno()
+
+    def cancel(self, overlapped: Overlapped | None = None) -> int:
+        return self._descriptor.cancel(overlapped)
+
+    def close(self) -> None:
+        self._descriptor.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"process {self.file.pid}"
+        return f"<Handle {state}, key {self.key!r}>"
+
+
+def _refusal(name: str) -> Any:
+    def refuse(self: ProcessHandle, *args: Any, **options: Any) -> Any:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            f"{name}(): a process can only be waited for; associate its stdin, stdout or stderr",
+        )
+
+    refuse.__name__ = name
+    return refuse
+
+
+for _name in (
+    "accept", "connect", "disconnect", "read", "read_changes", "recv", "recvfrom", "recvmsg",
+    "send", "sendfile", "sendmsg", "sendto", "shutdown", "write",
+):  # fmt: skip
+    setattr(ProcessHandle, _name, _refusal(_name))
+
+
+class _Ended:
+    """What the end of the wait means."""
+
+    __slots__ = ("handle", "operation")
+
+    def __init__(self, handle: ProcessHandle) -> None:
+        self.handle = handle
+        self.operation = Operation.PROCESS
+
+    def outcome(self, data: Any) -> tuple[int, Any]:
+        # It has ended, so this does not wait; another thread may be in it, and then both get the
+        # status. Popen gives 0 for one that something else has taken (SIGCHLD ignored, os.wait).
+        status = self.handle.file.wait()
+        return status, status

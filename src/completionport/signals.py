@@ -1,0 +1,172 @@
+"""Signals on a port: `CompletionPort.associate_signal`.
+
+Python's own handlers are used, which run in the main thread, and not signalfd(2): a signal goes to
+its descriptor only while it is blocked in every thread. A library can't block it in threads that
+it did not start, and the programs that are started would inherit the mask.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .errors import CompletionPortError
+
+if TYPE_CHECKING:
+    from .interface import CompletionPort
+    from .strand import Strand
+
+Previous = Any
+"""What `signal.signal` returned: a function, SIG_DFL, SIG_IGN, None for a handler not of Python."""
+
+# signum -> who is told, and what is done when nobody is left. Changed in the main thread only, but
+# for `_Watchers.watches`, whose steps are atomic: close() may come from any thread.
+_watched: dict[int, _Watchers] = {}
+
+
+class _Watchers:
+    def __init__(self, signum: int, previous: Previous) -> None:
+        self.signum = signum
+        self.previous = previous
+        self.watches: dict[SignalWatch, None] = {}
+
+    def handle(self, signum: int, frame: Any) -> None:
+        """The handler. Python calls it in the main thread, between two of its steps."""
+        told = False
+        for watch in list(self.watches):
+            told = watch._tell() or told
+        if not told:
+            self.retire()
+            _apply(self.previous, signum, frame)
+
+    def retire(self) -> None:
+        """Nobody is left: put the handler back that was there before. Main thread."""
+        if _watched.get(self.signum) is self:
+            del _watched[self.signum]
+        # Somebody may have set another one since: then that stays.
+        if self.previous is not None and signal.getsignal(self.signum) == self.handle:
+            signal.signal(self.signum, self.previous)
+
+
+def _apply(previous: Previous, signum: int, frame: Any) -> None:
+    """Do what would have been done without us."""
+    if callable(previous):
+        previous(signum, frame)
+    elif previous == signal.SIG_DFL:
+        os.kill(os.getpid(), signum)
+
+
+class SignalWatch:
+    """A signal that gives packets. Made by `CompletionPort.associate_signal`.
+
+    It stays in force until `close`, or until the port is closed or gone; the program may drop it.
+    """
+
+    __slots__ = ("__weakref__", "_port", "_strand", "_watchers", "key", "signum")
+
+    key: Any
+    """The completion key of its packets."""
+    signum: int
+    """The number of the signal."""
+
+    def __init__(
+        self, port: CompletionPort, watchers: _Watchers, key: Any, strand: Strand | None
+    ) -> None:
+        self._port = weakref.ref(port)
+        self._watchers = watchers
+        self._strand = strand
+        self.key = key
+        self.signum = watchers.signum
+
+    @property
+    def port(self) -> CompletionPort | None:
+        """The port, or None once it is gone."""
+        return self._port()
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called or the port was closed."""
+        port = self._port()
+        return self not in self._watchers.watches or port is None or port.closed
+
+    def close(self) -> None:
+        """Stop giving packets; those in the queue stay there.
+
+        With the last one of its signal the handler that was there before is put back: at once in
+        the main thread, else when the signal comes next, which is then left to that handler. Any
+        thread may call it. Closing again does nothing.
+        """
+        if self._watchers.watches.pop(self, False) is None and _in_main_thread():
+            _retire_unused(self._watchers)
+
+    def _tell(self) -> bool:
+        """Post a packet; False when there is nobody to take it."""
+        port = self._port()
+        try:
+            if port is None:
+                raise CompletionPortError
+            port.post(self.signum, self.key, None, strand=self._strand)
+        except CompletionPortError:
+            self._watchers.watches.pop(self, None)
+            return False
+        return True
+
+    def __enter__(self) -> SignalWatch:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"signal {self.signum}"
+        return f"<SignalWatch {state}, key {self.key!r}>"
+
+
+def watch_signal(port: CompletionPort, signum: int, key: Any, strand: Strand | None) -> SignalWatch:
+    """`CompletionPort.associate_signal`."""
+    if not isinstance(signum, int) or isinstance(signum, bool):
+        raise TypeError(f"signum must be the number of a signal, not {type(signum).__name__}")
+    number = int(signum)
+    if number not in signal.valid_signals():
+        raise ValueError(f"signum must be the number of a signal, not {number}")
+    if not _in_main_thread():
+        raise RuntimeError(
+            "associate_signal() works in the main thread only, as signal.signal() does"
+        )
+    for other in list(_watched.values()):
+        _retire_unused(other)
+    watchers = _watched.get(number)
+    if watchers is None or signal.getsignal(number) != watchers.handle:
+        watchers = _Watchers(number, signal.getsignal(number))
+        # SIGKILL and SIGSTOP are refused here, with an OSError.
+        signal.signal(number, watchers.handle)
+        _watched[number] = watchers
+    watch = SignalWatch(port, watchers, key, strand)
+    watchers.watches[watch] = None
+    return watch
+
+
+def _retire_unused(watchers: _Watchers) -> None:
+    """Main thread. A signal handler may come in between, and retires it as well."""
+    for watch in list(watchers.watches):
+        if watch.closed:
+            watchers.watches.pop(watch, None)
+    if not watchers.watches:
+        watchers.retire()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _in_child() -> None:
+    """The ports are the parent's: the signal is treated as before."""
+    for watchers in list(_watched.values()):
+        watchers.watches.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
