@@ -124,6 +124,14 @@ def article(options: argparse.Namespace) -> Report:
     return report
 
 
+def win32(options: argparse.Namespace) -> Report:
+    commands = servers(argparse.Namespace(engine=[], workers=None), "C epoll", "asyncio")
+    for engine in options.engine:
+        commands[ours(engine)] = script("echo_article.py", "--engine", engine)
+        commands[f"win32 {engine}"] = script("echo_win32.py", "--engine", engine)
+    return throughput("win32", commands, (64, 100), "asyncio", options)
+
+
 def idle(options: argparse.Namespace) -> Report:
     columns = ["server", "bytes each", "connected s", "all served s", "lost"]
     report = Report(f"idle: {IDLE_CONNECTIONS} connections that say nothing", columns)
@@ -199,7 +207,7 @@ def timers(options: argparse.Namespace) -> Report:
 
 CASES = {
     function.__name__: function
-    for function in (echo64, echo1000, udp64, article, idle, post_get, timers)
+    for function in (echo64, echo1000, udp64, article, win32, idle, post_get, timers)
 }
 
 

@@ -32,7 +32,7 @@ from ..constants import (
 )
 from ..structures import OVERLAPPED
 from . import manager
-from .waiting import Event, Waitable, exclusively
+from .waiting import Event, Waitable, claim
 
 SUCCESS = Codes(0, 0, 0)
 PENDING = Codes(STATUS_PENDING, ERROR_IO_PENDING, WSA_IO_PENDING)
@@ -250,10 +250,9 @@ class FileObject:
                 return GONE, 0
             overlapped = request.overlapped
             assert overlapped is not None
-            with exclusively():
-                if overlapped.Internal == STATUS_PENDING:
-                    return IN_USE, 0
-                before, overlapped._io = overlapped._io, request
+            before = overlapped._io
+            if not claim(overlapped, request):
+                return IN_USE, 0
             if request.event is not None:
                 request.event.reset()
             self.requests[request] = None
@@ -279,7 +278,7 @@ class FileObject:
             if self.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
                 del self.requests[request]
                 request.overlapped = None
-            elif self._others_in_line(request):
+            elif len(self.requests) > 1 and self._others_in_line(request):
                 # They have completed before, so their packets go first.
                 assert self._manager is not None
                 self._manager.pass_on(request)

@@ -6,21 +6,23 @@ all of them at one moment.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from ..constants import STILL_ACTIVE, WAIT_OBJECT_0, WAIT_TIMEOUT
+from ..constants import STATUS_PENDING, STILL_ACTIVE, WAIT_OBJECT_0, WAIT_TIMEOUT
+from ..structures import OVERLAPPED, IoStatus
 
 _changed = threading.Condition()
+_waiting = 0  # threads in `wait_for`; the lock guards it
 
 
 def _after_fork() -> None:
-    global _changed
+    global _changed, _waiting
     _changed = threading.Condition()  # a thread that the child lacks may hold the old one
+    _waiting = 0
 
 
 if hasattr(os, "register_at_fork"):
@@ -37,7 +39,8 @@ class Waitable:
         """Signal it, and wake whoever waits for it."""
         with _changed:
             self._signalled = True
-            _changed.notify_all()
+            if _waiting:
+                _changed.notify_all()
 
     def reset(self) -> None:
         """It is not signalled any more."""
@@ -94,15 +97,18 @@ class Thread(Waitable):
             self.set()
 
 
-@contextlib.contextmanager
-def exclusively() -> Iterator[None]:
-    """With the module's lock."""
+def claim(overlapped: OVERLAPPED, operation: IoStatus) -> bool:
+    """Make an OVERLAPPED stand for an operation; False when another one is under way with it."""
     with _changed:
-        yield
+        if overlapped._io is not None and overlapped._io.status == STATUS_PENDING:
+            return False
+        overlapped._io = operation
+        return True
 
 
 def wait_for(waitables: list[Waitable], everything: bool, milliseconds: int | None) -> int:
     """Wait for one of them, or for all; the index that ended the wait, or ``WAIT_TIMEOUT``."""
+    global _waiting
     deadline = None if milliseconds is None else time.monotonic() + milliseconds / 1000
     with _changed:
         while True:
@@ -118,4 +124,8 @@ def wait_for(waitables: list[Waitable], everything: bool, milliseconds: int | No
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return WAIT_TIMEOUT
-            _changed.wait(left)
+            _waiting += 1
+            try:
+                _changed.wait(left)
+            finally:
+                _waiting -= 1
