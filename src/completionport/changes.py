@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import inotify
 from .arguments import check_count
-from .errors import HandleClosed
+from .errors import HandleClosed, system_error
 from .meaning import OwnDescriptor
 from .operation import Operation
 
@@ -136,7 +136,7 @@ class DirectoryWatch:
                 events += self._read_on()
             if any(event.mask & inotify.Q_OVERFLOW for event in events):
                 self._start_again()
-                raise OSError(errno.EOVERFLOW, LOST)
+                raise system_error(errno.EOVERFLOW, LOST)
             changes: list[Change] = []
             moves = {event.cookie: event for event in events if event.mask & inotify.MOVED_TO}
             paired = {

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from .errors import system_error
+
 if TYPE_CHECKING:
     import ctypes
 
@@ -46,7 +48,7 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(None, use_errno=True)
         library.inotify_init1  # noqa: B018
     except (ImportError, AttributeError, TypeError):
-        raise OSError(
+        raise system_error(
             errno.ENOSYS,
             "changes of a directory can't be read here: that takes inotify(7) and ctypes",
         ) from None
@@ -63,7 +65,7 @@ def _checked(result: int) -> int:
             reason = "no more directories can be watched: raise fs.inotify.max_user_watches"
         elif number == errno.EMFILE:
             reason += " (or fs.inotify.max_user_instances is reached)"
-        raise OSError(number, reason)
+        raise system_error(number, reason)
     return result
 
 

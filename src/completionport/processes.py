@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .errors import system_error
 from .interface import CompletionPort, Handle
 from .meaning import OwnDescriptor
 from .operation import Operation
@@ -35,7 +36,7 @@ def watch_process(
 def _descriptor_of(process: subprocess.Popen[Any]) -> int:
     """A descriptor that is readable once the process has ended."""
     if not hasattr(os, "pidfd_open"):
-        raise OSError(
+        raise system_error(
             errno.ENOSYS,
             "a process can't be associated here: that takes pidfd_open(2), which this Python or "
             "operating system has not; wait for the process in a thread of its own and post()",
@@ -95,7 +96,7 @@ class ProcessHandle(Handle):
 
 def _refusal(name: str) -> Any:
     def refuse(self: ProcessHandle, *args: Any, **options: Any) -> Any:
-        raise OSError(
+        raise system_error(
             errno.EOPNOTSUPP,
             f"{name}(): a process can only be waited for; associate its stdin, stdout or stderr",
         )

@@ -49,7 +49,7 @@ from .worker cimport WorkingCore, overridden
 
 from ..datagram_handler import DatagramHandler
 from ..datagram_handler import Endpoint as PublicEndpoint
-from ..errors import ConnectionClosed
+from ..errors import ConnectionClosed, system_error
 
 cdef extern from "errno.h" nogil:
     enum:
@@ -91,7 +91,7 @@ cdef class DatagramCore(WorkingCore):
         self.all_closed.set()
         error = self.core.engine.type.provide_buffers(self.core.engine, 0)
         if error:
-            raise OSError(error, os.strerror(error))
+            raise system_error(error)
 
     # -- what the DatagramServer calls
 
@@ -250,7 +250,7 @@ cdef class DatagramCore(WorkingCore):
             leave(self.core.scheduler)
         if self.on_failed is not None:
             try:
-                self.on_failed(endpoint, OSError(error, os.strerror(error)))
+                self.on_failed(endpoint, system_error(error))
             except BaseException:
                 logger.exception("%r: exception in failed()", endpoint)
         return 0
@@ -367,7 +367,7 @@ cdef class Endpoint:
             return False
         if error == EBADF or error == EAGAIN:
             raise ConnectionClosed("this endpoint is closed: nothing can be sent any more")
-        raise OSError(error, os.strerror(error))
+        raise system_error(error)
 
 
 PublicEndpoint.register(Endpoint)
