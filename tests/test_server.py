@@ -427,6 +427,37 @@ class TestCallbacks:
             release.set()
         assert read_exactly(holder, 4) == b"hold"
 
+    def test_a_callback_that_naps_again_and_again_holds_nobody_else_up(self, serve, dial):
+        release = threading.Event()
+
+        class Napping(Handler):
+            def received(self, connection, data):
+                if data == b"nap!":
+                    while not release.is_set():
+                        # Neither blocks for long nor computes much.
+                        time.sleep(0.0005)
+                connection.send(data)
+
+        server = serve(Napping(), workers=3, concurrency=2)
+        napping, quick = dial(server), dial(server)
+        for client in (napping, quick):
+            client.sendall(b"come")
+            assert read_exactly(client, 4) == b"come"
+        waited = []
+        for _ in range(3):
+            release.clear()
+            napping.sendall(b"nap!")
+            try:
+                begun = time.monotonic()
+                quick.sendall(b"talk")
+                assert read_exactly(quick, 4) == b"talk"
+                waited.append(time.monotonic() - begun)
+            finally:
+                release.set()
+            assert read_exactly(napping, 4) == b"nap!"
+        # A machine that is busy for a moment may spoil one of them.
+        assert min(waited) < 0.1
+
     def test_no_more_workers_run_than_the_concurrency_says(self, serve, dial):
         class Counting(Handler):
             running = most = 0

@@ -28,7 +28,9 @@ SUBMIT_AT = 64
 EVENTS_AT_ONCE = 256
 MONITOR_US = 1000.0
 KERNEL_TICK_US = 4000.0
-WORTH_A_WAKE_UP_US = 5.0
+# As in native/scheduler.pxd and scheduler.pyx: work as long as that, or so much short work.
+WAKE_COST_US = 12.0
+BACKLOG_COST_US = 1000.0
 ROUND_TRIP_US = 50.0
 NEVER = float("inf")
 
@@ -251,9 +253,10 @@ class Model:
     def leave(self, shard: Shard) -> bool:
         """With a packet: wake a follower if what is left is worth it."""
         left = len(shard.packets) - shard.woken
-        worth = left > 0 and left * shard.average >= WORTH_A_WAKE_UP_US
+        is_long = shard.average >= WAKE_COST_US
+        worth = left > 0 and (is_long or left * shard.average >= BACKLOG_COST_US)
         if not worth and shard.leader is None and not shard.woken and shard.parked:
-            worth = shard.average > WORTH_A_WAKE_UP_US
+            worth = is_long
         return worth and self.wake(shard)
 
     # -- workers

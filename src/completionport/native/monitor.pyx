@@ -80,9 +80,11 @@ cdef enum:
     # A thread that used less than this part of the time blocks.
     IDLE_PART = 20
     # Who used so much from one look to the next, with the same packet, is long at it. Who used less
-    # and does not sleep has lost its processor: the kernel moves it to one that has nothing to do,
-    # and another thread of ours would only take turns with it.
+    # and does not sleep has probably lost its processor: the kernel moves it to one that has nothing
+    # to do, and another thread of ours would only take turns with it.
     LONG_WORK_NS = 250000
+    # But then it gets one again before so long.
+    LONGEST_LOSS_NS = 12000000
     # Who waits for the GIL asks for it every switch interval (5 ms), and so uses a processor now and
     # then; who blocks does not. So while some thread computes, one has to be still for so long.
     STILL_NS = 12000000
@@ -103,9 +105,10 @@ cdef struct Suspect:
     bint known              # it was looked at before in this turn
     bint computes
     bint sleeps
-    bint long_at_it         # computes or sleeps, and not only for a moment
+    bint long_at_it         # with its packet, and not because it lost its processor
     int64_t used
     int64_t elapsed
+    int64_t turn_at_ns
     int64_t before_cpu_ns
     int64_t before_at_ns
     int64_t cpu_ns
@@ -242,6 +245,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
         if thread.turn != thread.seen_turn:
             # It comes back to the port: all is well so far.
             thread.seen_turn = thread.turn
+            thread.seen_turn_at_ns = process_at_ns
             thread.seen_cpu_ns = -1
             stuck = False
         if not cp_load_acquire(&thread.returning):
@@ -250,6 +254,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
             suspects[count].clock = thread.clock
             suspects[count].number = thread.number
             suspects[count].blocked = thread.blocked
+            suspects[count].turn_at_ns = thread.seen_turn_at_ns
             suspects[count].before_cpu_ns = thread.seen_cpu_ns
             suspects[count].before_at_ns = thread.seen_at_ns
             count += 1
@@ -299,7 +304,10 @@ cdef void look_at_thread(Suspect* suspect) noexcept nogil:
         suspect.elapsed = suspect.at_ns - suspect.before_at_ns
         suspect.computes = suspect.used * IDLE_PART >= suspect.elapsed
         suspect.sleeps = not suspect.computes and cp_thread_sleeps(suspect.number)
-    suspect.long_at_it = suspect.known and (suspect.sleeps or suspect.used >= LONG_WORK_NS)
+    suspect.long_at_it = suspect.known and (
+        suspect.sleeps or suspect.used >= LONG_WORK_NS
+        or suspect.at_ns - suspect.turn_at_ns >= LONGEST_LOSS_NS
+    )
 
 
 cdef void judge(Suspect* suspect, bint others_compute) noexcept nogil:

@@ -69,6 +69,7 @@ cdef struct Waiter:
     int number              # gettid(2)
     # The monitor's alone: what it saw at its last look.
     uint64_t seen_turn
+    int64_t seen_turn_at_ns # and when it first saw that turn
     int64_t seen_cpu_ns
     int64_t seen_at_ns
 
