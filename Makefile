@@ -24,6 +24,8 @@ lint: $(VENV)/linted
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 -p completionport.win32
+	MYPYPATH=src $(BIN)/mypy --config-file= --strict --platform win32 --follow-imports=silent \
+		-p completionport.windows
 
 format: $(VENV)/linted
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,7 @@
 """Builds the compiled engines. All else is in pyproject.toml.
 
 Where there is no compiler, or no Linux, the package installs without them and runs on the
-engine "selectors".
+engine "iocp" on Windows, else on "selectors".
 """
 
 import glob

@@ -18,6 +18,7 @@ from typing import Any
 from completionport import CompletionPort, Handle, Operation, Overlapped
 from completionport.workers import usable_processors
 
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGBREAK", signal.SIGTERM)}
 MESSAGE_SIZE = 1024
 QUIT = 0xFFFFFFFF  # the article's number for "this thread ends"
 
@@ -86,7 +87,7 @@ def main() -> None:
     print(f"Listening on port {listener.getsockname()[1]}", flush=True)
 
     ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: ending.set())
     while not ending.is_set():
         # Step 5: accept. As in the article this thread blocks here, and never calls get().

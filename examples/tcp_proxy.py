@@ -15,6 +15,7 @@ from typing import Any
 
 from completionport import Completion, CompletionPort, Handle, Operation, Overlapped
 
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGBREAK", signal.SIGTERM)}
 SIZE = 16384
 
 
@@ -113,7 +114,7 @@ def main() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, interrupt)
     with (
         CompletionPort(engine=options.engine) as port,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,16 +17,22 @@ from completionport.engines import ENGINES, probe
 from support import (
     descriptors,
     has_ipv6,
+    local_pair,
     native_threads,
+    needs_unix_sockets,
     tcp_pair,
     unix_pair,
     wait_until,
 )
 
+ENGINES_HERE = [name for name in ENGINES if (name == "iocp") == (sys.platform == "win32")]
+"""Those of this operating system. One of them that does not run is skipped, with its reason."""
+
 PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {
     "tcp": tcp_pair,
     "tcp6": lambda: tcp_pair(socket.AF_INET6),
     "unix": unix_pair,
+    "local": local_pair,
 }
 
 
@@ -43,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" not in metafunc.fixturenames:
         return
     parameters = []
-    for name in metafunc.config.getoption("--engine") or ENGINES:
+    for name in metafunc.config.getoption("--engine") or ENGINES_HERE:
         report = probe(name)
         skip = pytest.mark.skip(reason=f"{name} does not run here: {report.reason}")
         parameters.append(pytest.param(name, marks=() if report.usable else (skip,)))
@@ -136,7 +143,7 @@ def tcp(make_pair: Callable[..., Any]) -> tuple[socket.socket, socket.socket]:
     params=[
         "tcp",
         pytest.param("tcp6", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
-        "unix",
+        pytest.param("unix", marks=needs_unix_sockets),
     ]
 )
 def pair(

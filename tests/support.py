@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
+import select
+import signal
 import socket
 import struct
 import subprocess
@@ -15,14 +18,58 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import completionport
+
+if sys.platform == "win32":
+    import windows_support
 
 LONG = 20.0
 """Seconds after which something that has to happen counts as not happening."""
 
 TESTS = Path(__file__).parent
 PACKAGE = Path(completionport.__file__).parents[1]
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+WINDOWS = sys.platform == "win32"
+RESET_ON_CLOSE = struct.pack("hh" if WINDOWS else "ii", 1, 0)
+
+needs_unix_sockets = pytest.mark.skipif(
+    not hasattr(socket, "AF_UNIX"), reason="this Python has no Unix sockets"
+)
+WINE = WINDOWS and windows_support.is_wine()
+USER_SIGNAL: int = signal.SIGBREAK if sys.platform == "win32" else signal.SIGUSR1
+"""One that a test may use as it likes."""
+
+STOP_SIGNALS = [signal.SIGINT]
+"""What ends a server in order. Wine sends no Ctrl-Break."""
+if not WINE:
+    STOP_SIGNALS.append(signal.SIGBREAK if sys.platform == "win32" else signal.SIGTERM)
+
+needs_concurrency = pytest.mark.skipif(
+    WINE, reason="Wine lets any number of threads go, whatever was given as the concurrency"
+)
+wine_serves_the_first = pytest.mark.skipif(
+    WINE, reason="Wine serves the thread that came first; documented is the one that came last"
+)
+wine_keeps_ports = pytest.mark.skipif(
+    WINE, reason="Wine has no FileReplaceCompletionInformation, which takes a file from its port"
+)
+needs_descriptors = pytest.mark.skipif(
+    WINDOWS, reason="pipes with a mode, fifos and open directories are a matter of Unix"
+)
+needs_reuse_port = pytest.mark.skipif(
+    not hasattr(socket, "SO_REUSEPORT"), reason="this system has no SO_REUSEPORT"
+)
+needs_ancillary = pytest.mark.skipif(
+    not hasattr(socket, "CMSG_SPACE"), reason="Windows tells Python no ancillary data and lengths"
+)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+needs_linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="it looks into /proc, or uses a device of Linux"
+)
+needs_posix_signals = pytest.mark.skipif(
+    not hasattr(signal, "pthread_kill"), reason="this system can't send a signal to a thread"
+)
 
 
 def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = LONG) -> Any:
@@ -135,6 +182,28 @@ def unix_pair() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
+def local_pair() -> tuple[socket.socket, socket.socket]:
+    """The pair that costs least, for tests to which its kind does not matter."""
+    return unix_pair() if hasattr(socket, "AF_UNIX") else tcp_pair()
+
+
+@contextlib.contextmanager
+def make_pipe() -> Iterator[tuple[Any, Any]]:
+    """A pipe: a file to read from and one to write to, unbuffered."""
+    if WINDOWS:
+        with windows_support.make_pipe() as ends:
+            yield ends
+        return
+    reading, writing = os.pipe()
+    with open(reading, "rb", 0) as reader, open(writing, "wb", 0) as writer:
+        yield reader, writer
+
+
+def readable(sock: socket.socket) -> bool:
+    """Whether there is something to receive."""
+    return bool(select.select([sock], [], [], 0)[0])
+
+
 def reset(sock: socket.socket) -> None:
     """Close a TCP socket so that its peer gets a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -172,8 +241,10 @@ class Background(threading.Thread):
 
 
 def descriptors() -> dict[int, str]:
-    """The descriptors of this process and what they stand for."""
+    """The descriptors of this process and what they stand for; on Windows files and ports."""
     found = {}
+    if WINDOWS:
+        return windows_support.handles()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
@@ -184,6 +255,8 @@ def under_number(sock: socket.socket, number: int) -> socket.socket:
     """The same socket under a descriptor number that has become free, as chance might have it."""
     if number in descriptors():
         return sock  # chance had it: this socket or its peer took the number
+    if WINDOWS:
+        return windows_support.under_number(sock, number)
     os.dup2(sock.fileno(), number, inheritable=False)
     sock.close()
     return socket.socket(fileno=number)
@@ -196,6 +269,8 @@ def native_threads() -> dict[int, str]:
     of which a process has one from its first busy port to its end.
     """
     found = {}
+    if WINDOWS:
+        return {}  # the engine iocp has none
     for name in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):
             found[int(name)] = Path(f"/proc/self/task/{name}/comm").read_text().strip()
@@ -213,12 +288,28 @@ def compute_until(done: Callable[[], Any], timeout: float = LONG) -> None:
         assert time.monotonic() < end, "it took too long"
 
 
+def signal_main_thread(number: int) -> None:
+    """Have a signal come in the main thread, whatever it is at."""
+    if WINDOWS:
+        _thread.interrupt_main(number)
+    else:
+        ident = threading.main_thread().ident
+        assert ident is not None
+        signal.pthread_kill(ident, number)
+
+
 def send_signal(number: int, process: int | None = None) -> None:
     """Send a signal to a process, this one by default, whose main thread is about to wait.
 
     CPython loses sight, until its system call ends, of a signal that comes between its last look
     and that call. So this waits until the thread has been asleep for a while.
     """
+    if WINDOWS:
+        if process is None:
+            _thread.interrupt_main(number)
+        else:
+            windows_support.send_ctrl_event(number, process)
+        return
     if process is None:
         process = os.getpid()
     status = Path(f"/proc/{process}/task/{process}/stat")
@@ -233,6 +324,14 @@ def send_signal(number: int, process: int | None = None) -> None:
 
     wait_until(asleep, f"the main thread of {process} waits")
     os.kill(process, number)
+
+
+def stop_process(process: subprocess.Popen[str], number: int = signal.SIGINT) -> None:
+    """Send a signal to a program; on Windows to one that has a console of its own."""
+    if WINDOWS:
+        send_signal(number, process.pid)
+    else:
+        process.send_signal(number)
 
 
 def _environment(engine: str | None, extra: dict[str, str]) -> dict[str, str]:
@@ -285,6 +384,8 @@ def python_process(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # On Windows a console of its own, to press Ctrl-C in.
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
     with process:
         try:

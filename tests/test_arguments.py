@@ -41,7 +41,7 @@ class TestPort:
         with pytest.raises(TypeError):
             CompletionPort(engine=engine, workers=3)
 
-    @pytest.mark.parametrize("name", ["iocp", "EPOLL", " epoll"])
+    @pytest.mark.parametrize("name", ["kqueue", "EPOLL", " epoll"])
     def test_an_unknown_engine(self, name):
         with pytest.raises(ValueError, match=f"{name}.*io_uring, epoll, selectors"):
             CompletionPort(engine=name)
@@ -122,7 +122,7 @@ class TestAssociate:
             port.associate(number, "key")
 
     def test_a_number_that_is_not_open(self, port):
-        number = os.open("/dev/null", os.O_RDONLY)
+        number = os.open(os.devnull, os.O_RDONLY)
         os.close(number)
         with pytest.raises(ValueError, match=r"descriptor|closed|open"):
             port.associate(number, "key")

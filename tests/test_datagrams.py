@@ -29,18 +29,21 @@ from support import (
     assert_quiet,
     descriptors,
     has_ipv6,
+    local_pair,
+    needs_ancillary,
+    needs_fork,
+    needs_unix_sockets,
     outcome,
     pattern,
     run_python,
     take,
     take_one,
-    unix_pair,
     wait_for_stats,
     wait_until,
 )
 
-RIGHTS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-ROOM = socket.CMSG_SPACE(4 * 10)
+RIGHTS = (socket.SOL_SOCKET, getattr(socket, "SCM_RIGHTS", -1))
+ROOM = socket.CMSG_SPACE(4 * 10) if hasattr(socket, "CMSG_SPACE") else 100
 
 
 def bound_socket(kind):
@@ -60,7 +63,7 @@ def bound_socket(kind):
     params=[
         "udp",
         pytest.param("udp6", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
-        "unix",
+        pytest.param("unix", marks=needs_unix_sockets),
     ]
 )
 def datagrams(request, nothing_left):
@@ -186,6 +189,7 @@ class TestReceiveFrom:
             take(port, 2)
             assert [one.result()[0] for one in operations] == [b"012", b"abc"]
 
+    @needs_ancillary
     def test_msg_trunc_tells_the_length_of_the_datagram(self, port, datagrams):
         near, far = datagrams
         with port.associate(near, "key") as handle:
@@ -283,11 +287,13 @@ class TestSendTo:
             with pytest.raises(BlockingIOError):
                 far.recv(10)
 
+    @needs_unix_sockets
     def test_a_receiver_that_is_gone_is_an_error(self, port, nothing_left):
         with bound_socket("unix") as near, port.associate(near, "key") as handle:
             error = outcome(port, lambda: handle.sendto(b"x", b"\0nobody here"))
             assert error.errno == errno.ECONNREFUSED
 
+    @needs_unix_sockets
     def test_sends_wait_for_room_and_keep_their_order(self, port, messages):
         near, far = messages
         before = fill(near)
@@ -302,6 +308,7 @@ class TestSendTo:
             assert reader.outcome() == [b"%06d" % number for number in range(before + 60)]
             assert_quiet(port)
 
+    @needs_unix_sockets
     def test_a_full_receiver_is_an_error_where_nothing_tells_of_room(self, port, nothing_left):
         with bound_socket("unix") as near, bound_socket("unix") as far, bound_socket("unix") as one:
             one.connect(far.getsockname())
@@ -336,6 +343,7 @@ class TestMessages:
             assert tuple(take_one(port)) == (5, "key", operation, None)
             assert far.recvfrom(100) == (b"hello", near.getsockname())
 
+    @needs_ancillary
     def test_ancillary_data_of_the_network_comes_along(self, port, nothing_left):
         with bound_socket("udp") as near, bound_socket("udp") as far:
             near.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
@@ -348,6 +356,7 @@ class TestMessages:
                 assert (data, flags, address) == (b"hello", 0, far.getsockname())
                 assert ancillary == [(socket.IPPROTO_IP, socket.IP_TOS, b"\x20")]
 
+    @needs_unix_sockets
     @pytest.mark.parametrize("pair", ["datagram", "stream"])
     def test_descriptors_are_received(self, port, pair, pipe):
         kind = socket.SOCK_DGRAM if pair == "datagram" else socket.SOCK_STREAM
@@ -364,6 +373,7 @@ class TestMessages:
             assert os.read(pipe[0], 100) == b"through"
             os.close(number)
 
+    @needs_unix_sockets
     @pytest.mark.parametrize("pair", ["datagram", "stream"])
     def test_descriptors_are_sent_and_may_be_closed_at_once(self, port, pair, pipe):
         kind = socket.SOCK_DGRAM if pair == "datagram" else socket.SOCK_STREAM
@@ -381,6 +391,7 @@ class TestMessages:
             os.close(number)
             assert at_end(pipe[0])
 
+    @needs_unix_sockets
     def test_descriptors_that_wait_to_be_sent_may_be_closed(self, port, messages, pipe):
         near, far = messages
         before = fill(near)
@@ -402,6 +413,7 @@ class TestMessages:
             os.close(received)
             assert at_end(pipe[0])
 
+    @needs_unix_sockets
     def test_a_long_stream_message_sends_its_descriptors_once(self, port, make_pair, pipe):
         near, far = make_pair("unix")
         data = pattern(3_000_000)
@@ -425,6 +437,7 @@ class TestMessages:
             os.close(numbers[0])
             assert at_end(pipe[0])
 
+    @needs_unix_sockets
     def test_a_cancelled_send_lets_its_descriptors_go(self, port, messages, pipe):
         near, _far = messages
         fill(near)
@@ -435,6 +448,7 @@ class TestMessages:
             assert isinstance(take_one(port).error, OperationAborted)
             assert at_end(pipe[0])
 
+    @needs_unix_sockets
     def test_a_refused_send_lets_its_descriptors_go(self, port, pipe, nothing_left):
         with bound_socket("unix") as near, port.associate(near, "key") as handle:
             error = outcome(
@@ -444,6 +458,7 @@ class TestMessages:
             os.close(pipe[1])
             assert at_end(pipe[0])
 
+    @needs_unix_sockets
     def test_a_wrong_descriptor_raises_and_none_is_left(self, port, messages, pipe):
         near, _far = messages
         with port.associate(near, "key") as handle:
@@ -453,6 +468,7 @@ class TestMessages:
             assert at_end(pipe[0])
             assert_quiet(port)
 
+    @needs_unix_sockets
     def test_a_message_that_meets_the_close_of_its_handle_leaves_no_descriptor(
         self, port, messages, pipe
     ):
@@ -468,6 +484,7 @@ class TestMessages:
             assert isinstance(operation.error, OperationAborted)
         wait_until(lambda: at_end(pipe[0]), "nobody has the pipe's other end")
 
+    @needs_unix_sockets
     def test_a_queued_packet_closes_its_descriptors_with_the_port(self, engine, messages, pipe):
         near, far = messages
         far.sendmsg([b"hello"], rights(pipe[1]))
@@ -479,6 +496,7 @@ class TestMessages:
         assert at_end(pipe[0])
         assert isinstance(operation.error, OperationAborted)
 
+    @needs_unix_sockets
     def test_descriptors_without_room_are_closed_by_the_kernel(self, port, messages, pipe):
         near, far = messages
         with port.associate(near, "key") as handle:
@@ -492,6 +510,7 @@ class TestMessages:
                 os.close(number)
             assert at_end(pipe[0])
 
+    @needs_unix_sockets
     def test_a_plain_receive_drops_descriptors(self, port, messages, pipe):
         near, far = messages
         with port.associate(near, "key") as handle:
@@ -624,6 +643,7 @@ class TestRules:
             done = take_one(port)
             assert (done.overlapped, done.transferred, done.error) == (operation, 5, None)
 
+    @needs_unix_sockets
     def test_sends_of_a_thread_that_has_ended_complete(self, port, messages):
         near, far = messages
         before = fill(near)
@@ -658,6 +678,7 @@ class TestRules:
             gc.collect()
             assert alive() is None
 
+    @needs_unix_sockets
     def test_what_is_to_be_sent_is_kept_until_it_has_gone_out(self, port, messages):
         near, far = messages
         before = fill(near)
@@ -719,6 +740,7 @@ class TestRules:
             assert {done.overlapped for done in packets} == set(operations)
             assert [one.result()[0] for one in operations] == [b"%d" % n for n in range(100)]
 
+    @needs_fork
     def test_a_child_process_raises_and_the_parent_is_unharmed(self, engine):
         run_python(
             """
@@ -766,6 +788,7 @@ class TestRules:
             engine=engine,
         )
 
+    @needs_unix_sockets
     def test_ten_thousand_datagrams_leave_nothing_behind(self, port, messages):
         near, far = messages
         with port.associate(near, "key") as handle:
@@ -840,6 +863,7 @@ class TestArguments:
         assert raised.value.errno == errno.EDESTADDRREQ
         assert_quiet(port)
 
+    @needs_unix_sockets
     def test_records_keep_their_bounds(self, port, nothing_left):
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far, port.associate(near, "key") as handle:
@@ -852,7 +876,7 @@ class TestArguments:
 
 
 def test_messages_on_a_stream_are_its_bytes(port, make_pair):
-    near, far = unix_pair()
+    near, far = local_pair()
     with far, port.associate(near, "key") as handle:
         operation = handle.recvmsg(100, ROOM)
         far.sendall(b"hello")

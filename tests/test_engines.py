@@ -9,11 +9,25 @@ import pytest
 import completionport
 from completionport import CompletionPort, EngineUnavailable, Handle, Overlapped
 from completionport.engines import ENGINES, EngineReport, probe
-from support import run_python, take_one
+from support import (
+    WINDOWS,
+    needs_linux,
+    run_python,
+    take_one,
+)
 
 
-def test_there_are_three_engines_the_preferred_one_first():
-    assert ENGINES == ("io_uring", "epoll", "selectors")
+def test_there_are_four_engines_the_preferred_one_first():
+    assert ENGINES == ("iocp", "io_uring", "epoll", "selectors")
+
+
+def test_engines_of_another_system_say_where_they_run():
+    for name in ("io_uring", "epoll", "selectors") if WINDOWS else ("iocp",):
+        report = probe(name)
+        assert not report.usable
+        assert "Windows" in report.reason + report.remedy
+        with pytest.raises(EngineUnavailable, match="Windows"):
+            CompletionPort(engine=name)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -27,8 +41,8 @@ def test_a_report_says_whether_an_engine_runs_or_why_not(name):
 
 
 def test_an_unknown_engine_has_no_report():
-    with pytest.raises(ValueError, match="unknown engine 'iocp'"):
-        probe("iocp")
+    with pytest.raises(ValueError, match="unknown engine 'kqueue'"):
+        probe("kqueue")
 
 
 def test_the_engine_asked_for_by_name_is_taken(engine):
@@ -95,6 +109,7 @@ def test_nonsense_in_the_environment_is_an_error(monkeypatch):
         CompletionPort()
 
 
+@needs_linux
 def test_an_engine_that_is_not_compiled_says_so():
     run_python(WITHOUT_COMPILED_MODULES)
 
@@ -111,7 +126,7 @@ sys.meta_path.insert(0, Missing())
 
 from completionport import CompletionPort, EngineUnavailable, Overlapped
 from completionport.engines import probe
-from support import take_one, unix_pair
+from support import take_one, local_pair
 
 for name in ("io_uring", "epoll"):
     assert not probe(name).usable
@@ -123,7 +138,7 @@ for name in ("io_uring", "epoll"):
     else:
         raise SystemExit(f"{name} ran")
 
-near, far = unix_pair()
+near, far = local_pair()
 with CompletionPort() as port, port.associate(near, "key") as handle:
     assert port.engine == "selectors"
     mine = Overlapped()
@@ -183,9 +198,9 @@ def blocked(script, answer="EPERM", syscalls="425"):
 
 FALLS_BACK = """
 from completionport import CompletionPort
-from support import take_one, unix_pair
+from support import take_one, local_pair
 
-near, far = unix_pair()
+near, far = local_pair()
 with CompletionPort() as port, port.associate(near, "key") as handle:
     handle.recv(10)
     far.sendall(b"hello")
@@ -315,7 +330,7 @@ def test_two_engines_run_side_by_side(make_pair):
     ports = [CompletionPort(engine=name) for name in usable]
     for port in ports:
         with port:
-            near, far = make_pair("unix")
+            near, far = make_pair("local")
             handle = port.associate(near, "key")
             handle.recv(10)
             far.sendall(b"hello")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from support import run_python
+from support import needs_fork, run_python
+
+pytestmark = needs_fork
 
 PRELUDE = """
 import os, socket, sys, threading, warnings
 warnings.simplefilter("ignore")  # fork() with threads running is what is tested here
 from completionport import CompletionPort, OperationAborted, Overlapped, PortForked
 from support import (
-    Background, assert_quiet, take, take_one, unix_pair, wait_for_stats, wait_until
+    Background, assert_quiet, take, take_one, local_pair, wait_for_stats, wait_until
 )
 
 def in_child(work, leave=os._exit):
@@ -36,7 +38,7 @@ def refused(call):
     else:
         raise AssertionError(f"{call} gave {result!r}")
 
-near, far = unix_pair()
+near, far = local_pair()
 port = CompletionPort(8)
 handle = port.associate(near, "key")
 """
@@ -51,7 +53,7 @@ def test_every_use_of_the_port_in_the_child_raises(engine):
     run(
         engine,
         """
-other, _peer = unix_pair()
+other, _peer = local_pair()
 
 def child():
     refused(port.get)
@@ -205,7 +207,7 @@ def test_the_child_can_make_a_port_of_its_own(engine):
 handle.recv(10)
 
 def child():
-    one, two = unix_pair()
+    one, two = local_pair()
     with CompletionPort(2) as mine, mine.associate(one, "child") as connection:
         connection.recv(10)
         two.sendall(b"hello")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from completionport import OperationAborted, PortClosed
 from support import (
     Background,
     compute_until,
+    needs_concurrency,
+    needs_linux,
     run_python,
     take,
     take_one,
@@ -37,7 +40,7 @@ def test_an_empty_port_uses_no_cpu(port):
 
 
 def test_connections_that_wait_use_no_cpu(port, make_pair):
-    handles = [port.associate(make_pair("unix")[0], number) for number in range(200)]
+    handles = [port.associate(make_pair("local")[0], number) for number in range(200)]
     for handle in handles:
         handle.recv(10)
         handle.recv(10)
@@ -61,6 +64,7 @@ def test_several_waiting_threads_use_no_cpu(make_port, pair):
             thread.outcome()
 
 
+@needs_concurrency
 def test_threads_that_wait_for_a_place_use_no_cpu(make_port):
     port = make_port(1)
     port.post("held")
@@ -129,7 +133,7 @@ def test_a_handle_that_never_had_an_operation_uses_no_cpu(port, pair):
 def test_a_waitall_receive_with_a_part_uses_no_cpu(port, pair):
     near, far = pair
     with port.associate(near, "key") as handle:
-        handle.recv(100, 0x100)  # MSG_WAITALL
+        handle.recv(100, socket.MSG_WAITALL)
         far.sendall(b"a part")
         assert port.get(0.05) is None
         assert_idle(port)
@@ -154,6 +158,7 @@ def test_cancelled_operations_leave_nothing_that_spins(port, pair):
         assert_idle(port)
 
 
+@needs_linux
 def test_a_waiting_thread_wakes_up_seldom(engine):
     """CPU time is measured in ticks by some kernels; context switches are counted one by one."""
     run_python(SWITCHES, engine=engine)
@@ -162,9 +167,9 @@ def test_a_waiting_thread_wakes_up_seldom(engine):
 SWITCHES = """
 import resource
 from completionport import CompletionPort
-from support import unix_pair
+from support import local_pair
 
-near, far = unix_pair()
+near, far = local_pair()
 with CompletionPort() as port, port.associate(near, "key") as handle:
     handle.recv(10)
     assert port.get(0.05) is None
@@ -186,6 +191,7 @@ def kernel_can_leave_out_iowait():
     return bool(parameters[5] & IORING_FEAT_NO_IOWAIT)
 
 
+@needs_linux
 def test_the_kernel_reports_features_where_this_test_looks():
     parameters = (ctypes.c_uint32 * 30)()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -61,7 +61,7 @@ def test_a_million_packets_through_four_workers_leave_nothing(engine, make_port)
 def test_echoes_through_four_workers_leave_nothing(engine, make_port, make_pair):
     port = make_port(4)
     each = 300 if engine == "selectors" else 3000
-    near, far = make_pair("unix")
+    near, far = make_pair("local")
     received = threading.Semaphore(0)
 
     def target(completion):

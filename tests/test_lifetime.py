@@ -16,6 +16,7 @@ from support import (
     Background,
     assert_quiet,
     descriptors,
+    needs_linux,
     pattern,
     read_exactly,
     run_python,
@@ -23,6 +24,7 @@ from support import (
     take_one,
     wait_for_stats,
     wait_until,
+    wine_keeps_ports,
 )
 
 BIG = 8_000_000
@@ -357,8 +359,9 @@ class TestDroppedPort:
 
 
 class TestNoLeaks:
+    @wine_keeps_ports
     def test_ports_leak_no_descriptors(self, engine, make_pair):
-        near, far = make_pair("unix")
+        near, far = make_pair("local")
 
         def use():
             with CompletionPort(engine=engine) as port:
@@ -377,7 +380,7 @@ class TestNoLeaks:
 
     def test_handles_leak_no_descriptors(self, port, make_pair):
         def use():
-            near, far = make_pair("unix")
+            near, far = make_pair("local")
             handle = port.associate(near, "key")
             handle.recv(10)
             handle.recv(10)
@@ -394,6 +397,7 @@ class TestNoLeaks:
         wait_until(lambda: descriptors() == before, "the descriptors are as before", 5)
         assert_quiet(port)
 
+    @needs_linux
     @pytest.mark.parametrize("what", ["operations", "handles", "ports", "errors"])
     def test_memory_does_not_grow(self, engine, what):
         run_python(MEMORY, engine=engine, options=("-W", "error"), WHAT=what)
@@ -402,11 +406,11 @@ class TestNoLeaks:
 MEMORY = """
 import gc, os, socket
 from completionport import CompletionPort, HandleClosed
-from support import unix_pair, take_one
+from support import local_pair, take_one
 
 what = os.environ["WHAT"]
 port = CompletionPort()
-near, far = unix_pair()
+near, far = local_pair()
 handle = port.associate(near, "key")
 
 def operations():
@@ -425,7 +429,7 @@ def operations():
 
 def handles():
     for _ in range(40):
-        one, two = unix_pair()
+        one, two = local_pair()
         other = port.associate(one, object())
         for _ in range(3):
             other.recv(10000)
@@ -436,7 +440,7 @@ def handles():
 
 def ports():
     for _ in range(4):
-        one, two = unix_pair()
+        one, two = local_pair()
         with CompletionPort() as another:
             other = another.associate(one, object())
             other.recv(10000)

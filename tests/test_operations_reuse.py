@@ -205,7 +205,7 @@ def test_an_aborted_object_can_be_used_again(port, pair):
 
 def test_two_threads_that_use_one_object_at_once_start_one_operation(make_port, make_pair):
     port = make_port(4)
-    pairs = [make_pair("unix") for _ in range(2)]
+    pairs = [make_pair("local") for _ in range(2)]
     handles = [port.associate(near, number) for number, (near, _) in enumerate(pairs)]
     for _ in range(200):
         mine = Overlapped()

@@ -16,12 +16,12 @@ from support import (
     LONG,
     Background,
     assert_quiet,
+    local_pair,
     pattern,
     read_exactly,
     read_to_end,
     take,
     take_one,
-    unix_pair,
     wait_for_stats,
     wait_until,
 )
@@ -74,7 +74,7 @@ def test_receives_after_the_end_of_stream_all_get_the_end(port, pair):
 )
 def test_any_sizes_of_receives_and_messages_keep_the_order(engine, sizes, messages):
     data = pattern(sum(messages))
-    near, far = unix_pair()
+    near, far = local_pair()
     with CompletionPort(engine=engine) as port, far, port.associate(near, "key") as handle:
         operations = [handle.recv(size) for size in sizes]
         position = 0

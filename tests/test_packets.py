@@ -16,10 +16,15 @@ from hypothesis import strategies as st
 from completionport import CompletionPort, HandleClosed, Overlapped, PortClosed
 from support import (
     LONG,
+    USER_SIGNAL,
     Background,
     assert_quiet,
     compute_until,
+    needs_concurrency,
+    needs_posix_signals,
+    readable,
     send_signal,
+    signal_main_thread,
     take,
     take_one,
     wait_for_stats,
@@ -91,7 +96,7 @@ def test_packets_of_operations_and_posts_share_one_queue(port, tcp):
     with port.associate(near, "socket") as handle:
         port.post(key="first")
         far.sendall(b"data")
-        wait_until(lambda: near.recv(1, 0x42), "the data is there")  # MSG_PEEK | MSG_DONTWAIT
+        wait_until(lambda: readable(near), "the data is there")
         handle.recv(10)
         port.post(key="last")
         assert [done.key for done in take(port, 3)] == ["first", "socket", "last"]
@@ -305,6 +310,7 @@ class TestSignals:
         port.post("to the main thread")
         assert take_one(port).transferred == "to the main thread"
 
+    @needs_concurrency
     def test_ctrl_c_reaches_a_main_thread_that_waits_behind_its_concurrency(
         self, make_port, interrupt_when
     ):
@@ -327,22 +333,21 @@ class TestSignals:
         assert take_one(port).transferred == "kept for later"
 
     def test_a_signal_handler_that_returns_leaves_get_waiting(self, port, interrupt_when):
-        old = signal.signal(signal.SIGUSR1, lambda *_: port.post("from the handler"))
+        old = signal.signal(USER_SIGNAL, lambda *_: port.post("from the handler"))
         try:
-            interrupt_when(lambda: port.stats()["waiting"] == 1, signal.SIGUSR1)
+            interrupt_when(lambda: port.stats()["waiting"] == 1, USER_SIGNAL)
             assert port.get(LONG).transferred == "from the handler"
         finally:
-            signal.signal(signal.SIGUSR1, old)
+            signal.signal(USER_SIGNAL, old)
 
     def test_signals_do_not_lengthen_a_timeout(self, port):
-        main = threading.main_thread().ident
         stop = threading.Event()
         handled = []
-        old = signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+        old = signal.signal(USER_SIGNAL, lambda *_: handled.append(1))
 
         def disturb():
             while not stop.wait(0.01):
-                signal.pthread_kill(main, signal.SIGUSR1)
+                signal_main_thread(USER_SIGNAL)
 
         thread = Background(disturb)
         try:
@@ -352,25 +357,26 @@ class TestSignals:
         finally:
             stop.set()
             thread.outcome()
-            signal.signal(signal.SIGUSR1, old)
+            signal.signal(USER_SIGNAL, old)
         assert handled
 
+    @needs_posix_signals
     def test_a_signal_to_a_worker_thread_does_not_show(self, make_port):
         port = make_port(2)
         handled = []
-        old = signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+        old = signal.signal(USER_SIGNAL, lambda *_: handled.append(1))
         try:
             worker = Background(port.get)
             wait_for_stats(port, waiting=1)
             for _ in range(20):
-                signal.pthread_kill(worker.ident, signal.SIGUSR1)
+                signal.pthread_kill(worker.ident, USER_SIGNAL)
             wait_until(lambda: handled, "the handler ran")
             assert worker.is_alive()
             wait_for_stats(port, waiting=1)
             port.post("for the worker")
             assert worker.outcome().transferred == "for the worker"
         finally:
-            signal.signal(signal.SIGUSR1, old)
+            signal.signal(USER_SIGNAL, old)
 
 
 class TestClosedPort:
@@ -393,6 +399,7 @@ class TestClosedPort:
         with pytest.raises(PortClosed):
             waiting.outcome()
 
+    @needs_concurrency
     def test_close_wakes_threads_that_wait_for_a_place(self, make_port):
         port = make_port(1)
         port.post("held here")

@@ -12,7 +12,16 @@ import weakref
 import pytest
 
 from completionport import CompletionPort, Operation, PortClosed, Strand, WorkerPool
-from support import LONG, Background, read_exactly, take, take_one, wait_for_stats, wait_until
+from support import (
+    LONG,
+    Background,
+    read_exactly,
+    take,
+    take_one,
+    wait_for_stats,
+    wait_until,
+    wine_serves_the_first,
+)
 
 
 class Target:
@@ -454,6 +463,7 @@ class TestSharedPorts:
         assert [ender.outcome() for ender in enders] == [True] * 4
         assert sorted(target.values) == list(range(200))
 
+    @wine_serves_the_first
     def test_one_pools_target_may_stop_another_pool(self, make_port):
         port, answers = make_port(1), []
         other = WorkerPool(port, Target(), 2)
@@ -465,6 +475,7 @@ class TestSharedPorts:
             wait_until(lambda: answers)
         assert answers == [True]
 
+    @wine_serves_the_first
     def test_a_stop_packet_that_a_stranger_took_is_made_up_for(self, make_port):
         port, target = make_port(4), Target()
         pool = WorkerPool(port, target, 1, idle_timeout=0.2)
@@ -475,6 +486,7 @@ class TestSharedPorts:
         assert pool.stop(LONG) is True
         assert stranger.outcome().transferred == 0
 
+    @wine_serves_the_first
     def test_a_stop_packet_that_a_stranger_gives_back_does_its_work(self, make_port):
         port, target = make_port(4), Target()
         pool = WorkerPool(port, target, 1)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from support import STOP_SIGNALS, stop_process
+
 ROOT = Path(__file__).parent.parent
 COMPLETIONPORT = [sys.executable, "-m", "completionport"]
 
@@ -27,6 +29,7 @@ class Program:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
         first = self.process.stdout.readline()
         found = re.search(r"(\d+)(?:, engine \w+)?$", first.strip())
@@ -37,7 +40,7 @@ class Program:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
     def stop(self, number: int = signal.SIGINT) -> str:
-        self.process.send_signal(number)
+        stop_process(self.process, number)
         output, errors = self.process.communicate(timeout=20)
         assert self.process.returncode == 0, errors
         assert errors == ""
@@ -65,7 +68,7 @@ def echo(engine: str, *options: object) -> Program:
     return Program(*COMPLETIONPORT, "echo", "--port", 0, "--engine", engine, *options)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_echo_serves_clients_and_says_what_it_did(engine, number):
     with echo(engine, "--workers", 2) as program:
         names = []
@@ -128,7 +131,7 @@ def test_engines_prints_a_table():
         assert re.search(rf"^{name} +(yes|no) ", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_articles_program_echoes_and_ends_in_order(engine, number):
     with Program(
         sys.executable, ROOT / "examples/article_echo.py", "--port", 0, "--engine", engine

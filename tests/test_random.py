@@ -28,9 +28,9 @@ from support import (
     LONG,
     Background,
     assert_quiet,
+    local_pair,
     pattern,
     tcp_pair,
-    unix_pair,
     wait_until,
 )
 
@@ -87,7 +87,7 @@ class Storm:
         self.lock = threading.Lock()
 
     def connect(self, index, whole=None):
-        sockets = (tcp_pair, unix_pair)[index % 2]()
+        sockets = (tcp_pair, local_pair)[index % 2]()
         whole = not (self.closes and index % 3 == 0) if whole is None else whole
         return Connection(self.port, sockets, whole)
 
@@ -344,7 +344,7 @@ def test_a_port_that_closes_in_the_middle_takes_everybody_along(engine):
     for number in range(rounds):
         chance = random.Random(f"{seed} {number}")
         port = CompletionPort(4, engine=engine)
-        pairs = [(tcp_pair, unix_pair)[index % 2]() for index in range(4)]
+        pairs = [(tcp_pair, local_pair)[index % 2]() for index in range(4)]
         handles = [port.associate(near, index) for index, (near, _) in enumerate(pairs)]
         seen = queue.SimpleQueue()
         started = queue.SimpleQueue()

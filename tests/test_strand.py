@@ -308,7 +308,7 @@ class TestHandles:
     def test_several_handles_share_a_strand(self, make_port, make_pair):
         port = make_port(4)
         strand = Strand(port)
-        pairs = [make_pair("unix") for _ in range(3)]
+        pairs = [make_pair("local") for _ in range(3)]
         handles = [port.associate(near, near, strand=strand) for near, _ in pairs]
         for handle, (_, far) in zip(handles, pairs, strict=True):
             far.sendall(b"hello")
@@ -540,7 +540,7 @@ class TestRandom:
         takers = [
             Background(work, port, dice.randrange(1 << 30)) for _ in range(dice.randrange(2, 8))
         ]
-        pairs = [make_pair("unix") for _ in lines]
+        pairs = [make_pair("local") for _ in lines]
         echoes = [
             Background(converse, port, line, pair, dice.randrange(1 << 30))
             for line, pair in zip(lines, pairs, strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
-import fcntl
 import mmap
 import os
 import select
@@ -17,12 +16,16 @@ import pytest
 from completionport import Operation
 from support import (
     LONG,
+    WINDOWS,
+    WINE,
     Background,
     assert_quiet,
+    needs_unix_sockets,
     outcome,
     pattern,
     read_exactly,
     read_to_end,
+    readable,
     reset,
     take,
     take_one,
@@ -55,7 +58,7 @@ class TestReceive:
         with port.associate(near, "key") as handle:
             for number in range(10):
                 far.sendall(b"%d" % number)
-                wait_until(lambda: near.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+                wait_until(lambda: readable(near))
                 operation = handle.recv(10)
                 assert operation.pending
                 assert take_one(port).overlapped is operation
@@ -280,6 +283,7 @@ class TestReceive:
             assert raised.value.errno == errno.ENOTCONN
             assert_quiet(port)
 
+    @needs_unix_sockets
     def test_a_receive_longer_than_its_buffer_never_shows_other_memory(self, port, nothing_left):
         # MSG_TRUNC makes the kernel report more bytes than it wrote.
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -391,6 +395,7 @@ class TestSend:
             assert isinstance(errors[-1], ConnectionError)
             assert_quiet(port)
 
+    @pytest.mark.xfail(WINE, reason="Wine says WSAECONNRESET; WSASend's documentation: WSAENOTCONN")
     def test_a_send_on_an_unconnected_socket_raises_and_gives_no_packet(self, port):
         with (
             socket.socket() as sock,
@@ -430,7 +435,7 @@ class TestAccept:
                     assert (accepted.family, accepted.type) == (client.family, client.type)
                     assert accepted.getpeername() == client.getsockname()
                     assert accepted.getblocking()
-                    assert not fcntl.fcntl(accepted, fcntl.F_GETFL) & os.O_NONBLOCK
+                    assert WINDOWS or os.get_blocking(accepted.fileno())
                     assert not accepted.get_inheritable()
                     client.sendall(b"hello")
                     assert accepted.recv(10) == b"hello"
@@ -448,6 +453,7 @@ class TestAccept:
                 done = take_one(port)
                 assert (done.key, done.overlapped.result()) == ("connection", b"hello")
 
+    @needs_unix_sockets
     def test_accept_of_a_unix_socket(self, port, tmp_path):
         with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
             server.bind(str(tmp_path / "socket"))
@@ -469,6 +475,7 @@ class TestAccept:
             assert raised.value.errno == errno.EINVAL
             assert_quiet(port)
 
+    @pytest.mark.skipif(WINDOWS, reason="an AcceptEx under way takes every connection")
     def test_a_rival_for_the_same_connections_does_not_block_the_port(self, port, listener):
         # The connection that made the listener ready may be gone when the port looks.
         def rival():
@@ -517,6 +524,7 @@ class TestConnect:
                 assert take_one(port).overlapped.result() == b"welcome"
             assert sock.gettimeout() == mode
 
+    @needs_unix_sockets
     def test_connect_to_a_unix_socket(self, port, tmp_path):
         path = str(tmp_path / "socket")
         with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as sock:
@@ -572,6 +580,7 @@ class TestConnect:
             assert error.errno == errno.EISCONN
             assert_quiet(port)
 
+    @needs_unix_sockets
     def test_a_connect_to_a_full_unix_listener_is_refused_at_once(self, port, tmp_path):
         path = str(tmp_path / "socket")
         with contextlib.ExitStack() as stack:
@@ -657,6 +666,7 @@ class TestModes:
         near, far = tcp
         timeout = {"non-blocking": 0, "timeout": 5}.get(mode)
         near.settimeout(timeout)
+        fcntl = pytest.importorskip("fcntl", reason="Windows tells nobody a socket's mode")
         flags = fcntl.fcntl(near, fcntl.F_GETFL)
         with port.associate(near, "key") as handle:
             handle.recv(10)
@@ -679,7 +689,7 @@ class TestModes:
 
 
 class TestDatagrams:
-    @pytest.fixture(params=["udp", "unix"])
+    @pytest.fixture(params=["udp", pytest.param("unix", marks=needs_unix_sockets)])
     def datagrams(self, request, nothing_left):
         if request.param == "unix":
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -715,7 +725,7 @@ class TestDatagrams:
 
 def test_ten_thousand_operations_are_outstanding_at_once(port, make_pair):
     """More than any submission or completion queue holds (rule 12)."""
-    pairs = [make_pair("unix") for _ in range(100)]
+    pairs = [make_pair("local") for _ in range(100)]
     handles = [port.associate(near, number) for number, (near, _) in enumerate(pairs)]
     for handle in handles:
         for _ in range(100):
@@ -734,7 +744,7 @@ def test_ten_thousand_operations_are_outstanding_at_once(port, make_pair):
 
 
 def test_thousands_of_operations_complete_before_anyone_takes_one(port, make_pair):
-    pairs = [make_pair("unix") for _ in range(50)]
+    pairs = [make_pair("local") for _ in range(50)]
     handles = [port.associate(near, number) for number, (near, _) in enumerate(pairs)]
     waiting = [handle.recv(10) for handle in handles]
     for _ in range(200):
@@ -752,7 +762,7 @@ def test_thousands_of_operations_complete_before_anyone_takes_one(port, make_pai
 
 def test_a_thread_that_waits_sees_operations_that_others_start(make_port, make_pair):
     port = make_port(2)
-    pairs = [make_pair("unix") for _ in range(20)]
+    pairs = [make_pair("local") for _ in range(20)]
     handles = [port.associate(near, number) for number, (near, _) in enumerate(pairs)]
     taker = Background(take, port, 20)
     wait_for_stats(port, waiting=1)

@@ -418,7 +418,7 @@ class TestEndedThreads:
 
     def test_operations_of_many_ended_threads_complete(self, make_port, make_pair):
         port = make_port(2)
-        pairs = [make_pair("unix") for _ in range(40)]
+        pairs = [make_pair("local") for _ in range(40)]
         handles = [port.associate(near, number) for number, (near, _) in enumerate(pairs)]
 
         def start(handle):
@@ -491,7 +491,7 @@ def test_ports_do_not_disturb_each_other(make_port, make_pair):
     ports = [make_port(1) for _ in range(10)]
 
     def echo(port):
-        near, far = make_pair("unix")
+        near, far = make_pair("local")
         with port.associate(near, "key") as handle:
             for number in range(50):
                 operation = handle.recv(10)

@@ -18,6 +18,8 @@ from support import (
     Background,
     assert_quiet,
     compute_until,
+    needs_concurrency,
+    needs_fork,
     run_python,
     take,
     take_one,
@@ -161,7 +163,8 @@ def test_any_mixture_of_setting_and_cancelling_leaves_the_others_in_order(port, 
             victim = chance.choice(list(left))
             assert left.pop(victim)[1].cancel()
     expected = sorted(left, key=lambda number: (left[number][0], number))
-    assert port.stats()["timers"] + port.stats()["queued"] == len(expected)
+    numbers = port.stats()
+    assert numbers["timers"] + numbers["queued"] == len(expected)
     assert [done.transferred for done in take(port, len(expected))] == expected
     assert_quiet(port)
 
@@ -221,6 +224,7 @@ def test_a_program_that_keeps_posting_to_itself_still_sees_its_timers(port):
     assert take_one(port).key == "post"
 
 
+@needs_concurrency
 def test_a_timer_that_comes_due_while_all_compute_goes_to_the_first_that_is_free(make_port):
     port = make_port(1)
     port.post(key="work")
@@ -464,6 +468,7 @@ def test_threads_that_set_cancel_and_take_lose_nothing(make_port):
     assert sum(taker.outcome() for taker in takers) == expected
 
 
+@needs_fork
 def test_a_childs_timers_are_the_parents(engine):
     run = """
 import os, warnings

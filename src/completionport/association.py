@@ -48,10 +48,15 @@ def register(file: Any) -> Association:
         token = ("number", number, status.st_dev, status.st_ino)
     else:
         token = ("object", id(file))
+    claim(token, file)
+    return Association(token, number)
+
+
+def claim(token: Hashable, file: Any) -> None:
+    """Note that a file belongs to a port, under a token of its own; `AlreadyAssociated`."""
     entry = [file]
     if _taken.setdefault(token, entry) is not entry:
         raise AlreadyAssociated(f"{file!r} belongs to a completion port already")
-    return Association(token, number)
 
 
 def release(token: Hashable, _taken: dict[Hashable, list[Any]] = _taken) -> None:
@@ -63,7 +68,10 @@ def release(token: Hashable, _taken: dict[Hashable, list[Any]] = _taken) -> None
 
 
 def descriptor_of(file: Any) -> int:
-    """The descriptor number of ``file``, checked."""
+    """The descriptor number of ``file``, checked.
+
+    Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed one.
+    """
     if isinstance(file, bool):
         raise TypeError("a socket, a file or a descriptor number was expected, not a bool")
     if isinstance(file, int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,18 @@ from .errors import EngineUnavailable
 if TYPE_CHECKING:
     from .interface import CompletionPort
 
-ENGINES = ("io_uring", "epoll", "selectors")
+ENGINES = ("iocp", "io_uring", "epoll", "selectors")
 """All engines, the preferred one first."""
 
+_WINDOWS = sys.platform == "win32"
+_NEEDS_LINUX = (
+    "it stands on the kernel of Linux",
+    "Run it on Linux; on Windows the engine iocp does the same",
+)
+_NEEDS_UNIX = (
+    "it needs the descriptors of a Unix and its calls that do not wait (fcntl, readv)",
+    "On Windows the engine iocp does the same",
+)
 _NOT_COMPILED = (
     "the compiled module is missing",
     "Reinstall with a C compiler at hand: pip install --force-reinstall completionport",
@@ -34,9 +44,13 @@ class EngineReport:
 def probe(name: str) -> EngineReport:
     """Look whether the engine ``name`` runs here, by asking the kernel for it."""
     if name == "selectors":
-        return EngineReport(name, True)
+        return EngineReport(name, *((False, *_NEEDS_UNIX) if _WINDOWS else (True,)))
+    if _WINDOWS and name in ("io_uring", "epoll"):
+        return EngineReport(name, False, *_NEEDS_LINUX)
     try:
-        if name == "io_uring":
+        if name == "iocp":
+            from .windows.probe import probe as ask_kernel
+        elif name == "io_uring":
             from .native.uring_probe import probe as ask_kernel
         elif name == "epoll":
             from .native.epoll import probe as ask_kernel
@@ -58,9 +72,13 @@ def port_class(engine: str | None) -> type[CompletionPort]:
         if not report.usable:
             raise EngineUnavailable(wanted, report.reason, report.remedy)
     if wanted == "selectors":
-        from .portable.port import SelectorsPort
+        from .portable.selectors_port import SelectorsPort
 
         return SelectorsPort
+    if wanted == "iocp":
+        from .windows.port import IocpPort
+
+        return IocpPort
     from .native import ports
 
     return ports.PORTS[wanted]

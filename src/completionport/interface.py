@@ -347,11 +347,11 @@ class CompletionPort:
     lock, a sleep, a database call, anything in the kernel) it does not count, and within a few
     milliseconds another one is let go; when it runs again it counts again, and the port may be
     over its concurrency for that while. The engine ``selectors`` can't see who blocks: there
-    only `blocking` tells. More than one under the GIL helps for nothing but threads that compute
-    outside of it.
+    only `blocking` tells. On ``iocp`` all of this is the kernel's own. More than one under the GIL
+    helps for nothing but threads that compute outside of it.
 
-    ``engine``: ``"io_uring"``, ``"epoll"``, ``"selectors"``, or None for the best one
-    that runs here. The environment variable ``COMPLETIONPORT_ENGINE`` decides in
+    ``engine``: ``"iocp"`` (Windows), ``"io_uring"``, ``"epoll"``, ``"selectors"``, or None for
+    the best one that runs here. The environment variable ``COMPLETIONPORT_ENGINE`` decides in
     place of None.
 
     Raised: `EngineUnavailable` when the engine asked for can't run, `ValueError` for an
@@ -378,7 +378,7 @@ class CompletionPort:
 
     @property
     def engine(self) -> str:
-        """``"io_uring"``, ``"epoll"`` or ``"selectors"``."""
+        """``"iocp"``, ``"io_uring"``, ``"epoll"`` or ``"selectors"``."""
         raise NotImplementedError
 
     @property

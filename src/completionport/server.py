@@ -13,6 +13,9 @@ from .handler import Handler
 from .interface import CompletionPort
 from .service import Service, bound_socket
 
+# On Windows SO_REUSEADDR would let any program take the address away.
+SO_ADDRESS: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+
 DESCRIPTORS = 16384
 """For so many (as far as the limit allows) there is room in the process's table from the start."""
 
@@ -140,7 +143,7 @@ def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.sock
         host,
         port,
         socket.SOCK_STREAM,
-        (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+        (socket.SOL_SOCKET, SO_ADDRESS),
         # Linux hands it on to the accepted sockets. Without it an answer of several
         # segments waits for the acknowledgement of the first.
         (socket.IPPROTO_TCP, socket.TCP_NODELAY),

@@ -6,6 +6,7 @@ import contextlib
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -16,6 +17,10 @@ from .interface import CompletionPort
 
 FEWEST_WORKERS = 8
 """Of a server that was told no number: so many callbacks may block before others wait for them."""
+
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if sys.platform == "win32":
+    STOP_SIGNALS.append(signal.SIGBREAK)
 
 _PORT_NUMBERS = (
     *("queued", "taken", "waiting", "running", "blocked", "replaced", "wakeups"),
@@ -117,7 +122,8 @@ class Service:
             self._core.listen(self._socket)
 
     def serve_forever(self, grace: float = 5.0) -> None:
-        """Start, and serve until `stop` is called or SIGINT or SIGTERM comes; then stop.
+        """Start, and serve until `stop` is called or SIGINT or SIGTERM (on Windows also
+        SIGBREAK, which is Ctrl-Break) comes; then stop.
 
         ``grace`` as for `stop`. Signals end it only in the main thread, where their handlers are
         restored afterwards.
@@ -207,9 +213,7 @@ class Service:
         with reader, writer:
             reader.setblocking(False)
             writer.setblocking(False)
-            before = {
-                number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
             descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
             with self._lock:
                 self._waker = writer
@@ -238,6 +242,8 @@ def bound_socket(
     try:
         for level, option in options:
             sock.setsockopt(level, option, 1)
+        if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
+            raise ValueError("reuse_port: this system has no SO_REUSEPORT")
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(found[4])

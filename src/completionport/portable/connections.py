@@ -42,7 +42,9 @@ RETRY_ACCEPT = 0.1
 """Seconds until accepting is tried again after it failed."""
 SHORTAGE_OVER = 10 * RETRY_ACCEPT
 """Seconds with enough descriptors after which the next shortage is told in the log again."""
-NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+NO_ROOM = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "WSAEMFILE", 0)}
+)
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import operator
-import os
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,8 +49,8 @@ class Channel(Protocol):
     def close_descriptor(self) -> None:
         """Close the duplicate and nothing else: for the child of a fork."""
 
-    def same_file(self, number: int) -> bool:
-        """Whether a descriptor number still stands for the file."""
+    def close_number(self, number: int) -> None:
+        """Close what the program gave as a number, if that still stands for the file."""
 
     def pending(self) -> int:
         """How many requests wait."""
@@ -291,8 +290,8 @@ class PortableHandle(Handle):
                 close = getattr(self.file, "close", None)
                 if close is not None:
                     close()
-            elif self._channel.same_file(self._number):
-                os.close(self._number)
+            else:
+                self._channel.close_number(self._number)
         finally:
             self._core.forget(self._channel, "the handle was closed")
 

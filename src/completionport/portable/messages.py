@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 from collections.abc import Iterable
@@ -27,6 +28,8 @@ def prepared(ancillary: Any) -> Items:
         raise TypeError(
             f"ancillary data is a sequence of (level, type, bytes-like data) tuples: {error}"
         ) from None
+    if items and not hasattr(socket, "CMSG_SPACE"):
+        raise system_error(errno.EOPNOTSUPP, "on this system Python sends no ancillary data")
     size = sum(socket.CMSG_SPACE(len(data)) for _, _, data in items)
     if size > LARGEST_ANCILLARY:
         raise ValueError(f"ancillary data has at most {LARGEST_ANCILLARY} bytes, not {size}")

@@ -1,4 +1,4 @@
-"""The port in Python, on the standard library's selectors."""
+"""The port of the engines in Python, whatever carries their operations out."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import operator
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .. import association
 from ..arguments import check_delay, check_when
 from ..interface import CompletionPort, Handle, HasFileno
 from ..processes import is_process, watch_process
 from ..strand import Strand, check_strand
 from ..timer import Timer
 from ..workers import default_concurrency
-from .handle import Channel, PortableHandle
+from .handle import Channel
 from .overlapped import Completion
 from .places import Blocking
-from .requests import Post, Request
+from .requests import Post
 from .scheduler import Scheduler
-from .selectors_engine import SelectorsChannel, SelectorsEngine
 from .strand import PortableStrand
 from .timers import PortableTimer
 
@@ -35,12 +34,13 @@ class Core:
     So a port object that the program drops is closed at once, whatever is under way.
     """
 
-    def __init__(self, port: CompletionPort, concurrency: int) -> None:
+    engine_name: str
+    scheduler: Scheduler
+
+    def __init__(self, port: CompletionPort) -> None:
         self.port = weakref.ref(port)
         # Channels that are open, a set whose steps are atomic.
         self.channels: dict[Channel, None] = {}
-        self.engine = SelectorsEngine(self.deliver, self._gone)
-        self.scheduler = Scheduler(concurrency, self.engine)
 
     @property
     def closed(self) -> bool:
@@ -58,18 +58,7 @@ class Core:
         self, file: Any, key: Any, strand: PortableStrand | None, skips_on_success: bool = False
     ) -> Handle:
         """A new handle."""
-        self.check()
-        token, number = association.register(file)
-        try:
-            channel = SelectorsChannel(self.engine, number, token, skips_on_success)
-        except BaseException:
-            association.release(token)
-            raise
-        self.channels[channel] = None
-        handle = PortableHandle(self, channel, file, number, key, strand)
-        # A close() that did not see the channel in its list is seen here.
-        self.check()
-        return handle
+        raise NotImplementedError
 
     def forget(self, channel: Channel, reason: str) -> None:
         """Let a channel go. Never blocks: finalizers call it."""
@@ -80,42 +69,22 @@ class Core:
 
     def close(self) -> None:
         """Close everything; the second call does nothing. Never blocks: finalizers call it."""
-        if self.forked:
-            # Neither locks nor the selector: those are the parent's business.
-            if not self.closed:
-                self.scheduler.shut()
-                while self.channels:
-                    self.channels.popitem()[0].close_descriptor()
-                self.engine.dispose()
-            return
-        if self.closed:
-            return
-        self.scheduler.shut()
-        for channel in list(self.channels):
-            channel.detach("the completion port was closed")
-        self.scheduler.close()
+        raise NotImplementedError
 
     def numbers(self) -> dict[str, Any]:
         """A look inside."""
         return {
-            "engine": "selectors",
+            "engine": self.engine_name,
             "pending": sum(channel.pending() for channel in list(self.channels)),
             "handles": len(self.channels),
             **self.scheduler.numbers(),
         }
 
-    def deliver(self, request: Request) -> None:
-        """Make a packet of a complete request."""
-        self.scheduler.put(request)
 
-    def _gone(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
-        self.channels.pop(channel, None)
-        for request in aborted:
-            self.deliver(request)
+class PortablePort(CompletionPort):
+    """A completion port in Python."""
 
-
-class SelectorsPort(CompletionPort):
-    """A completion port on the standard library alone."""
+    CORE: Callable[[CompletionPort, int], Core]
 
     _core: Core | None = None
 
@@ -131,7 +100,7 @@ class SelectorsPort(CompletionPort):
                 f"concurrency must be 0 (as many as can run at once) or a number of threads, "
                 f"not {count}"
             )
-        self._core = Core(self, count or default_concurrency())
+        self._core = type(self).CORE(self, count or default_concurrency())
 
     def __del__(self) -> None:
         core = self._core
@@ -151,7 +120,7 @@ class SelectorsPort(CompletionPort):
 
     @property
     def engine(self) -> str:
-        return "selectors"
+        return self._inside.engine_name
 
     @property
     def closed(self) -> bool:
@@ -271,7 +240,7 @@ class SelectorsPort(CompletionPort):
         if self._core is None:
             return f"<{type(self).__name__} without a core>"
         state = "closed" if self._core.closed else f"concurrency {self.concurrency}"
-        return f"<CompletionPort selectors, {state}>"
+        return f"<CompletionPort {self._core.engine_name}, {state}>"
 
 
 def checked_timeout(timeout: float) -> float | None:

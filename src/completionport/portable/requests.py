@@ -43,18 +43,21 @@ class Request:
 
     __slots__ = (
         "address",
+        "alone",
         "ancillary",
         "ancillary_size",
         "complete",
         "connecting",
         "error",
         "flags",
+        "flight",
         "handle",
         "meaning",
         "offset",
         "operation",
         "overlapped",
         "parts",
+        "reason",
         "since",
         "size",
         "source",
@@ -88,6 +91,10 @@ class Request:
         # The new socket; the address of a message; its ancillary data, flags and address.
         self.value: Any = None
         self.complete = False
+        # Where the kernel carries it out:
+        self.flight: Any = None  # what the kernel has of it now
+        self.alone = False  # nothing else of its direction may be in the kernel meanwhile
+        self.reason: str | None = None  # why it was asked to stop
 
     def prepare_input(self, size_or_buffers: Any) -> None:
         """Check and keep what is to be filled."""

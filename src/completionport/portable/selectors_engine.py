@@ -94,11 +94,10 @@ class SelectorsChannel:
         assert self.sock is not None
         return self.sock.family, self.sock.type
 
-    def same_file(self, number: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(number), self.status)
-        except OSError:
-            return False
+    def close_number(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(number), self.status):
+                os.close(number)
 
     def pending(self) -> int:
         return len(self.reads) + len(self.writes)

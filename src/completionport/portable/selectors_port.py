@@ -1,0 +1,72 @@
+"""The port of the engine ``selectors``, on the standard library alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import association
+from ..interface import CompletionPort, Handle
+from .handle import PortableHandle
+from .port import Core, PortablePort
+from .requests import Request
+from .scheduler import Scheduler
+from .selectors_engine import SelectorsChannel, SelectorsEngine
+from .strand import PortableStrand
+
+
+class SelectorsCore(Core):
+    """What a port of this engine consists of."""
+
+    engine_name = "selectors"
+
+    def __init__(self, port: CompletionPort, concurrency: int) -> None:
+        super().__init__(port)
+        self.engine = SelectorsEngine(self.deliver, self._gone)
+        self.scheduler = Scheduler(concurrency, self.engine)
+
+    def associate(
+        self, file: Any, key: Any, strand: PortableStrand | None, skips_on_success: bool = False
+    ) -> Handle:
+        self.check()
+        token, number = association.register(file)
+        try:
+            channel = SelectorsChannel(self.engine, number, token, skips_on_success)
+        except BaseException:
+            association.release(token)
+            raise
+        self.channels[channel] = None
+        handle = PortableHandle(self, channel, file, number, key, strand)
+        # A close() that did not see the channel in its list is seen here.
+        self.check()
+        return handle
+
+    def close(self) -> None:
+        if self.forked:
+            # Neither locks nor the selector: those are the parent's business.
+            if not self.closed:
+                self.scheduler.shut()
+                while self.channels:
+                    self.channels.popitem()[0].close_descriptor()
+                self.engine.dispose()
+            return
+        if self.closed:
+            return
+        self.scheduler.shut()
+        for channel in list(self.channels):
+            channel.detach("the completion port was closed")
+        self.scheduler.close()
+
+    def deliver(self, request: Request) -> None:
+        """Make a packet of a complete request."""
+        self.scheduler.put(request)
+
+    def _gone(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
+        self.channels.pop(channel, None)
+        for request in aborted:
+            self.deliver(request)
+
+
+class SelectorsPort(PortablePort):
+    """A completion port on the standard library alone."""
+
+    CORE = SelectorsCore

@@ -1,0 +1,1 @@
+"""The engine ``iocp``: the completion ports of Windows, through ctypes."""

@@ -1,0 +1,414 @@
+"""What is called of Windows: functions with their types, structures, and errors as exceptions.
+
+Sources: the reference of the Windows API for each name; the numbers of ntdll's calls are those of
+the Windows driver kit's ``ntifs.h`` and ``wdm.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import sys
+from typing import Any
+
+assert sys.platform == "win32"
+
+from ctypes import wintypes  # noqa: E402
+
+HANDLE = ctypes.c_void_p
+DWORD = wintypes.DWORD
+INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
+INFINITE = 0xFFFFFFFF
+
+ERROR_ACCESS_DENIED = 5
+ERROR_INVALID_HANDLE = 6
+ERROR_HANDLE_EOF = 38
+ERROR_NETNAME_DELETED = 64
+ERROR_INVALID_PARAMETER = 87
+ERROR_BROKEN_PIPE = 109
+ERROR_MORE_DATA = 234
+WAIT_TIMEOUT = 258
+ERROR_ABANDONED_WAIT_0 = 735
+ERROR_OPERATION_ABORTED = 995
+ERROR_IO_PENDING = 997
+ERROR_NOT_FOUND = 1168
+WSAEMSGSIZE = 10040
+WSAECONNRESET = 10054
+WSAENOTCONN = 10057
+
+STATUS_SUCCESS = 0
+STATUS_PENDING = 0x103
+STATUS_ALERTED = 0x101
+"""On Wine: the thread that had started it ended in the moment in which it became possible."""
+STATUS_HANDLES_CLOSED = 0x8000000A
+
+FILE_TYPE_DISK = 1
+FILE_TYPE_PIPE = 3
+FILE_FLAG_OVERLAPPED = 0x40000000
+GENERIC_READ = 0x80000000
+GENERIC_WRITE = 0x40000000
+FILE_READ_DATA = 1
+FILE_WRITE_DATA = 2
+FILE_APPEND_DATA = 4
+FILE_SHARE_ALL = 7
+FILE_CURRENT = 1
+FILE_BEGIN = 0
+DUPLICATE_SAME_ACCESS = 2
+FILE_SKIP_COMPLETION_PORT_ON_SUCCESS = 1
+FILE_SYNCHRONOUS_IO = 0x30
+"""FILE_SYNCHRONOUS_IO_ALERT and FILE_SYNCHRONOUS_IO_NONALERT: the file is not overlapped."""
+FILE_MODE_INFORMATION = 16
+FILE_COMPLETION_NOTIFICATION_INFORMATION = 41
+FILE_REPLACE_COMPLETION_INFORMATION = 61
+SO_UPDATE_ACCEPT_CONTEXT = 0x700B
+SO_UPDATE_CONNECT_CONTEXT = 0x7010
+SIO_GET_EXTENSION_FUNCTION_POINTER = 0xC8000006
+
+
+class OVERLAPPED(ctypes.Structure):
+    """One operation as the kernel sees it."""
+
+    _fields_ = [
+        ("Internal", ctypes.c_size_t),
+        ("InternalHigh", ctypes.c_size_t),
+        ("Offset", DWORD),
+        ("OffsetHigh", DWORD),
+        ("hEvent", HANDLE),
+    ]
+
+
+class OVERLAPPED_ENTRY(ctypes.Structure):
+    """One packet that was taken from a port."""
+
+    _fields_ = [
+        ("lpCompletionKey", ctypes.c_size_t),
+        ("lpOverlapped", ctypes.c_size_t),
+        ("Internal", ctypes.c_size_t),
+        ("dwNumberOfBytesTransferred", DWORD),
+    ]
+
+
+class WSABUF(ctypes.Structure):
+    """One of the buffers of a receive or a send."""
+
+    _fields_ = [("len", wintypes.ULONG), ("buf", ctypes.c_void_p)]
+
+
+class GUID(ctypes.Structure):
+    """The name of an extension function of Winsock."""
+
+    _fields_ = [
+        ("Data1", DWORD),
+        ("Data2", wintypes.WORD),
+        ("Data3", wintypes.WORD),
+        ("Data4", ctypes.c_ubyte * 8),
+    ]
+
+
+class IO_STATUS_BLOCK(ctypes.Structure):
+    """What a call of ntdll did."""
+
+    _fields_ = [("Status", ctypes.c_size_t), ("Information", ctypes.c_size_t)]
+
+
+class PUBLIC_OBJECT_BASIC_INFORMATION(ctypes.Structure):
+    """What a handle may be used for."""
+
+    _fields_ = [
+        ("Attributes", DWORD),
+        ("GrantedAccess", DWORD),
+        ("HandleCount", DWORD),
+        ("PointerCount", DWORD),
+        ("Reserved", DWORD * 10),
+    ]
+
+
+class FILE_COMPLETION_INFORMATION(ctypes.Structure):
+    """The port of a file."""
+
+    _fields_ = [("Port", HANDLE), ("Key", ctypes.c_void_p)]
+
+
+WSAID_ACCEPTEX = GUID(
+    *(0xB5367DF1, 0xCBAC, 0x11CF), (0x95, 0xCA, 0x00, 0x80, 0x5F, 0x48, 0xA1, 0x92)
+)
+WSAID_CONNECTEX = GUID(
+    *(0x25A207B9, 0xDDF3, 0x4660), (0x8E, 0xE9, 0x76, 0xE5, 0x8C, 0x74, 0x06, 0x3E)
+)
+WSAID_DISCONNECTEX = GUID(
+    *(0x7FDA2E11, 0x8630, 0x436F), (0xA0, 0x31, 0xF5, 0x36, 0xA6, 0xEE, 0xC1, 0x57)
+)
+
+_kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+_ws2_32 = ctypes.WinDLL("ws2_32", use_last_error=True)
+_ntdll = ctypes.WinDLL("ntdll")
+
+
+def _declare(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.restype = result
+    function.argtypes = arguments
+    return function
+
+
+_BOOL = wintypes.BOOL
+_POINTER = ctypes.c_void_p  # addresses are passed as numbers: what they point to is kept elsewhere
+
+CreateIoCompletionPort = _declare(
+    _kernel32, "CreateIoCompletionPort", HANDLE, HANDLE, HANDLE, ctypes.c_size_t, DWORD
+)
+GetQueuedCompletionStatusEx = _declare(
+    _kernel32, "GetQueuedCompletionStatusEx", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, DWORD, _BOOL
+)
+PostQueuedCompletionStatus = _declare(
+    _kernel32, "PostQueuedCompletionStatus", _BOOL, HANDLE, DWORD, ctypes.c_size_t, _POINTER
+)
+CloseHandle = _declare(_kernel32, "CloseHandle", _BOOL, HANDLE)
+CancelIoEx = _declare(_kernel32, "CancelIoEx", _BOOL, HANDLE, _POINTER)
+ReadFile = _declare(_kernel32, "ReadFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
+WriteFile = _declare(_kernel32, "WriteFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
+ReOpenFile = _declare(_kernel32, "ReOpenFile", HANDLE, HANDLE, DWORD, DWORD, DWORD)
+GetFileType = _declare(_kernel32, "GetFileType", DWORD, HANDLE)
+GetHandleInformation = _declare(_kernel32, "GetHandleInformation", _BOOL, HANDLE, _POINTER)
+SetFilePointerEx = _declare(
+    _kernel32, "SetFilePointerEx", _BOOL, HANDLE, ctypes.c_longlong, _POINTER, DWORD
+)
+GetFileSizeEx = _declare(_kernel32, "GetFileSizeEx", _BOOL, HANDLE, _POINTER)
+GetCurrentProcess = _declare(_kernel32, "GetCurrentProcess", HANDLE)
+DuplicateHandle = _declare(
+    _kernel32,
+    *("DuplicateHandle", _BOOL, HANDLE, HANDLE, HANDLE, _POINTER),
+    *(DWORD, _BOOL, DWORD),
+)
+WSARecv = _declare(
+    _ws2_32,
+    *("WSARecv", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
+    *(_POINTER, _POINTER, _POINTER),
+)
+WSASend = _declare(
+    _ws2_32,
+    *("WSASend", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
+    *(DWORD, _POINTER, _POINTER),
+)
+WSARecvFrom = _declare(
+    _ws2_32,
+    *("WSARecvFrom", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
+    *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
+)
+WSASendTo = _declare(
+    _ws2_32,
+    *("WSASendTo", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
+    *(DWORD, _POINTER, ctypes.c_int, _POINTER, _POINTER),
+)
+_getsockopt = _declare(
+    _ws2_32,
+    *("getsockopt", ctypes.c_int, HANDLE, ctypes.c_int, ctypes.c_int, _POINTER, _POINTER),
+)
+WSAIoctl = _declare(
+    _ws2_32,
+    *("WSAIoctl", ctypes.c_int, HANDLE, DWORD, _POINTER, DWORD, _POINTER),
+    *(DWORD, _POINTER, _POINTER, _POINTER),
+)
+_NTSTATUS = ctypes.c_uint32
+NtQueryIoCompletion = _declare(
+    _ntdll, "NtQueryIoCompletion", _NTSTATUS, HANDLE, DWORD, _POINTER, DWORD, _POINTER
+)
+NtQueryInformationFile = _declare(
+    _ntdll, "NtQueryInformationFile", _NTSTATUS, HANDLE, _POINTER, _POINTER, DWORD, DWORD
+)
+NtSetInformationFile = _declare(
+    _ntdll, "NtSetInformationFile", _NTSTATUS, HANDLE, _POINTER, _POINTER, DWORD, DWORD
+)
+NtQueryObject = _declare(
+    _ntdll, "NtQueryObject", _NTSTATUS, HANDLE, DWORD, _POINTER, DWORD, _POINTER
+)
+RtlNtStatusToDosError = _declare(_ntdll, "RtlNtStatusToDosError", DWORD, _NTSTATUS)
+
+last_error = ctypes.get_last_error
+"""The error of the last call of this thread; Winsock keeps its own in the same place."""
+
+AcceptEx_TYPE = ctypes.WINFUNCTYPE(
+    *(_BOOL, HANDLE, HANDLE, _POINTER, DWORD, DWORD, DWORD, _POINTER, _POINTER), use_last_error=True
+)
+ConnectEx_TYPE = ctypes.WINFUNCTYPE(
+    *(_BOOL, HANDLE, _POINTER, ctypes.c_int, _POINTER, DWORD, _POINTER, _POINTER),
+    use_last_error=True,
+)
+DisconnectEx_TYPE = ctypes.WINFUNCTYPE(
+    *(_BOOL, HANDLE, _POINTER, DWORD, DWORD), use_last_error=True
+)
+
+
+def extension(number: int, name: GUID, kind: Any) -> Any:
+    """An extension function of Winsock, as the provider of the socket ``number`` has it."""
+    function = ctypes.c_void_p()
+    count = DWORD()
+    failed = WSAIoctl(
+        number,
+        SIO_GET_EXTENSION_FUNCTION_POINTER,
+        ctypes.addressof(name),
+        ctypes.sizeof(name),
+        ctypes.addressof(function),
+        ctypes.sizeof(function),
+        ctypes.addressof(count),
+        None,
+        None,
+    )
+    if failed:
+        raise error(last_error())
+    return kind(function.value)
+
+
+# Windows' own codes for what Winsock has a code of: WSAGetOverlappedResult turns them the same way.
+WINSOCK_CODES = {
+    ERROR_ACCESS_DENIED: 10013,
+    ERROR_INVALID_HANDLE: 10038,
+    8: 10055,  # ERROR_NOT_ENOUGH_MEMORY
+    59: WSAECONNRESET,  # ERROR_UNEXP_NET_ERR
+    ERROR_NETNAME_DELETED: WSAECONNRESET,
+    ERROR_INVALID_PARAMETER: 10022,
+    ERROR_BROKEN_PIPE: WSAECONNRESET,
+    121: 10060,  # ERROR_SEM_TIMEOUT
+    ERROR_MORE_DATA: WSAEMSGSIZE,
+    1214: 10049,  # ERROR_INVALID_NETNAME
+    1225: 10061,  # ERROR_CONNECTION_REFUSED
+    1226: 10101,  # ERROR_GRACEFUL_DISCONNECT
+    1227: 10048,  # ERROR_ADDRESS_ALREADY_ASSOCIATED
+    1229: WSAENOTCONN,  # ERROR_CONNECTION_INVALID
+    1231: 10051,  # ERROR_NETWORK_UNREACHABLE
+    1232: 10065,  # ERROR_HOST_UNREACHABLE
+    1234: WSAECONNRESET,  # ERROR_PORT_UNREACHABLE
+    1235: 10053,  # ERROR_REQUEST_ABORTED
+    1236: 10053,  # ERROR_CONNECTION_ABORTED
+    1450: 10055,  # ERROR_NO_SYSTEM_RESOURCES
+    2250: WSAENOTCONN,  # ERROR_NOT_CONNECTED
+}
+
+
+TEXTS = {
+    ERROR_NETNAME_DELETED: "the network name is no longer there: the peer has reset the connection",
+    WSAEMSGSIZE: "the message is too long",
+    10022: "Invalid argument, as of an accept on a socket that does not listen",
+    10038: "not a socket",
+    10045: "the operation or its flags are not known to this kind of socket",
+    10048: "the address is in use",
+    10049: "the address can't be had",
+    10051: "the network can't be reached",
+    10053: "the connection was aborted on this side",
+    WSAECONNRESET: "the connection was reset by the peer",
+    10055: "there is no room for more buffers",
+    10056: "the socket is connected already",
+    WSAENOTCONN: "the socket is not connected",
+    10058: "the socket was shut down",
+    10060: "the connection timed out",
+    10061: "the connection was refused",
+    10065: "the host can't be reached",
+}
+"""Where the system has no text for a code, as Wine for those of Winsock."""
+
+
+def error(code: int, text: str = "") -> OSError:
+    """The exception for a code of Windows or Winsock; its class and ``errno`` go by the code."""
+    if not text:
+        text = ctypes.FormatError(code).strip()
+        if not text or text.startswith("<no desc"):
+            text = TEXTS.get(code, f"error {code}")
+    return OSError(0, text, None, code)
+
+
+def code_of(status: int, is_socket: bool) -> int:
+    """The code for the status of a completion, 0 for success."""
+    if status in (STATUS_SUCCESS, STATUS_PENDING):
+        return 0
+    if status in (STATUS_HANDLES_CLOSED, STATUS_ALERTED):
+        return ERROR_OPERATION_ABORTED
+    code = int(RtlNtStatusToDosError(status))
+    return WINSOCK_CODES.get(code, code) if is_socket else code
+
+
+def duplicate(handle: int) -> int:
+    """Another handle for the same object, which child processes do not inherit."""
+    process = GetCurrentProcess()
+    another = HANDLE()
+    if not DuplicateHandle(
+        process, handle, process, ctypes.addressof(another), 0, False, DUPLICATE_SAME_ACCESS
+    ):
+        raise error(last_error())
+    assert another.value is not None
+    return another.value
+
+
+def file_information(handle: int, kind: int) -> int | None:
+    """A number that is known of a file; None where this Windows does not tell."""
+    block, number = IO_STATUS_BLOCK(), DWORD()
+    status = NtQueryInformationFile(
+        handle, ctypes.addressof(block), ctypes.addressof(number), ctypes.sizeof(number), kind
+    )
+    return None if status else number.value
+
+
+def granted_access(handle: int) -> int | None:
+    """The rights of a handle; None where this Windows does not tell."""
+    answer = PUBLIC_OBJECT_BASIC_INFORMATION()
+    status = NtQueryObject(handle, 0, ctypes.addressof(answer), ctypes.sizeof(answer), None)
+    return None if status else int(answer.GrantedAccess)
+
+
+def same_object(one: int, other: int) -> bool:
+    """Whether two handles are of one object; True where this Windows does not tell."""
+    try:
+        compare = _declare(
+            ctypes.WinDLL("kernelbase"), "CompareObjectHandles", _BOOL, HANDLE, HANDLE
+        )
+    except (AttributeError, OSError):
+        return True
+    return bool(compare(one, other))
+
+
+def file_size(handle: int) -> int:
+    """The size of a file in bytes."""
+    size = ctypes.c_longlong()
+    if not GetFileSizeEx(handle, ctypes.addressof(size)):
+        raise error(last_error())
+    return size.value
+
+
+def address_of(value: Any) -> int:
+    """Where a value of ctypes lies."""
+    return ctypes.addressof(value)
+
+
+def part(file: int) -> None:
+    """Take a file from its port. Windows before 8.1 can't, and then the file stays with it."""
+    block, nothing = IO_STATUS_BLOCK(), FILE_COMPLETION_INFORMATION()
+    NtSetInformationFile(
+        file,
+        ctypes.addressof(block),
+        ctypes.addressof(nothing),
+        ctypes.sizeof(nothing),
+        FILE_REPLACE_COMPLETION_INFORMATION,
+    )
+
+
+def can_part() -> bool:
+    """Whether `part` works."""
+    ports = [CreateIoCompletionPort(INVALID_HANDLE_VALUE, None, 0, 0) for _ in range(2)]
+    with socket.socket() as sock:
+        CreateIoCompletionPort(sock.fileno(), ports[0], 0, 0)
+        part(sock.fileno())
+        works = bool(CreateIoCompletionPort(sock.fileno(), ports[1], 0, 0))
+    for port in ports:
+        CloseHandle(port)
+    return works
+
+
+def is_socket(number: int) -> bool:
+    """Whether a number is the handle of a socket."""
+    kind, size = ctypes.c_int(), ctypes.c_int(ctypes.sizeof(ctypes.c_int))
+    return not _getsockopt(
+        number,
+        socket.SOL_SOCKET,
+        socket.SO_TYPE,
+        ctypes.addressof(kind),
+        ctypes.addressof(size),
+    )

@@ -1,0 +1,268 @@
+"""A file of the engine ``iocp``: a duplicate of its handle, and the requests that it has.
+
+The kernel keeps the order of receives among themselves and of sends among themselves, so it is
+given all of them at once. Some requests it must have alone: see `calls.goes_alone`. They wait in
+the queue of their direction until those before them are done, and all behind them wait as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .. import association
+from ..errors import HandleClosed
+from ..portable.chores import Chores
+from ..portable.requests import READING, Request
+from . import api, calls
+from .flights import Flight
+
+if TYPE_CHECKING:
+    from ..overlapped import Overlapped
+    from .files import Resolved
+    from .scheduler import KernelScheduler
+
+
+class IocpChannel:
+    """The duplicate of one file's handle, and its requests."""
+
+    __slots__ = (
+        "__weakref__",
+        "appends",
+        "chores",
+        "closed",
+        "ended",
+        "gone",
+        "handle",
+        "is_regular",
+        "is_socket",
+        "is_stream",
+        "lock",
+        "original",
+        "position",
+        "readable",
+        "reads",
+        "scheduler",
+        "skips",
+        "sock",
+        "source",
+        "token",
+        "writable",
+        "writes",
+    )
+
+    def __init__(
+        self,
+        scheduler: KernelScheduler,
+        source: Resolved,
+        token: Hashable,
+        gone: Callable[[IocpChannel], None],
+    ) -> None:
+        self.scheduler = scheduler
+        self.token = token
+        self.source = source
+        self.gone = gone
+        self.is_socket = source.is_socket
+        self.is_stream = source.sock is not None and source.sock.type == socket.SOCK_STREAM
+        self.is_regular = source.is_regular
+        self.readable = source.readable
+        self.writable = source.writable
+        self.appends = source.appends
+        self.lock = threading.Lock()  # guards everything below; held over calls that do not wait
+        self.chores = Chores(self.lock)
+        self.reads: deque[Request] = deque()
+        self.writes: deque[Request] = deque()
+        self.closed = False
+        self.ended = False  # disconnected: what is received is the end of the stream
+        self.sock = source.sock  # of ours, a duplicate
+        self.handle = source.handle  # the number of it, or of the duplicate of another file
+        self.original = source.original  # of ours: another handle of the file that the program has
+        self.position = 0  # of a file that the program opened as overlapped: Windows keeps none
+        self.skips = source.skips  # no packet comes for what is done at once
+
+    def family(self) -> tuple[int, int]:
+        assert self.sock is not None
+        return self.sock.family, self.sock.type
+
+    def close_number(self, number: int) -> None:
+        self.source.close_number(number, self.handle if self.original is None else self.original)
+
+    def pending(self) -> int:
+        """How many requests wait for those before them; the scheduler counts the kernel's."""
+        return sum(request.flight is None for request in (*self.reads, *self.writes))
+
+    def start(self, request: Request) -> bool:
+        request.alone = calls.goes_alone(self, request)
+        queue = self._queue(request)
+        try:
+            with self.lock:
+                if self.closed:
+                    raise HandleClosed("this handle is closed: associate a new file with the port")
+                last = queue[-1] if queue else None
+                behind = last is not None and (request.alone or last.alone or last.flight is None)
+                queue.append(request)
+                if not behind:
+                    try:
+                        self._launch(request)
+                    except BaseException:
+                        queue.remove(request)
+                        raise
+            return True
+        finally:
+            self.chores.run()
+
+    def cancel(self, overlapped: Overlapped | None) -> int:
+        count = 0
+        with self.lock:
+            for queue in (self.reads, self.writes):
+                for request in list(queue):
+                    if overlapped is None or request.overlapped is overlapped:
+                        count += self._cancel(queue, request)
+                self._launch_next(queue)
+        self.chores.run()
+        return count
+
+    def detach(self, reason: str) -> None:
+        self.chores.add(partial(self._detach, reason))
+
+    def close_descriptor(self) -> None:
+        """Let the duplicates go."""
+        if self.sock is not None:
+            self.sock.close()
+        else:
+            api.CloseHandle(self.handle)
+            if self.original is not None:
+                api.CloseHandle(self.original)
+
+    def land(self, flight: Flight) -> bool:
+        """The kernel is done with a flight. Returned: whether its request is complete with that.
+
+        It may be called again when a signal handler has raised in the middle of it.
+        """
+        request = flight.request
+        try:
+            with self.lock:
+                if not flight.landed:
+                    calls.finish(self, flight, api.code_of(flight.status, self.is_socket))
+                    flight.landed = True
+                if request.flight is flight:
+                    request.flight = None
+                queue = self._queue(request)
+                if not request.complete and not self.closed and request.reason is None:
+                    # The rest of it; or all of it, where the kernel has cancelled what nobody asked
+                    # it to (the thread that had started it ended).
+                    try:
+                        self._launch(request)
+                        return False
+                    except OSError as error:
+                        request.fail(error)
+                if not request.complete:
+                    calls.stop(request)
+                with contextlib.suppress(ValueError):
+                    queue.remove(request)
+                self._launch_next(queue)
+                return True
+        finally:
+            self.chores.run()
+
+    def end_reads(self) -> None:
+        """The connection was disconnected: receives that wait are at their end. Lock held."""
+        self.ended = True
+        for request in self.reads:
+            if request.flight is not None:
+                api.CancelIoEx(self.handle, request.flight.address)
+
+    def _queue(self, request: Request) -> deque[Request]:
+        return self.reads if request.operation in READING else self.writes
+
+    def _launch(self, request: Request) -> None:
+        """Give the request to the kernel. An error means that no packet comes. Lock held."""
+        flight = Flight(self, request)
+        request.flight = flight
+        try:
+            call = calls.prepare(self, flight)
+            flight.hold()
+            self.scheduler.flights[flight.address] = flight
+            code = call()
+            if code not in (0, api.ERROR_IO_PENDING):
+                code = calls.at_once(self, flight, code)
+        except BaseException:
+            self._never_flew(flight)
+            raise
+        if code == 0 and self.skips:
+            # The file skips the port on success: it is the library that makes the packet.
+            self.scheduler.repost(flight)
+        elif code == api.ERROR_HANDLE_EOF:
+            # The end of a file is no failure here, but the kernel has given no packet for it.
+            self.scheduler.repost(flight)
+        elif code not in (0, api.ERROR_IO_PENDING):
+            self._never_flew(flight)
+            raise api.error(code)
+
+    def _never_flew(self, flight: Flight) -> None:
+        flight.request.flight = None
+        self.scheduler.flights.pop(flight.address, None)
+        flight.let_go()
+        if flight.sock is not None:
+            flight.sock.close()
+
+    def _launch_next(self, queue: deque[Request]) -> None:
+        """Give the kernel what may go now. Lock held."""
+        while True:
+            before: Request | None = None
+            for request in queue:
+                if request.flight is None:
+                    break
+                before = request
+            else:
+                return
+            if before is not None and (before.alone or request.alone):
+                return
+            try:
+                self._launch(request)
+            except Exception as error:
+                queue.remove(request)
+                request.fail(error)
+                self.scheduler.put(request)
+
+    def _cancel(self, queue: deque[Request], request: Request) -> int:
+        """Ask one request to stop. Returned: 1 when it was asked. Lock held."""
+        if request.flight is None:
+            queue.remove(request)
+            request.reason = "the operation was cancelled"
+            calls.stop(request)
+            self.scheduler.put(request)
+            return 1
+        asked = bool(api.CancelIoEx(self.handle, request.flight.address))
+        if asked or calls.has_steps(self, request):
+            request.reason = "the operation was cancelled"
+            return 1
+        return 0
+
+    def _detach(self, reason: str) -> None:
+        """Lock held."""
+        if self.closed:
+            return
+        self.closed = True
+        waiting = []
+        for queue in (self.reads, self.writes):
+            for request in queue:
+                request.reason = reason
+                if request.flight is None:
+                    waiting.append(request)
+            queue.clear()
+        api.CancelIoEx(self.handle, None)
+        self.source.part(self.handle)
+        # The kernel cancels what is under way, if it has not heard of that yet, and its packets
+        # come. Only their flights' memory is concerned by them.
+        self.close_descriptor()
+        association.release(self.token)
+        self.gone(self)
+        for request in waiting:
+            calls.stop(request)
+            self.scheduler.put(request)

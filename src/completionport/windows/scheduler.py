@@ -1,0 +1,454 @@
+"""The kernel's port as the queue of packets, and what the kernel knows nothing of.
+
+The kernel holds the packets, lets threads wait, and sees to the concurrency. Kept here are the
+Python objects that its numbers stand for, and the strands: a packet whose strand is at work is
+taken from the kernel and stays back in the strand's line; its turn comes as a new packet of the
+kernel.
+
+Finalizers call in here as well, at any allocation. The lock is reentrant and the last one in the
+order: nothing else is waited for under it, and the state is whole at every allocation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any
+
+from ..errors import PortClosed
+from ..portable.packets import look
+from ..portable.places import Note, this_place
+from ..portable.recorder import NOT_MEASURED, Recorder
+from ..portable.requests import Packet, Request
+from ..portable.strand import PortableStrand
+from ..portable.timers import PortableTimer, TimerQueue
+from .api import INFINITE
+from .flights import Flight
+from .kernel_port import Harvest, KernelPort
+
+SLICE = 50
+"""Milliseconds that the main thread waits in the kernel at a time: signals are handled between."""
+LONGEST_WAIT = 1 << 30
+"""Milliseconds; longer waits are cut in pieces."""
+PATIENCE = 1.0
+"""Seconds that `close` waits for the kernel to let go, and for threads to leave."""
+STUCK_AFTER = 0.01
+"""Seconds without a packet taken after which the threads at work count as blocked."""
+AT_ONCE = 64
+WAKE = 0
+"""The key of a packet that only has a thread look again, and of every file."""
+OWN = (1 << 64) - 1
+"""The key of a packet that was made here for a flight, which knows its outcome itself."""
+
+
+class KernelScheduler:
+    """Offers what `portable.scheduler.Scheduler` does."""
+
+    forked = False  # Windows has no fork
+
+    def __init__(self, concurrency: int) -> None:
+        self.concurrency = concurrency
+        self.kernel = KernelPort(concurrency)
+        # What the kernel has, by address; each step is atomic.
+        self.flights: dict[int, Flight] = {}
+        self._lock = threading.RLock()
+        # Packets that were put, by the key under which the kernel has them. True: its strand has
+        # given it its turn. Each step is atomic.
+        self._put: dict[int, tuple[Packet, bool]] = {}
+        self._keys = itertools.count(WAKE + 1)
+        # Keys and flights that the kernel had no memory for; each step is atomic.
+        self._late: deque[tuple[int, int | None]] = deque()
+        self._waiting: set[int] = set()  # threads in `take`; _lock
+        self._nobody = threading.Event()  # set while nobody is in `take`; _lock
+        self._nobody.set()
+        self.timers = TimerQueue()  # _lock, but for what says otherwise
+        # The thread that waits no longer than until the next timer, and until when; _lock
+        self._timekeeper: int | None = None
+        self._until_ns: int | None = None
+        self._back: dict[PortableStrand, None] = {}  # strands with packets that stay back; _lock
+        self._running = 0  # threads at work on a packet; _lock
+        self._blocked = 0  # those that said so; _lock
+        self._posts = 0  # posted packets taken; _lock
+        self._operations = 0  # other packets taken; _lock
+        self._work_time = Recorder()  # _lock
+        self._queue_time = Recorder()  # _lock
+        self._changed = threading.Condition(self._lock)  # what `wait_until_stuck` looks at
+        self._dismissals = 0  # calls of `dismiss_watchers`; _lock
+        self._closed = False  # never goes back; _lock
+        self._self = weakref.ref(self)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def check_fork(self) -> None:
+        """There is no fork."""
+
+    def check(self) -> None:
+        """Raise `PortClosed` where it is due."""
+        if self._closed:
+            raise PortClosed("the completion port is closed")
+
+    def bind(self, handle: int) -> int:
+        """Bind a file to the kernel's port. Returned: 0, or the code of what went wrong."""
+        with self._lock:
+            self.check()
+            return self.kernel.associate(handle)
+
+    def put(self, packet: Packet) -> None:
+        """Append a packet. Never blocks."""
+        packet.since = time.monotonic_ns()
+        with self._lock:
+            strand = packet.strand
+            if not self._closed:
+                if strand is not None and strand.busy:
+                    strand.line.append(packet)
+                    self._back[strand] = None
+                    return
+                if strand is not None:
+                    strand.busy = True
+                self._give(packet, strand is not None)
+                return
+        packet.drop()
+
+    def set_timer(self, timer: PortableTimer) -> None:
+        """Put the timer's packet at its time. Never blocks."""
+        self.timers.add(timer)
+        with self._lock:
+            if self._closed:
+                self.timers.drop()
+            elif self._waiting and (self._until_ns is None or timer.when_ns < self._until_ns):
+                self._hand(WAKE)  # who takes it waits no longer than until then
+
+    def _fire(self) -> None:
+        """Make packets of timers that are due. Lock held."""
+        if self.timers:
+            for packet in self.timers.due(time.monotonic_ns()):
+                self.put(packet)
+
+    def _keep_time(self, thread: int) -> int | None:
+        """See to the timers. Returned: until when the thread waits for them. Lock held."""
+        if not self.timers:
+            return None
+        self._fire()
+        next_ns = self.timers.next_ns()
+        nobody = self._timekeeper is None or self._timekeeper == thread
+        if next_ns is None or not (nobody or self._until_ns is None or next_ns < self._until_ns):
+            if self._timekeeper == thread:
+                self._timekeeper = self._until_ns = None
+            return None
+        self._timekeeper, self._until_ns = thread, next_ns
+        return next_ns
+
+    def repost(self, flight: Flight) -> None:
+        """Make a packet of a flight that the kernel gives none for. Never blocks."""
+        with self._lock:
+            self._hand(OWN, flight.address)
+
+    def note(self, note: Note) -> None:
+        """What a thread did. Never blocks."""
+        with self._lock:
+            self._running += note.running
+            self._blocked += note.blocked
+            if note.spent != NOT_MEASURED:
+                self._work_time.add(note.spent)
+            for strand in note.released:
+                self._advance(strand)
+
+    def settle(self) -> None:
+        """Nothing is left for later."""
+
+    def take(self, max_count: int, timeout: float | None) -> list[Packet]:
+        """Take packets, waiting for the first one; an empty list when the time is over."""
+        self.check()
+        place = this_place()
+        came_back = place.let_go(self)  # type: ignore[arg-type]
+        me = threading.get_ident()
+        is_main = me == threading.main_thread().ident
+        deadline = None if timeout is None else time.monotonic() + timeout
+        harvest = Harvest(min(max_count, AT_ONCE))
+        packets: list[Packet] = []
+        entered = False
+        try:
+            with self._lock:
+                if came_back:
+                    came_back = False
+                    self._running -= 1
+                if self._closed:
+                    raise PortClosed("the completion port was closed")
+                entered = me not in self._waiting  # else a signal handler's, inside of another
+                self._waiting.add(me)
+                self._nobody.clear()
+            while not packets:
+                with self._lock:
+                    until_ns = self._keep_time(me)
+                milliseconds = INFINITE
+                if deadline is not None:
+                    left = math.ceil(max(deadline - time.monotonic(), 0.0) * 1000)
+                    milliseconds = min(left, LONGEST_WAIT)
+                wait = min(milliseconds, SLICE) if is_main else milliseconds
+                if until_ns is not None:
+                    wait = min(wait, _milliseconds_until(until_ns))
+                while self._late and self._hand(*self._late.popleft()):
+                    pass
+                came = self.kernel.wait(harvest, max_count, wait)
+                if self._closed:
+                    raise PortClosed("the completion port was closed")
+                if came:
+                    self._sort(harvest, packets)
+                elif milliseconds == 0:
+                    return packets
+            now = time.monotonic_ns()
+            with self._lock:
+                self._running += 1
+                place.claim(self._self)  # type: ignore[arg-type]
+                place.take(packets, now)
+                self._count(packets, 1)
+                for packet in packets:
+                    if packet.since != NOT_MEASURED:
+                        self._queue_time.add(now - packet.since)
+            return packets
+        except BaseException:
+            # A signal handler may raise at any step, also with packets in hand.
+            self._put_back(harvest, packets)
+            if came_back:
+                with self._lock:
+                    self._running -= 1
+            raise
+        finally:
+            if entered:
+                self._leave(me)
+
+    def _sort(self, harvest: Harvest, packets: list[Packet]) -> None:
+        """Turn what the kernel gave into packets."""
+        while (entry := harvest.entry()) is not None:
+            address, key = entry.lpOverlapped, entry.lpCompletionKey
+            if address:
+                flight = self.flights.get(address)
+                if flight is not None:
+                    if key != OWN:
+                        flight.set_outcome(entry.Internal, entry.dwNumberOfBytesTransferred)
+                    if flight.channel.land(flight):
+                        self._hand_out(flight.request, False, packets)
+                    self.flights.pop(address, None)
+                    flight.let_go()
+            elif key != WAKE:
+                packet, its_turn = self._put[key]
+                self._hand_out(packet, its_turn, packets)
+                del self._put[key]
+            harvest.next += 1
+
+    def _hand_out(self, packet: Packet, its_turn: bool, packets: list[Packet]) -> None:
+        """Give a packet to the thread, or have it stay back behind its strand."""
+        strand = packet.strand
+        if strand is not None and not its_turn:
+            with self._lock:
+                if strand.busy:
+                    strand.line.append(packet)
+                    self._back[strand] = None
+                    return
+                strand.busy = True
+                packets.append(packet)
+            return
+        packets.append(packet)
+
+    def _put_back(self, harvest: Harvest, packets: list[Packet]) -> None:
+        """What was taken from the kernel and not handed out goes back to it."""
+        if self._closed:
+            self._drop(harvest)
+            for dropped in packets:
+                dropped.drop()
+            return
+        with self._lock:
+            while (entry := harvest.entry()) is not None:
+                address, key = entry.lpOverlapped, entry.lpCompletionKey
+                flight = self.flights.get(address)
+                packet: Packet | None = flight.request if flight is not None else None
+                if key in self._put:
+                    packet = self._put[key][0]
+                strand = None if packet is None else packet.strand
+                if packet in packets or (strand is not None and packet in strand.line):
+                    # It was dealt with but for the last step.
+                    self.flights.pop(address, None)
+                    self._put.pop(key, None)
+                    if flight is not None:
+                        flight.let_go()
+                elif flight is not None:
+                    if key != OWN:
+                        flight.set_outcome(entry.Internal, entry.dwNumberOfBytesTransferred)
+                    self._hand(OWN, address)
+                elif packet is not None:
+                    self._hand(key)
+                harvest.next += 1
+            for one in packets:
+                self._give(one, True)
+            packets.clear()
+
+    def _leave(self, thread: int) -> None:
+        with self._lock:
+            self._waiting.discard(thread)
+            if self._timekeeper == thread:
+                self._timekeeper = self._until_ns = None
+                if self._waiting and self.timers:
+                    self._hand(WAKE)  # somebody else keeps the time
+            if not self._waiting:
+                self._nobody.set()
+                self._changed.notify_all()
+            elif self._closed:
+                self._hand(WAKE)  # the next one leaves too
+
+    def _give(self, packet: Packet, its_turn: bool) -> None:
+        """Give a packet to the kernel's queue. Lock held."""
+        key = next(self._keys)
+        self._put[key] = packet, its_turn
+        self._hand(key)
+
+    def _hand(self, key: int, address: int | None = None) -> bool:
+        """Append to the kernel's queue; False when that has to wait for a thread in `take`."""
+        with self._lock:
+            if self.kernel.handle is None:
+                return False
+            try:
+                self.kernel.post(key, address)
+            except OSError:
+                self._late.append((key, address))
+                return False
+            return True
+
+    def _advance(self, strand: PortableStrand) -> None:
+        """The strand's packet at work is done with: its next one goes. Lock held."""
+        try:
+            packet = strand.line.popleft()
+        except IndexError:
+            strand.busy = False
+        else:
+            self._give(packet, True)
+        if not strand.line:
+            self._back.pop(strand, None)
+
+    def _count(self, packets: list[Packet], sign: int) -> None:
+        """Lock held."""
+        operations = sum(isinstance(packet, Request) for packet in packets)
+        self._operations += sign * operations
+        self._posts += sign * (len(packets) - operations)
+
+    def shut(self) -> bool:
+        """Refuse everything from now on. Returned: False when that was so before."""
+        with self._lock:
+            first, self._closed = not self._closed, True
+            self._changed.notify_all()
+            return first
+
+    def close(self) -> None:
+        """After `shut`, with every channel detached: wait for the kernel to let go.
+
+        Returned once the threads have left and no memory is the kernel's any more. Where that does
+        not come about in a second (a driver that does not cancel, a thread that the ending
+        interpreter has stopped), what is still in use is left to the process.
+        """
+        end = time.monotonic() + PATIENCE
+        with self._lock:
+            others = self._waiting - {threading.get_ident()}
+            if others:
+                self._hand(WAKE)
+        if others:
+            self._nobody.wait(PATIENCE)
+        harvest = Harvest(AT_ONCE)
+        while self.kernel.handle is not None:
+            wait = 0
+            if self.flights:
+                wait = max(math.ceil((end - time.monotonic()) * 1000), 0)
+            if not self.kernel.wait(harvest, AT_ONCE, wait):
+                break
+            self._drop(harvest)
+        with self._lock:
+            if not self._waiting - {threading.get_ident()}:
+                self.kernel.close()
+            self.timers.drop()
+        while self._put:
+            self._put.popitem()[1][0].drop()
+        while self._back:
+            strand = self._back.popitem()[0]
+            while strand.line:
+                strand.line.popleft().drop()
+
+    def _drop(self, harvest: Harvest) -> None:
+        """Nobody takes these: the port is closed."""
+        while (entry := harvest.entry()) is not None:
+            flight = self.flights.pop(entry.lpOverlapped, None)
+            if flight is not None:
+                if flight.sock is not None:
+                    flight.sock.close()
+                flight.let_go()
+                flight.request.drop()
+            harvest.next += 1
+
+    def dismiss_watchers(self) -> None:
+        """Make every `wait_until_stuck` return."""
+        with self._lock:
+            self._dismissals += 1
+            self._changed.notify_all()
+
+    def wait_until_stuck(self, timeout: float | None) -> bool:
+        """Wait until packets wait that only another thread could take.
+
+        The kernel lets a waiting thread go when another one blocks, so this is about a port at
+        which no thread waits: while that is so, the depth of the kernel's queue is looked at.
+        """
+        self.check()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        taken = -1
+        with self._lock:
+            before = self._dismissals
+            while self._dismissals == before:
+                if self._closed:
+                    raise PortClosed("the completion port was closed")
+                if not self._waiting:
+                    self._fire()
+                stuck = not self._waiting and self.kernel.depth() > 0
+                so_far = self._posts + self._operations
+                if stuck and taken == so_far:
+                    return True
+                taken = so_far if stuck else -1
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                if not self._waiting:
+                    left = STUCK_AFTER if left is None else min(left, STUCK_AFTER)
+                self._changed.wait(left)
+        return False
+
+    def numbers(self) -> dict[str, Any]:
+        """A look inside."""
+        with self._lock:
+            self._fire()
+            depth = 0 if self.kernel.handle is None else self.kernel.depth()
+            put = [packet for packet, _ in list(self._put.values())]
+            back = [packet for strand in list(self._back) for packet in look(strand.line)]
+            flown = max(depth - len(put), 0)  # completions that nobody took yet
+            operations = flown + sum(isinstance(packet, Request) for packet in put + back)
+            queued = flown + len(put) + len(back)
+            return {
+                "concurrency": self.concurrency,
+                "waiting": len(self._waiting),
+                "running": self._running,
+                "blocked": self._blocked,
+                "replaced": 0,
+                "wakeups": 0,
+                "timers": len(self.timers),
+                "work_time": self._work_time.snapshot(),
+                "queued": queued,
+                "posted": self._posts + queued - operations,
+                "completed": self._operations + operations,
+                "taken": self._posts + self._operations,
+                "queue_time": self._queue_time.snapshot(),
+                "pending": max(len(self.flights) - flown, 0),
+            }
+
+
+def _milliseconds_until(when_ns: int) -> int:
+    return min(max(-(-(when_ns - time.monotonic_ns()) // 1_000_000), 0), LONGEST_WAIT)

@@ -1,0 +1,132 @@
+"""What the tests look at on Windows: the open handles of the process, and whether this is Wine."""
+
+from __future__ import annotations
+
+import _winapi
+import contextlib
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+from asyncio import windows_utils
+from collections.abc import Iterator
+from typing import Any
+
+from completionport.windows import api
+
+GAP = 4 * 256
+"""So far behind the last open handle, none is expected any more."""
+
+
+def is_wine() -> bool:
+    """Whether Windows is Wine: only there ntdll has this function."""
+    return hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
+
+
+def handles() -> dict[int, str]:
+    """The handles of this process that stand for sockets, pipes and ports.
+
+    Files on a disk are left out: pytest captures output with one that it opens anew.
+    """
+    found = {}
+    last = number = 0
+    while number < last + GAP:
+        number += 4
+        if not is_handle(number):
+            continue
+        last = number
+        if api.GetFileType(number) == api.FILE_TYPE_PIPE:
+            found[number] = "socket or pipe"
+        elif not api.NtQueryIoCompletion(number, 0, ctypes.addressof(_depth), 4, None):
+            found[number] = "port"
+    return found
+
+
+def is_handle(number: int) -> bool:
+    """Whether the number stands for anything."""
+    return bool(api.GetHandleInformation(number, ctypes.addressof(_flags)))
+
+
+_depth, _flags = ctypes.c_long(), ctypes.c_ulong()  # what nobody looks at
+
+
+def under_number(sock: socket.socket, number: int) -> socket.socket:
+    """The same socket under a handle that has become free, where Winsock takes that one."""
+    if is_handle(number):
+        return sock  # chance had it: something else took the number
+    # Free handles are given out from the lowest: those below it are taken until it is its turn.
+    taken: list[int] = []
+    try:
+        while (same := api.duplicate(sock.fileno())) != number:
+            taken.append(same)
+            if len(taken) > 2000:
+                return sock  # another order than that, on another Windows
+        api.CloseHandle(number)
+        another = sock.dup()
+    finally:
+        for other in taken:
+            api.CloseHandle(other)
+    sock.close()
+    return another
+
+
+class PipeEnd:
+    """An overlapped end of a pipe that can be read and written like a file, waiting."""
+
+    def __init__(self, handle: windows_utils.PipeHandle) -> None:
+        self._pipe = handle
+        self.closed = False
+
+    @property
+    def handle(self) -> int:
+        return self._pipe.handle
+
+    def fileno(self) -> int:
+        return -1 if self.closed else self._pipe.handle
+
+    def read(self, size: int) -> bytes:
+        try:
+            operation, error = _winapi.ReadFile(self.handle, size, overlapped=True)
+            return self._wait(operation, error)
+        except BrokenPipeError:
+            return b""
+
+    def write(self, data: bytes) -> int:
+        operation, error = _winapi.WriteFile(self.handle, data, overlapped=True)
+        self._wait(operation, error)
+        return len(data)
+
+    def close(self) -> None:
+        self.closed = True
+        self._pipe.close()
+
+    def _wait(self, operation: Any, error: int) -> bytes:
+        count, _ = operation.GetOverlappedResult(True)
+        return bytes(operation.getbuffer() or b"")[:count]
+
+
+@contextlib.contextmanager
+def make_pipe() -> Iterator[tuple[PipeEnd, PipeEnd]]:
+    """Both ends of a pipe, the reading one first."""
+    reader, writer = (
+        PipeEnd(windows_utils.PipeHandle(handle))
+        for handle in windows_utils.pipe(overlapped=(True, True))
+    )
+    with contextlib.closing(reader), contextlib.closing(writer):
+        yield reader, writer
+
+
+def send_ctrl_event(number: int, process: int) -> None:
+    """Press Ctrl-C or Ctrl-Break in the console of a process, which has one of its own."""
+    event = {signal.SIGINT: 0, signal.SIGBREAK: 1}[signal.Signals(number)]
+    # The console's other processes get it too, so it is another process that goes there.
+    script = f"""if True:
+        import ctypes
+        kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel32.FreeConsole()
+        assert kernel32.AttachConsole({process}), ctypes.get_last_error()
+        kernel32.SetConsoleCtrlHandler(None, True)
+        assert kernel32.GenerateConsoleCtrlEvent({event}, 0), ctypes.get_last_error()
+    """
+    subprocess.run([sys.executable, "-c", script], check=True, stdin=subprocess.PIPE, timeout=60)
