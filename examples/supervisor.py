@@ -1,0 +1,212 @@
+"""Keep programs running: print what they write, and start them again when they end.
+
+    python examples/supervisor.py [options] 'NAME=COMMAND' ['NAME=COMMAND' ...]
+
+One thread waits at one port for everything: the output of each program, its end, the time at which
+it is started again, and the signals that end them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from completionport import Completion, CompletionPort, Handle
+
+SIZE = 65536
+
+
+class Run:
+    """One run of a program: a process and its output. It is the key of both handles."""
+
+    def __init__(self, program: Program, port: CompletionPort) -> None:
+        self.program = program
+        self.began = time.monotonic()
+        self.rest = b""  # of a line that is not whole yet
+        self.process = subprocess.Popen(
+            program.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # A group of its own: Ctrl-C is for the supervisor, which ends them in order.
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self.output: Handle = port.associate(self.process.stdout, self)
+        self.end: Handle = port.associate(self.process, self)
+        self.output.read(SIZE)
+
+    @property
+    def over(self) -> bool:
+        """It has ended, and all that it wrote was printed."""
+        return self.output.closed and self.end.closed
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, number)
+
+
+class Program:
+    def __init__(self, text: str) -> None:
+        name, found, command = text.partition("=")
+        if not found or not name or not command.strip():
+            raise ValueError(f"{text!r} is not of the form NAME=COMMAND")
+        self.name = name
+        self.command = shlex.split(command)
+        if shutil.which(self.command[0]) is None:
+            raise ValueError(f"{name}: there is no program {self.command[0]!r}")
+        self.failures = 0  # in a row
+        self.finished = False
+
+
+class Supervisor:
+    def __init__(self, port: CompletionPort, options: argparse.Namespace) -> None:
+        self.port = port
+        self.options = options
+        self.programs: list[Program] = options.program
+        self.runs: set[Run] = set()
+        self.stopping = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            port.associate_signal(number, self)
+
+    def run(self) -> None:
+        for program in self.programs:
+            self.start(program)
+        while self.runs or not (self.stopping or all(one.finished for one in self.programs)):
+            packet = self.port.get()
+            if packet is None:
+                continue
+            if packet.key is self:
+                self.stop()
+            elif isinstance(packet.key, Program):
+                self.start(packet.key)
+            elif packet.key is None:
+                for run in self.runs:
+                    run.send(signal.SIGKILL)
+            else:
+                self.serve(packet.key, packet)
+
+    def say(self, program: Program, text: str) -> None:
+        print(f"{program.name}: {text}", flush=True)
+
+    def start(self, program: Program) -> None:
+        if self.stopping:
+            return
+        try:
+            run = Run(program, self.port)
+        except OSError as error:
+            self.say(program, f"can't be started: {error}")
+            self.again(program, failed=True)
+            return
+        self.runs.add(run)
+        self.say(program, f"started as process {run.process.pid}")
+
+    def serve(self, run: Run, packet: Completion) -> None:
+        if packet.overlapped.handle is run.output:
+            if packet.error is None and packet.transferred:
+                *lines, run.rest = (run.rest + packet.overlapped.result()).split(b"\n")
+                self.print(run, lines)
+                run.output.read(SIZE, overlapped=packet.overlapped)
+                return
+            self.print(run, [run.rest] if run.rest else [])
+            run.output.close()
+        else:
+            run.end.close()
+            self.ended(run, packet.transferred)
+        if run.over:
+            self.runs.discard(run)
+
+    def print(self, run: Run, lines: list[bytes]) -> None:
+        name = run.program.name.encode()
+        write(b"".join(b"%b | %b\n" % (name, line) for line in lines))
+
+    def ended(self, run: Run, status: int) -> None:
+        how = f"ended with status {status}"
+        if status < 0:
+            how = f"was ended by {signal.Signals(-status).name}"
+        self.say(run.program, how)
+        if time.monotonic() - run.began >= self.options.healthy:
+            run.program.failures = 0
+        self.again(run.program, failed=status != 0)
+
+    def again(self, program: Program, failed: bool) -> None:
+        """Start the program again in a while, if wanted; each failure doubles the time."""
+        restart = self.options.restart
+        if self.stopping or restart == "never" or (restart == "on-failure" and not failed):
+            program.finished = True
+            return
+        pause = min(self.options.backoff * 2**program.failures, self.options.longest)
+        program.failures += 1
+        self.port.post_after(pause, key=program)
+        self.say(program, f"starts again in {pause:g} s")
+
+    def stop(self) -> None:
+        """End all; who does not go in time is killed, and at a second signal at once."""
+        number = signal.SIGKILL if self.stopping else signal.SIGTERM
+        self.stopping = True
+        for run in self.runs:
+            run.send(number)
+        self.port.post_after(self.options.grace, key=None)
+
+
+def write(data: bytes) -> None:
+    """Print bytes. Where stdout is not buffered (``python -u``) one write may take a part only."""
+    left = memoryview(data)
+    while left:
+        left = left[sys.stdout.buffer.write(left) :]
+    sys.stdout.buffer.flush()
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1e6:
+        raise ValueError
+    return value
+
+
+def program(text: str) -> Program:
+    try:
+        return Program(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("program", nargs="+", type=program, metavar="NAME=COMMAND")
+    parser.add_argument("--restart", choices=["always", "on-failure", "never"], default="always")
+    times = {
+        "backoff": (0.5, "before the first restart; each further one takes twice as long"),
+        "longest": (60.0, "the longest time before a restart"),
+        "healthy": (10.0, "who ran for so long begins with the first time again"),
+        "grace": (5.0, "at the end: the time from SIGTERM to SIGKILL"),
+    }
+    for name, (default, text) in times.items():
+        parser.add_argument(
+            f"--{name}", type=seconds, default=default, metavar="SECONDS", help=text
+        )
+    parser.add_argument("--engine", help="io_uring, epoll or selectors")
+    options = parser.parse_args()
+    try:
+        with CompletionPort(engine=options.engine) as port:
+            supervisor = Supervisor(port, options)
+            try:
+                supervisor.run()
+            finally:
+                for run in supervisor.runs:
+                    run.send(signal.SIGKILL)
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"supervisor: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

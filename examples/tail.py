@@ -1,0 +1,205 @@
+"""Print the end of files, and what is appended to them, also when they are replaced (log rotation).
+
+    python examples/tail.py [-n LINES] [--every SECONDS] [--engine NAME] FILE [FILE ...]
+
+One thread waits at one port for everything: changes of the directories, reads of the files, a timer
+for what the system tells nobody of (files on another machine), and the signals that end it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import signal
+import sys
+
+from completionport import ChangeAction, Completion, CompletionPort, Handle, Operation
+
+SIZE = 65536
+
+
+class File:
+    """One file that is followed, by its name. It is the key of its handle."""
+
+    def __init__(self, path: str, lines: int) -> None:
+        self.path = path
+        self.directory, self.name = os.path.split(os.path.abspath(path))
+        self.lines = lines  # to be printed of what is there already
+        self.handle: Handle | None = None
+        self.position = 0
+        self.reading = False
+        self.look_again = False
+
+    def open(self, port: CompletionPort) -> None:
+        """Follow the file that has the name now."""
+        try:
+            number = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        self.position = start_of_lines(number, self.lines)
+        self.lines = sys.maxsize  # a file that comes later is printed from its beginning
+        self.handle = port.associate(number, self)
+
+    def replaced(self) -> bool:
+        """Whether another file has the name than the one that is followed."""
+        if self.handle is None:
+            return True
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self.handle.fileno()))
+        except FileNotFoundError:
+            return False  # until there is a new one
+
+    def look(self, port: CompletionPort) -> None:
+        """Read what is new; one read at a time, so that nothing is printed twice."""
+        if self.reading:
+            self.look_again = True
+            return
+        self.look_again = False
+        if self.handle is None:
+            self.open(port)
+        if self.handle is not None:
+            self.handle.read(SIZE, self.position)
+            self.reading = True
+
+    def have_read(self, port: CompletionPort, data: bytes) -> None:
+        self.reading = False
+        self.position += len(data)
+        assert self.handle is not None
+        if data or self.look_again:
+            self.look(port)
+        elif os.fstat(self.handle.fileno()).st_size < self.position:
+            self.position = 0  # it was cut off, and is written anew
+            self.look(port)
+        elif self.replaced():
+            self.handle.close()
+            self.handle = None
+            self.look(port)
+
+
+class Tail:
+    def __init__(self, port: CompletionPort, files: list[File], every: float) -> None:
+        self.port = port
+        self.files = files
+        self.every = every
+        self.printed: File | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            port.associate_signal(number, self)
+        for directory in sorted({file.directory for file in files}):
+            handle = port.associate(os.open(directory, os.O_RDONLY | os.O_DIRECTORY), directory)
+            handle.read_changes()
+        port.post_after(0, key=None)
+
+    def run(self) -> None:
+        while (packet := self.port.get()) is None or packet.key is not self:
+            if packet is not None:
+                self.serve(packet)
+
+    def serve(self, packet: Completion) -> None:
+        if packet.key is None:
+            for file in self.files:
+                file.look(self.port)
+            self.port.post_after(self.every, key=None)
+        elif packet.overlapped.operation is Operation.CHANGES:
+            self.changed(packet)
+        elif packet.error is None:
+            self.print(packet.key, packet.overlapped.result())
+            packet.key.have_read(self.port, packet.overlapped.result())
+        else:
+            raise OSError(packet.error.errno, packet.error.strerror, packet.key.path)
+
+    def changed(self, packet: Completion) -> None:
+        names: set[str] | None = None
+        if packet.error is None:
+            names = {
+                change.name
+                for change in packet.overlapped.result()
+                if change.action is not ChangeAction.RENAMED_OLD_NAME
+            }
+        elif packet.error.errno != errno.EOVERFLOW:
+            raise packet.error
+        for file in self.files:
+            # With changes lost, all are looked at.
+            if file.directory == packet.key and (names is None or file.name in names):
+                file.look(self.port)
+        packet.overlapped.handle.read_changes(overlapped=packet.overlapped)
+
+    def print(self, file: File, data: bytes) -> None:
+        if not data:
+            return
+        if len(self.files) > 1 and self.printed is not file:
+            gap = "\n" if self.printed else ""
+            write(f"{gap}==> {file.path} <==\n".encode(errors="surrogateescape"))
+        self.printed = file
+        write(data)
+
+
+def write(data: bytes) -> None:
+    """Print bytes. Where stdout is not buffered (``python -u``) one write may take a part only."""
+    left = memoryview(data)
+    while left:
+        left = left[sys.stdout.buffer.write(left) :]
+    sys.stdout.buffer.flush()
+
+
+def start_of_lines(number: int, lines: int) -> int:
+    """Where the last lines of a file begin."""
+    position = os.fstat(number).st_size
+    if lines == sys.maxsize:
+        return 0
+    wanted = lines + 1  # the newline at the end belongs to the last one
+    while position > 0:
+        size = min(SIZE, position)
+        block = os.pread(number, size, position - size)
+        while (found := block.rfind(b"\n")) >= 0:
+            wanted -= 1
+            if wanted == 0:
+                return position - size + found + 1
+            block = block[:found]
+        position -= size
+    return 0
+
+
+def whole_number(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0.01 <= value <= 1e6:
+        raise ValueError
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", nargs="+", metavar="FILE")
+    parser.add_argument("-n", dest="lines", type=whole_number, default=10, help="lines of the end")
+    parser.add_argument(
+        "--every", type=seconds, default=5.0, metavar="SECONDS", help="look at all files so often"
+    )
+    parser.add_argument("--engine", help="io_uring, epoll or selectors")
+    options = parser.parse_args()
+    files = [File(path, options.lines) for path in dict.fromkeys(options.file)]
+    try:
+        for file in files:
+            if not os.path.exists(file.path):
+                print(f"tail: {file.path} is not there yet: it is waited for", file=sys.stderr)
+        with CompletionPort(engine=options.engine) as port:
+            Tail(port, files, options.every).run()
+    except BrokenPipeError:
+        # Who read it has gone: nothing is left to be said, at the end of the program neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, RuntimeError, ValueError) as error:
+        with contextlib.suppress(BrokenPipeError):
+            print(f"tail: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
