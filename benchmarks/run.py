@@ -180,6 +180,25 @@ def post_get(options: argparse.Namespace) -> Report:
     return report
 
 
+def sendfile(options: argparse.Namespace) -> Report:
+    columns = ["engine", "port MiB/s", "socket.sendfile MiB/s", "ratio"]
+    report = Report("sendfile: 1 GiB over loopback", columns)
+    for engine in options.engine:
+        command = [sys.executable, str(HERE / "sendfile.py"), "--json", "--engine", engine]
+        try:
+            # It moves its reader to the client's core itself.
+            found = run_client([*command, "--rounds", str(options.rounds)], 120, apart().server)
+        except PROBLEMS as failure:
+            report.failures[ours(engine)] = str(failure)
+            continue
+        figures = [f"{found[key]:,.0f}" for key in ("port_rate", "socket_rate")]
+        report.rows.append([engine, *figures, times([found["ratio"]])])
+        report.rounds[ours(engine)] = [found]
+        what = f"{ours(engine)}, sendfile against socket.sendfile"
+        report.bars.append(Bar(what, found["ratio"], 1.0, at_least=True))
+    return report
+
+
 def timers(options: argparse.Namespace) -> Report:
     columns = ["engine", "set ns", "fire ns", "cancel ns", "bytes each", "to uvloop"]
     report = Report("timers: a million set and fired, against uvloop's call_later", columns)
@@ -207,7 +226,7 @@ def timers(options: argparse.Namespace) -> Report:
 
 CASES = {
     function.__name__: function
-    for function in (echo64, echo1000, udp64, article, win32, idle, post_get, timers)
+    for function in (echo64, echo1000, udp64, sendfile, article, win32, idle, post_get, timers)
 }
 
 

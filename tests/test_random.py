@@ -12,6 +12,7 @@ import os
 import queue
 import random
 import socket
+import tempfile
 import threading
 import time
 
@@ -36,6 +37,8 @@ from support import (
 
 SECONDS = float(os.environ.get("COMPLETIONPORT_STRESS_SECONDS", "1.5"))
 MOST_UNDER_WAY = 40
+CONTENT = pattern(150_000, 3)
+"""Of the file that is sent."""
 STOP = object()
 
 
@@ -148,13 +151,32 @@ class Storm:
         self.port.post(number, "posted", None)
 
     def send(self, end, chance):
+        if chance.randrange(6) == 0:
+            self.send_file(end, chance)
+            return
         size = chance.choice((1, 10, 1000, 200_000))
         operation = Recorded(pattern(chance.randrange(1, size + 1), chance.randrange(256)))
         data = operation.data
+        call = end.handle.send
         if size == 1000:
             middle = len(data) // 2
             data = [data[:middle], data[middle:]]
-        self.launch(end, end.sends, operation, lambda: end.handle.send(data, overlapped=operation))
+            call = chance.choice((end.handle.send, end.handle.sendmsg))
+        self.launch(end, end.sends, operation, lambda: call(data, overlapped=operation))
+
+    def send_file(self, end, chance):
+        offset = chance.randrange(len(CONTENT))
+        count = chance.choice((0, 1, 5000, len(CONTENT)))
+        head, tail = (chance.choice((b"", b"<" * 10, b">" * 5000)) for _ in range(2))
+        operation = Recorded(head + CONTENT[offset : offset + count] + tail)
+        self.launch(
+            end,
+            end.sends,
+            operation,
+            lambda: end.handle.sendfile(
+                self.file, offset, count, head=head, tail=tail, overlapped=operation
+            ),
+        )
 
     def receive(self, end, chance):
         size = chance.choice((1, 100, 10_000, 100_000))
@@ -166,11 +188,14 @@ class Storm:
             target = operation.data
             if size <= 100 and chance.randrange(2):
                 flags = socket.MSG_WAITALL
+        call = end.handle.recv
+        if not flags:
+            call = chance.choice((end.handle.recv, end.handle.recv, end.handle.recvfrom))
         self.launch(
             end,
             end.receives,
             operation,
-            lambda: end.handle.recv(target, flags, overlapped=operation),
+            lambda: call(target, flags=flags, overlapped=operation),
         )
 
     @staticmethod
@@ -213,7 +238,9 @@ class Storm:
     # The run and what must hold afterwards.
 
     def run(self):
-        with self.port:
+        with self.port, tempfile.TemporaryFile() as self.file:
+            self.file.write(CONTENT)
+            self.file.flush()
             try:
                 self.go()
             finally:
@@ -323,8 +350,11 @@ class Storm:
         if operation.data is not None:
             return b"".join(operation.data)[: operation.transferred]
         if operation.error is None:
-            assert len(operation.result()) == operation.transferred
-            return operation.result()
+            value = operation.result()
+            if operation.operation is Operation.RECVFROM:
+                value, _ = value
+            assert len(value) == operation.transferred
+            return value
         assert operation.transferred == 0
         return b""
 
@@ -390,3 +420,101 @@ def test_a_port_that_closes_in_the_middle_takes_everybody_along(engine):
             operation = started.get()
             assert not operation.pending
             operation.data.extend(b"may be resized")
+
+
+def test_no_datagram_is_lost_doubled_or_mixed(engine):
+    """Sends and receives of every kind, cancelled at will, on a pair of Unix datagram sockets."""
+    seed = new_seed()
+    stop = threading.Event()
+    sends, receives = [], []
+    send_lock, receive_lock = threading.Lock(), threading.Lock()  # make the orders known
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    with CompletionPort(4, engine=engine) as port, near, far:
+        sender, receiver = port.associate(near, "near"), port.associate(far, "far")
+
+        def take():
+            while (done := port.get(LONG)).transferred is not STOP:
+                done.overlapped.packets.put(done)
+
+        def send(number):
+            chance = random.Random(f"{seed} send {number}")
+            while not stop.is_set():
+                operation = Recorded(
+                    b"%d %d " % (number, len(sends)) + pattern(chance.randrange(500))
+                )
+                with send_lock:
+                    if chance.randrange(2):
+                        sender.send(operation.data, overlapped=operation)
+                    else:
+                        middle = chance.randrange(len(operation.data))
+                        parts = [operation.data[:middle], operation.data[middle:]]
+                        sender.sendmsg(parts, overlapped=operation)
+                    sends.append(operation)
+                if chance.randrange(10) == 0:
+                    chance.choice(sends[-5:]).cancel()
+                wait_until(lambda: stop.is_set() or sum(one.pending for one in sends[-50:]) < 30)
+
+        def receive(number):
+            chance = random.Random(f"{seed} receive {number}")
+            while not stop.is_set():
+                operation = Recorded(None)
+                call = chance.choice((receiver.recv, receiver.recvfrom, receiver.recvmsg))
+                with receive_lock:
+                    call(1000, overlapped=operation)
+                    receives.append(operation)
+                if chance.randrange(10) == 0:
+                    chance.choice(receives[-5:]).cancel()
+                wait_until(lambda: stop.is_set() or sum(one.pending for one in receives[-50:]) < 30)
+
+        takers = [Background(take) for _ in range(3)]
+        workers = [Background(send, number) for number in range(2)]
+        workers += [Background(receive, number) for number in range(2)]
+        time.sleep(SECONDS)  # how long the storm lasts
+        stop.set()
+        for worker in workers:
+            worker.outcome()
+
+        def arrived():
+            # Each of these has its datagram by now, or waits for one that may not come.
+            if any(one.pending for one in sends) and not any(one.pending for one in receives[-3:]):
+                operation = Recorded(None)
+                receiver.recv(1000, overlapped=operation)
+                receives.append(operation)
+            return not any(one.pending for one in sends)
+
+        wait_until(arrived, "all sends are over")
+        while outcome_of_a_late_receive(receiver, receives):
+            pass
+        receiver.close()
+        sender.close()
+        wait_until(lambda: not any(one.pending for one in sends + receives))
+        for _ in takers:
+            port.post(STOP)
+        for taker in takers:
+            taker.outcome()
+        assert_quiet(port)
+    sent = [one.data for one in sends if one.error is None]
+    received = []
+    for operation in sends + receives:
+        assert operation.packets.qsize() == 1
+        done = operation.packets.get()
+        assert (done.error, done.transferred) == (operation.error, operation.transferred)
+        assert done.error is None or isinstance(done.error, OperationAborted)
+    for operation in receives:
+        if operation.error is None:
+            value = operation.result()
+            received.append(value[0] if isinstance(value, tuple) else value)
+    print(f"{len(sends)} sends, {len(receives)} receives, {len(sent)} datagrams")
+    assert received == sent, f"seed {seed}"
+
+
+def outcome_of_a_late_receive(receiver, receives):
+    """Whether one more datagram was there; those that still wait are in front of it."""
+    receiver.cancel()
+    wait_until(lambda: not any(one.pending for one in receives))
+    operation = Recorded(None)
+    receives.append(receiver.recv(1000, overlapped=operation))
+    operation.cancel()
+    wait_until(lambda: not operation.pending)
+    return operation.error is None
