@@ -189,6 +189,35 @@ class TestSendFile:
             assert reader.outcome() == b"head" + pattern(BIG) + b"tail"
             assert names_of(big) == []
 
+    def test_others_have_their_turn_although_the_peer_keeps_up(self, port, make_pair, tmp_path):
+        path = tmp_path / "sparse"
+        size = 500 << 20
+        with path.open("wb") as file:
+            file.truncate(size)
+        near, far = make_pair()
+        other, its_far = make_pair()
+
+        def drain():
+            left, space = size, bytearray(1 << 20)
+            while left:
+                left -= far.recv_into(space)
+
+        reader = Background(drain)
+        with path.open("rb") as file, port.associate(near, "file") as sending:
+            with port.associate(other, "other") as handle:
+                operation = sending.sendfile(file)
+                assert operation.pending
+                turns = 0
+                handle.recv(10)
+                its_far.sendall(b"x")
+                while take_one(port).key == "other":
+                    turns += 1
+                    handle.recv(10)
+                    its_far.sendall(b"x")
+                assert operation.result() == size
+                assert turns > 10
+            reader.outcome()
+
     def test_sends_and_files_keep_their_order(self, port, pair, path, content):
         near, far = pair
         with path.open("rb") as file, port.associate(near, "key") as handle:

@@ -67,6 +67,7 @@ cdef struct Operation:
     bint probe_only         # a receive of 0 bytes: wait, and take nothing
     bint fill               # MSG_WAITALL
     bint connecting
+    bint gives_way          # it could go on: the engine is to come back to it after others
     int flags               # of recv and send, without MSG_WAITALL; `how` of shutdown
     int error               # errno of the result
     int64_t transferred     # bytes so far; the new descriptor for an accept

@@ -18,6 +18,7 @@ from .readiness cimport (
     readiness_close,
     readiness_open,
     readiness_remove,
+    readiness_repeat,
     readiness_wait,
 )
 from .scheduler cimport POLL, somebody_leads, wake_threads
@@ -62,7 +63,10 @@ cdef bint is_native(Operation* operation) noexcept nogil:
 
 
 cdef void start(Engine* engine, Operation* operation) noexcept nogil:
-    """The next edge carries it on."""
+    # The next edge carries it on. Where there is none to come, one is asked for.
+    if operation.gives_way:
+        operation.gives_way = False
+        readiness_repeat(&(<Epoll*> engine).readiness, operation.channel)
 
 
 cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:

@@ -189,6 +189,7 @@ cdef class OverlappedBase:
         self.operation_.probe_only = False
         self.operation_.fill = False
         self.operation_.connecting = False
+        self.operation_.gives_way = False
         self.operation_.flags = 0
         self.operation_.error = 0
         self.operation_.transferred = 0

@@ -26,5 +26,7 @@ cdef void readiness_close(Readiness* table) noexcept nogil
 # Channel lock; 0 or an errno. A regular file is not taken in, and its kind set.
 cdef int readiness_add(Readiness* table, Channel* channel) noexcept nogil
 cdef void readiness_remove(Readiness* table, Channel* channel) noexcept nogil
+# Tell once more what the channel is ready for. Channel lock.
+cdef void readiness_repeat(Readiness* table, Channel* channel) noexcept nogil
 # Wait until the deadline, and carry on with what has become ready: 0, ETIMEDOUT or EINTR.
 cdef int readiness_wait(Readiness* table, int64_t deadline_ns, bint* woken) noexcept nogil

@@ -26,7 +26,7 @@ from .streams cimport stream_ready
 cdef extern from "sys/epoll.h" nogil:
     enum:
         EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLL_CLOEXEC
-        EPOLL_CTL_ADD, EPOLL_CTL_DEL
+        EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
     unsigned EPOLLET
     ctypedef union epoll_data_t:
         uint64_t u64
@@ -150,8 +150,19 @@ cdef Channel* find_channel(Readiness* table, uint64_t data) noexcept nogil:
     return channel
 
 
-cdef int readiness_add(Readiness* table, Channel* channel) noexcept nogil:
+cdef int tell_of(Readiness* table, Channel* channel, int command) noexcept nogil:
     cdef epoll_event event
+    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    event.data.u64 = <uint64_t> channel.generation << 32 | channel.slot
+    return epoll_ctl(table.descriptor, command, channel.descriptor, &event)
+
+
+cdef void readiness_repeat(Readiness* table, Channel* channel) noexcept nogil:
+    # A change makes a new edge of what is ready at that time (epoll_ctl(2)).
+    tell_of(table, channel, EPOLL_CTL_MOD)
+
+
+cdef int readiness_add(Readiness* table, Channel* channel) noexcept nogil:
     cdef uint32_t index
     cdef int error
     cp_mutex_lock(&table.table_lock)
@@ -159,9 +170,7 @@ cdef int readiness_add(Readiness* table, Channel* channel) noexcept nogil:
     cp_mutex_unlock(&table.table_lock)
     if index == NO_SLOT:
         return ENOMEM
-    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
-    event.data.u64 = <uint64_t> channel.generation << 32 | index
-    if epoll_ctl(table.descriptor, EPOLL_CTL_ADD, channel.descriptor, &event) == 0:
+    if tell_of(table, channel, EPOLL_CTL_ADD) == 0:
         return 0
     error = errno
     free_slot(table, channel)

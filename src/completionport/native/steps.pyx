@@ -105,7 +105,9 @@ cdef extern from "unistd.h" nogil:
 
 cdef enum:
     IOV_MAX = 1024   # what one system call takes: limits.h
-    LARGEST_SENDFILE = 0x7ffff000
+    # What is sent of a file in one go, bytes: to a peer that keeps up the socket is never full, and others
+    # are to have their turn. It takes half a millisecond.
+    TURN = 1048576
 
 
 cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
@@ -129,7 +131,7 @@ cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
     elif operation.code == CP_SENDFILE:
         result = sendfile64(
             descriptor, operation.source, &operation.offset,
-            <size_t> min(operation.source_left, <int64_t> LARGEST_SENDFILE),
+            <size_t> min(operation.source_left, <int64_t> TURN),
         )
     else:
         result = writev(descriptor, operation.vector, min(operation.vector_count, IOV_MAX))
@@ -362,8 +364,15 @@ cdef Progress account_sendfile(Operation* operation, int64_t result) noexcept no
 cdef Progress step(Operation* operation) noexcept nogil:
     """Carry the operation on as far as it goes without waiting."""
     cdef Progress progress = GO_ON
+    cdef int64_t end_of_turn = operation.transferred + TURN
     if operation.channel.engine.type.is_native(operation):
         return WAIT
     while progress == GO_ON:
         progress = account(operation, system_call(operation))
+        if (
+            progress == GO_ON and operation.code == CP_SENDFILE
+            and operation.transferred >= end_of_turn
+        ):
+            operation.gives_way = True
+            return WAIT
     return progress

@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 DONT_WAIT = socket.MSG_DONTWAIT
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 MORE: int = getattr(socket, "MSG_MORE", 0)
-LARGEST_SENDFILE = 0x7FFFF000
+TURN = 1 << 20
+"""What is sent of a file in one go, bytes: then others have their turn, if the peer keeps up too."""
 UNIX = getattr(socket, "AF_UNIX", None)
 RECEIVER_IS_FULL = "the receiver's queue is full, and the system does not tell when it has room"
 CONNECT_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)
@@ -341,8 +342,11 @@ def _send_file(channel: SelectorsChannel, request: Request) -> bool:
         more = request.source_left > 0 or tail.nbytes
         request.advance(sock.send(head, flags | (MORE if more else 0)))
     assert request.offset is not None
+    end_of_turn = request.transferred + TURN
     while request.source_left > 0:
-        part = min(request.source_left, LARGEST_SENDFILE)
+        if request.transferred >= end_of_turn:
+            return False
+        part = min(request.source_left, TURN)
         sent = partial(os.sendfile, channel.descriptor, request.source, request.offset, part)
         count = without_waiting(channel.descriptor, sent)
         request.transferred += count
