@@ -59,6 +59,9 @@ cdef extern from "sys/socket.h" nogil:
     enum:
         MSG_TRUNC
 
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
 cdef enum:
     RETRY_NS = 100000000
 
@@ -112,7 +115,12 @@ cdef class DatagramCore(WorkingCore):
             endpoint.stream = stream
             endpoint.name = sock.getsockname()
             self.addresses = AddressCache(sock.family, sock.type)
-            self.core.adopt(&stream.channel)
+            try:
+                self.core.adopt(&stream.channel)
+            except BaseException:
+                close(stream.channel.descriptor)
+                channel_release(&stream.channel)
+                raise
             Py_INCREF(endpoint)
             stream.owner = <void*> endpoint
             self.endpoint = endpoint

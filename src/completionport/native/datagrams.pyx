@@ -23,7 +23,9 @@ from .engine cimport (
     Datagrams,
     iovec,
     msghdr,
+    sockaddr,
 )
+from .messages cimport send_message
 from .streams cimport (
     stream_append_block,
     stream_block_done,
@@ -38,29 +40,14 @@ cdef extern from "errno.h" nogil:
     enum:
         EAGAIN, EINTR, ENOBUFS, ENOMEM
 
-cdef extern from "poll.h" nogil:
-    enum:
-        POLLOUT
-    cdef struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* descriptors, unsigned long count, int timeout)
-
 cdef extern from "sys/socket.h" nogil:
     cdef struct mmsghdr:
         msghdr msg_hdr
         unsigned int msg_len
-    cdef struct sockaddr:
-        unsigned short sa_family
     int recvmmsg(int descriptor, mmsghdr* messages, unsigned count, int flags, void* timeout)
-    ssize_t sendto(
-        int descriptor, const void* data, size_t size, int flags, const sockaddr* address,
-        unsigned int address_size
-    )
     int getsockname(int descriptor, sockaddr* address, unsigned int* size)
     enum:
-        AF_INET, AF_INET6, AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL
+        AF_INET, AF_INET6, MSG_DONTWAIT, MSG_NOSIGNAL
 
 cdef enum:
     AT_ONCE = 16               # datagrams of one system call
@@ -205,43 +192,36 @@ cdef void datagrams_release(Stream* stream) noexcept nogil:
 # -- sending --------------------------------------------------------------------------------------
 
 
-cdef bint receiver_is_full(Stream* stream, const char* address) noexcept nogil:
-    """Whether a send failed although this socket has room: see `transmit` in steps.pyx."""
-    cdef pollfd ready
-    if (<const sockaddr*> address).sa_family != AF_UNIX:
-        return False
-    ready.fd = stream.channel.descriptor
-    ready.events = POLLOUT
-    return poll(&ready, 1, 0) > 0
-
-
 cdef int datagrams_try_send(
     Stream* stream, const char* data, size_t size, const char* address, unsigned int address_size
 ) noexcept nogil:
     cdef Channel* channel = &stream.channel
-    cdef int error = 0
+    cdef msghdr message
+    cdef iovec vector
+    cdef int64_t sent = -EINTR
     if stream.first_block != NULL:
         return EAGAIN
+    memset(&message, 0, sizeof(message))
+    message.msg_name = <void*> address
+    message.msg_namelen = address_size
+    vector.iov_base = <void*> data
+    vector.iov_len = size
+    message.msg_iov = &vector
+    message.msg_iovlen = 1
     channel.in_kernel += 1
     cp_mutex_unlock(&channel.lock)
-    while sendto(
-        channel.descriptor, data, size, MSG_DONTWAIT | MSG_NOSIGNAL, <const sockaddr*> address, address_size
-    ) < 0:
-        error = errno
-        if error != EINTR:
-            break
-        error = 0
-    if error == EAGAIN and receiver_is_full(stream, address):
-        error = ENOBUFS
+    while sent == -EINTR:
+        sent = send_message(channel.descriptor, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
     cp_mutex_lock(&channel.lock)
     channel.in_kernel -= 1
     if channel.closing and channel.in_kernel == 0:
         let_go_if_idle(channel)
         stream_schedule(stream, True)
-    if error == 0:
-        cp_count_locked(&stream.sent_bytes, size)
-        cp_count_locked(&stream.datagrams.sent, 1)
-    return error
+    if sent < 0:
+        return <int> -sent
+    cp_count_locked(&stream.sent_bytes, size)
+    cp_count_locked(&stream.datagrams.sent, 1)
+    return 0
 
 
 cdef int datagrams_queue(

@@ -5,8 +5,10 @@ import os
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint16_t
+from libc.stdint cimport int64_t, uint16_t
 from libc.string cimport memcpy, memset
+
+from .engine cimport sockaddr
 
 from ..addresses import unpack
 from ..errors import system_error
@@ -21,8 +23,9 @@ cdef extern from "sys/socket.h" nogil:
     unsigned char* CMSG_DATA(cmsghdr* header)
     size_t CMSG_SPACE(size_t size)
     size_t CMSG_LEN(size_t size)
+    ssize_t sendmsg(int descriptor, const msghdr* message, int flags)
     enum:
-        AF_INET, SOL_SOCKET, SCM_RIGHTS
+        AF_INET, AF_UNIX, SOL_SOCKET, SCM_RIGHTS
 
 cdef extern from "arpa/inet.h" nogil:
     const char* inet_ntop(int family, const void* address, char* text, unsigned int size)
@@ -36,11 +39,23 @@ cdef extern from "fcntl.h" nogil:
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
 
+cdef extern from "poll.h" nogil:
+    enum:
+        POLLOUT
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* descriptors, unsigned long count, int timeout)
+
 cdef extern from "errno.h" nogil:
     int errno
+    enum:
+        EAGAIN, ENOBUFS
 
 cdef enum:
     LARGEST_ANCILLARY = 1 << 20
+    TRIES = 4
 
 
 cdef object address_of(const char* address, unsigned int size):
@@ -54,6 +69,31 @@ cdef object address_of(const char* address, unsigned int size):
     memcpy(&port, address + 2, sizeof(port))
     inet_ntop(AF_INET, address + 4, text, sizeof(text))
     return text.decode("ascii"), ntohs(port)
+
+
+# -- sending --------------------------------------------------------------------------------------
+
+
+cdef int64_t send_message(int descriptor, const msghdr* message, int flags) noexcept nogil:
+    cdef pollfd ready
+    cdef ssize_t sent
+    cdef int tries
+    for tries in range(TRIES):
+        sent = sendmsg(descriptor, message, flags)
+        if sent >= 0:
+            return sent
+        if (
+            errno != EAGAIN or message.msg_name == NULL
+            or (<sockaddr*> message.msg_name).sa_family != AF_UNIX
+        ):
+            return -errno
+        ready.fd = descriptor
+        ready.events = POLLOUT
+        if poll(&ready, 1, 0) == 0:
+            return -EAGAIN
+        # This socket has room. Either it got it just now, or it is the receiver's queue that is full,
+        # and of that nothing would tell when it changes: a few more tries say which.
+    return -ENOBUFS
 
 
 # -- ancillary data -------------------------------------------------------------------------------

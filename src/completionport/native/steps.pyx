@@ -27,9 +27,8 @@ from .engine cimport (
     Operation,
     iovec,
     msghdr,
-    sockaddr,
 )
-from .messages cimport close_passed_descriptors
+from .messages cimport close_passed_descriptors, send_message
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -38,7 +37,6 @@ cdef extern from "errno.h" nogil:
         EINPROGRESS
         EINTR
         EIO
-        ENOBUFS
         EWOULDBLOCK
 
 cdef extern from "fcntl.h" nogil:
@@ -87,9 +85,7 @@ cdef extern from * nogil:
     ssize_t recv(int descriptor, void* data, size_t size, int flags)
     ssize_t send(int descriptor, const void* data, size_t size, int flags)
     ssize_t recvmsg(int descriptor, msghdr* message, int flags)
-    ssize_t sendmsg(int descriptor, const msghdr* message, int flags)
     enum:
-        AF_UNIX
         MSG_CMSG_CLOEXEC
         MSG_DONTWAIT
         MSG_MORE
@@ -194,15 +190,7 @@ cdef int64_t transmit(Operation* operation, int flags) noexcept nogil:
         sent = send(descriptor, operation.vector.iov_base, operation.vector.iov_len, flags)
         return sent if sent >= 0 else -errno
     prepare_message(operation)
-    sent = sendmsg(descriptor, &operation.message, flags)
-    if (
-        sent < 0 and errno == EAGAIN and operation.address != NULL
-        and (<sockaddr*> operation.address).sa_family == AF_UNIX
-        and is_ready(operation, POLLOUT)
-    ):
-        # It is the receiver's queue that is full, and nothing would tell of a change.
-        return -ENOBUFS
-    return sent if sent >= 0 else -errno
+    return send_message(descriptor, &operation.message, flags)
 
 
 cdef int64_t send_file(Operation* operation) noexcept nogil:

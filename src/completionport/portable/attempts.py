@@ -14,11 +14,11 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import system_error
 from ..operation import Operation
-from .messages import CLOSE_ON_EXEC, descriptors_in
+from .messages import CLOSE_ON_EXEC, Items, descriptors_in
 from .requests import LARGEST_VECTOR, Request
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ DONT_WAIT = socket.MSG_DONTWAIT
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 MORE: int = getattr(socket, "MSG_MORE", 0)
 TURN = 1 << 20
-"""What is sent of a file in one go, bytes: then others have their turn, if the peer keeps up too."""
+"""What is sent of a file in one go, bytes: others then have a turn, if the peer keeps up too."""
+TRIES = 4
 UNIX = getattr(socket, "AF_UNIX", None)
 RECEIVER_IS_FULL = "the receiver's queue is full, and the system does not tell when it has room"
 CONNECT_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)
@@ -61,6 +62,15 @@ def without_waiting(descriptor: int, call: Callable[[], Result]) -> Result:
             return call()
         finally:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, mode)
+
+
+def is_writable(sock: socket.socket) -> bool:
+    """Whether a send would not wait for this socket itself."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        return bool(poll.poll(0))
+    return bool(select.select([], [sock], [], 0)[1])
 
 
 def is_ready(descriptor: int) -> bool:
@@ -305,12 +315,7 @@ def _send_message(channel: SelectorsChannel, request: Request) -> bool:
     stream = sock.type == socket.SOCK_STREAM
     while True:
         views = request.views[:LARGEST_VECTOR] if stream else request.views
-        try:
-            count = sock.sendmsg(views, request.ancillary, flags, *destination)
-        except BlockingIOError as error:
-            if destination and sock.family == UNIX and _nothing_will_tell(channel):
-                raise system_error(errno.ENOBUFS, RECEIVER_IS_FULL) from error
-            raise
+        count = _send_one(sock, views, request.ancillary, flags, destination)
         request.let_sources_go()  # the ancillary data went with the first byte
         if not stream:
             request.transferred = count
@@ -320,13 +325,23 @@ def _send_message(channel: SelectorsChannel, request: Request) -> bool:
             return True
 
 
-def _nothing_will_tell(channel: SelectorsChannel) -> bool:
-    """Whether a send failed for the receiver's full queue: this socket itself has room."""
-    poll = select.poll() if hasattr(select, "poll") else None
-    if poll is None:
-        return False
-    poll.register(channel.descriptor, select.POLLOUT)
-    return bool(poll.poll(0))
+def _send_one(
+    sock: socket.socket,
+    views: list[memoryview],
+    ancillary: Items,
+    flags: int,
+    destination: tuple[Any, ...],
+) -> int:
+    """`socket.sendmsg`; ``ENOBUFS`` where a Unix socket's receiver is full."""
+    for _ in range(TRIES):
+        try:
+            return sock.sendmsg(views, ancillary, flags, *destination)
+        except BlockingIOError:
+            # Where this socket has room, it either got it just now, or it is the receiver's queue
+            # that is full, and of that nothing would tell: a few more tries say which.
+            if not destination or sock.family != UNIX or not is_writable(sock):
+                raise
+    raise system_error(errno.ENOBUFS, RECEIVER_IS_FULL)
 
 
 def _send_file(channel: SelectorsChannel, request: Request) -> bool:
