@@ -93,7 +93,7 @@ def file_of_socket(sock: socket.socket, *, synchronous: bool = False) -> FileObj
             file = FileObject(number, synchronous=synchronous)
             _sockets[sock] = file
             # A socket that is dropped has closed its number itself.
-            weakref.finalize(sock, file.close, number_is_gone=True).atexit = False
+            weakref.finalize(sock, file.abandon).atexit = False
         return None if file.closed else file
 
 

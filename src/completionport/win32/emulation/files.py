@@ -7,6 +7,7 @@ listening socket is taken before that of a socket which it accepts into.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -359,6 +360,22 @@ class FileObject:
             with accepting.file.lock:
                 accepting.cancel()
         return True
+
+    def abandon(self) -> None:
+        """The program's socket object is gone, and has closed the number. Never blocks.
+
+        A finalizer may run anywhere, with locks held; so the manager's thread sees to the rest.
+        """
+        joined = self._manager
+        if joined is None:
+            self.closed = True  # nothing is under way
+        else:
+            with contextlib.suppress(PortClosed):
+                joined.pass_on(self)
+
+    def arrived(self, packet: Completion) -> None:
+        """On the manager's thread, after `abandon`."""
+        self.close(number_is_gone=True)
 
     def _refuse(self, request: Request, codes: Codes) -> None:
         del self.requests[request]
