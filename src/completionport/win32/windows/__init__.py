@@ -159,6 +159,10 @@ class Io:
 _lock = threading.Lock()  # guards the numbers, and who uses an OVERLAPPED
 _last_number = 0
 _files: dict[int, File] = {}  # by completion key; each step on it is atomic
+# Every operation from its call to `settle`, by address: whoever lets go of its OVERLAPPED, its file
+# or its port, the memory that the kernel may write to stays. Each step on it is atomic.
+_kept: dict[int, Io] = {}
+_loose: dict[int, Io] = {}  # those that were started on a file without a port
 _sockets: weakref.WeakKeyDictionary[socket.socket, File] = weakref.WeakKeyDictionary()
 _sockets_lock = threading.RLock()  # guards it; again by finalizers
 
@@ -228,17 +232,21 @@ def file_of(file: HANDLE | socket.socket) -> File | None:
 def forget(file: File) -> None:
     """The file is closed; its key goes when its last packet was taken."""
     file.closed = True
-    for io in list(file.under_way.values()):
-        if not file.number and io.status != STATUS_PENDING:
-            settle(io)
     if not file.under_way:
         _files.pop(file.number, None)
+    # No packet comes for an operation of a file without a port. Those of this one may take a moment
+    # to be aborted, so each file that is closed sees to the ones before it.
+    for io in list(_loose.values()):
+        if io.file.closed and not io.file.number and io.status != STATUS_PENDING:
+            settle(io)
 
 
 def settle(io: Io) -> None:
     """The operation has completed and no packet will come, or it was taken."""
     io.memory = io.overlapped = None
     file = io.file
+    _kept.pop(io.address, None)
+    _loose.pop(io.address, None)
     file.under_way.pop(io.address, None)
     if file.closed and not file.under_way:
         _files.pop(file.number, None)
@@ -265,7 +273,9 @@ def start(file: File, overlapped: OVERLAPPED, memory: list[Any], call: Call) -> 
         io = overlapped._io = Io(file, overlapped, memory)
     if before is not None and isinstance(before, Io) and not before.file.number:
         settle(before)
-    file.under_way[io.address] = io
+    file.under_way[io.address] = _kept[io.address] = io
+    if not file.number:
+        _loose[io.address] = io
     count = DWORD()
     code = call(file.value, byref(count), io.address)
     if code == ERROR_IO_PENDING:
