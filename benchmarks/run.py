@@ -199,6 +199,32 @@ def sendfile(options: argparse.Namespace) -> Report:
     return report
 
 
+def zero_copy(options: argparse.Namespace) -> Report:
+    columns = [
+        "bytes",
+        "send MiB/s",
+        "zero-copy MiB/s",
+        "ratio",
+        "CPU us/MiB",
+        "zero-copy CPU us/MiB",
+    ]
+    report = Report("zero_copy: IORING_OP_SEND and IORING_OP_SEND_ZC over loopback", columns)
+    for size in (16384, 262144, 1048576):
+        command = [str(build("zero_copy")), str(size), str(options.rounds)]
+        try:
+            # It takes both cores itself.
+            found = run_client(command, 120, None)
+        except PROBLEMS as failure:
+            report.failures[f"{size:,} bytes"] = str(failure)
+            continue
+        figures = [f"{found[key]:,.0f}" for key in ("send_rate", "zero_copy_rate")]
+        spent = [f"{found[key]:,.0f}" for key in ("send_cpu_us", "zero_copy_cpu_us")]
+        ratio = times([found["zero_copy_rate"] / found["send_rate"]])
+        report.rows.append([f"{size:,}", *figures, ratio, *spent])
+        report.rounds[str(size)] = [found]
+    return report
+
+
 def timers(options: argparse.Namespace) -> Report:
     columns = ["engine", "set ns", "fire ns", "cancel ns", "bytes each", "to uvloop"]
     report = Report("timers: a million set and fired, against uvloop's call_later", columns)
@@ -226,7 +252,18 @@ def timers(options: argparse.Namespace) -> Report:
 
 CASES = {
     function.__name__: function
-    for function in (echo64, echo1000, udp64, sendfile, article, win32, idle, post_get, timers)
+    for function in (
+        echo64,
+        echo1000,
+        udp64,
+        sendfile,
+        zero_copy,
+        article,
+        win32,
+        idle,
+        post_get,
+        timers,
+    )
 }
 
 

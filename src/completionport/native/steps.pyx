@@ -102,8 +102,8 @@ cdef extern from "unistd.h" nogil:
 cdef enum:
     IOV_MAX = 1024   # what one system call takes: limits.h
     # What is sent of a file in one go, bytes: to a peer that keeps up the socket is never full, and others
-    # are to have their turn. It takes half a millisecond.
-    TURN = 1048576
+    # are to have their turn. It takes about two milliseconds; a quarter of it made a file 1 % slower.
+    TURN = 4194304
 
 
 cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:

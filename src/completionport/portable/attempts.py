@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 DONT_WAIT = socket.MSG_DONTWAIT
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 MORE: int = getattr(socket, "MSG_MORE", 0)
-TURN = 1 << 20
+TURN = 4 << 20
 """What is sent of a file in one go, bytes: others then have a turn, if the peer keeps up too."""
 TRIES = 4
 UNIX = getattr(socket, "AF_UNIX", None)
