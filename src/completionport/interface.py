@@ -229,7 +229,8 @@ class Handle:
         The packet comes when the kernel has taken everything, or with an error. ``transferred``
         counts head, file and tail; a file that ends early makes it smaller, and the tail follows
         all the same. The bytes go from the page cache to the socket without a copy of the
-        program's: they must not change before the peer has them.
+        program's: they must not change before the peer has them. What is not in the page cache is
+        read from the disk by the thread that carries the operation on, 4 MiB in one go.
         """
         raise NotImplementedError
 
