@@ -296,6 +296,8 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
 
 
 cdef void look_at_thread(Suspect* suspect) noexcept nogil:
+    cdef bint asleep
+    suspect.sleeps = suspect.long_at_it = False
     suspect.at_ns = cp_now_ns()
     suspect.cpu_ns = cp_clock_ns(suspect.clock)
     suspect.known = suspect.before_cpu_ns >= 0 and suspect.cpu_ns >= 0
@@ -303,11 +305,14 @@ cdef void look_at_thread(Suspect* suspect) noexcept nogil:
         suspect.used = suspect.cpu_ns - suspect.before_cpu_ns
         suspect.elapsed = suspect.at_ns - suspect.before_at_ns
         suspect.computes = suspect.used * IDLE_PART >= suspect.elapsed
-        suspect.sleeps = not suspect.computes and cp_thread_sleeps(suspect.number)
-    suspect.long_at_it = suspect.known and (
-        suspect.sleeps or suspect.used >= LONG_WORK_NS
-        or suspect.at_ns - suspect.turn_at_ns >= LONGEST_LOSS_NS
-    )
+        suspect.long_at_it = (
+            suspect.used >= LONG_WORK_NS
+            or suspect.at_ns - suspect.turn_at_ns >= LONGEST_LOSS_NS
+        )
+        if not suspect.computes or not suspect.long_at_it:
+            asleep = cp_thread_sleeps(suspect.number)
+            suspect.long_at_it = suspect.long_at_it or asleep
+            suspect.sleeps = asleep and not suspect.computes
 
 
 cdef void judge(Suspect* suspect, bint others_compute) noexcept nogil:
