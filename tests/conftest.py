@@ -102,8 +102,8 @@ def make_port(engine: str, nothing_left: None) -> Iterator[Callable[..., Complet
     """Ports on the engine under test, closed at the end, with nothing under way afterwards."""
     ports: list[CompletionPort] = []
 
-    def make(concurrency: int = 0) -> CompletionPort:
-        port = CompletionPort(concurrency, engine=engine)
+    def make(concurrency: int = 0, **options: Any) -> CompletionPort:
+        port = CompletionPort(concurrency, engine=engine, **options)
         ports.append(port)
         return port
 

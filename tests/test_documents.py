@@ -24,6 +24,7 @@ BLOCKS = examples("README.md")
 ABOUT_THREADS = examples("docs/threads.md")
 FROM_WIN32 = examples("docs/from-win32.md")
 ABOUT_EVENTS = examples("docs/events.md")
+ABOUT_FILES = examples("docs/files.md")
 
 
 def test_the_readmes_server_answers(engine, monkeypatch):
@@ -68,6 +69,7 @@ def test_the_readmes_port_prints_what_it_says():
         *(pytest.param(text, id=f"threads-{number}") for number, text in enumerate(ABOUT_THREADS)),
         *(pytest.param(text, id=f"from-win32-{number}") for number, text in enumerate(FROM_WIN32)),
         *(pytest.param(text, id=f"events-{number}") for number, text in enumerate(ABOUT_EVENTS)),
+        *(pytest.param(text, id=f"files-{number}") for number, text in enumerate(ABOUT_FILES)),
     ],
 )
 def test_the_examples_of_a_page_print_what_they_say(engine, example):

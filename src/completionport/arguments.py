@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Any
 
+LARGEST_DESCRIPTOR = 2**31 - 1
+LARGEST_POOL = 1024
+"""The most threads that a port's pool may have."""
 LARGEST_ANCILLARY = 1 << 20
 """The most room for ancillary data that one message is given, bytes."""
 
@@ -69,3 +73,25 @@ def check_when(when: Any, now: float) -> None:
             f"when must be a time.monotonic() time within {LONGEST_DELAY:g} seconds "
             f"(a hundred years) of now, not {when}"
         )
+
+
+def check_callable(function: Any) -> None:
+    """Raise what is due unless it can be called."""
+    if not callable(function):
+        raise TypeError(f"function must be callable, not {type(function).__name__}")
+
+
+def check_open(flags: Any, mode: Any) -> None:
+    """Raise what is due unless these are the flags and the mode of an open(2)."""
+    check_count("flags", flags, 0, 2**31 - 1)
+    check_count("mode", mode, 0, 0o7777)
+
+
+def path_bytes(path: Any) -> bytes:
+    """The path as the operating system has it."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path must be a str, bytes or os.PathLike, not {type(path).__name__}")
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError(f"path must not have a null byte in it: {path!r}")
+    return name

@@ -7,9 +7,10 @@ work is done in ``completionport.native`` (compiled: io_uring, epoll) and in
 
 from __future__ import annotations
 
+import os
 import socket
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
 Buffers: TypeAlias = "Buffer | Sequence[Buffer]"
+Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 Ancillary: TypeAlias = "Iterable[tuple[int, int, Buffer]]"
 
 
@@ -41,7 +43,12 @@ class Handle:
     `Overlapped`; the result arrives as one packet at the port. Any thread may
     call any method.
 
-    Operations are carried out in the order in which they were asked for: accepts,
+    On regular files what does not depend on each other runs side by side: reads at an offset, and
+    writes at an offset unless they cover a part of what an earlier one covers that is still
+    pending. Reads and writes at the file's own position keep their order, and so does every
+    write to a file that was opened to append; `fsync` waits for the writes before it.
+
+    On everything else operations are carried out in the order in which they were posted: accepts,
     receives and reads among themselves, connects, sends, writes, shutdowns and disconnects
     among themselves. The packets of several operations may be taken in another
     order when several threads take them.
@@ -270,6 +277,37 @@ class Handle:
         """
         raise NotImplementedError
 
+    def fsync(self, data_only: bool = False, overlapped: Overlapped | None = None) -> Overlapped:
+        """Have the writes that were posted before reach the disk (``FlushFileBuffers``).
+
+        ``data_only``: leave out what is not needed to read the data again, as the time of the
+        last change (``fdatasync``). A packet without an error says that the data is there.
+
+        Raised: `OSError` (``EINVAL``) for what is no file.
+        """
+        raise NotImplementedError
+
+    def allocate(
+        self, offset: int, length: int, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        """Set space on the disk aside, so that writes there do not fail for want of it.
+
+        ``offset``, ``length``: bytes, 0 or 1 to 2**63 - 1. A file that ends earlier becomes
+        longer, and reads as zeros there; what is in it stays. Win32: ``FileAllocationInfo``, and
+        ``SetEndOfFile``.
+
+        Raised: `OSError` (``EINVAL``) for what is no file, (``EBADF``) for one that is not open
+        for writing. A file system that can't do it says so in the packet (``EOPNOTSUPP``).
+        """
+        raise NotImplementedError
+
+    def stat(self, overlapped: Overlapped | None = None) -> Overlapped:
+        """Ask for the file's size, times and so on (``GetFileInformationByHandle``).
+
+        ``overlapped.result()`` is an `os.stat_result`. It waits for no write posted before it.
+        """
+        raise NotImplementedError
+
     def disconnect(self, overlapped: Overlapped | None = None) -> Overlapped:
         """Shut the connection down, both ways, after what was sent before (``DisconnectEx``)."""
         raise NotImplementedError
@@ -355,8 +393,12 @@ class CompletionPort:
     the best one that runs here. The environment variable ``COMPLETIONPORT_ENGINE`` decides in
     place of None.
 
+    ``pool_threads``: the most threads, 1 to 1024, of the port's pool, which runs `submit` and
+    `getaddrinfo`, and what of files the engine can't do by itself. They are started as they are
+    needed and end after some seconds without work; they count for nobody's concurrency.
+
     Raised: `EngineUnavailable` when the engine asked for can't run, `ValueError` for an
-    unknown engine or a negative concurrency.
+    unknown engine, a negative concurrency or a number of threads out of range.
 
     Use it as a context manager, or call `close`. A port that is dropped without that gives
     a `ResourceWarning` and is closed. After ``fork()`` the child's calls raise `PortForked`.
@@ -364,7 +406,9 @@ class CompletionPort:
     Win32: ``CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, concurrency)``.
     """
 
-    def __new__(cls, concurrency: int = 0, *, engine: str | None = None) -> CompletionPort:
+    def __new__(
+        cls, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 4
+    ) -> CompletionPort:
         if cls is CompletionPort:
             from .engines import port_class
 
@@ -519,6 +563,93 @@ class CompletionPort:
 
         return watch_signal(self, signum, key, strand)
 
+    def submit(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
+    ) -> Overlapped:
+        """Run ``function(*args)`` on the port's pool and post its result (``QueueUserWorkItem``).
+
+        ``key``: any object, which comes with the packet. ``overlapped``: as for a `Handle`'s
+        operations. ``strand``: a `Strand` of this port that the packet is bound to; the function
+        itself is not.
+
+        Returned: the Overlapped. ``overlapped.result()`` is what the function returned, or raises
+        what it raised; the packet's ``error`` is that exception.
+
+        The pool is for what blocks: its threads are as many as ``pool_threads`` of the port, and
+        what is more waits in line, where ``overlapped.cancel()`` takes it out. A function that runs
+        can't be cancelled, and `close` waits for it; the end of the interpreter does not. One
+        that closes its own port is not waited for, and its packet is dropped.
+
+        Raised: `TypeError` for what can't be called, `PortClosed`.
+        """
+        raise NotImplementedError
+
+    def getaddrinfo(
+        self,
+        host: bytes | str | None,
+        service: bytes | str | int | None,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+        *,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Look a host and a service up, on the pool (``GetAddrInfoEx``).
+
+        The arguments and ``overlapped.result()`` are those of `socket.getaddrinfo`; a failure,
+        of the arguments too, is the packet's ``error``.
+        """
+        raise NotImplementedError
+
+    def open(
+        self,
+        path: Path,
+        flags: int = os.O_RDONLY,
+        mode: int = 0o666,
+        *,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Open a file without waiting for the disk (``CreateFile``).
+
+        The arguments are those of `os.open`. ``overlapped.result()`` is the number of a descriptor,
+        not inheritable, which is the program's once the packet was taken: `associate` it, and
+        close it with the handle. That of a packet that is never taken is closed. A named pipe
+        waits for its other side, and on the pool that can't be cancelled: use ``os.O_NONBLOCK``.
+        """
+        raise NotImplementedError
+
+    def stat(
+        self,
+        path: Path,
+        *,
+        follow_symlinks: bool = True,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Ask for the size, times and so on of what has this name (``GetFileAttributesEx``).
+
+        ``overlapped.result()`` is an `os.stat_result`; ``follow_symlinks`` as for `os.stat`.
+        """
+        raise NotImplementedError
+
+    def close_descriptor(
+        self, fd: int, *, key: Any = None, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        """Close a descriptor that belongs to no handle, without waiting for the disk.
+
+        ``fd``: its number. It must not be used any more, whatever the packet says.
+        """
+        raise NotImplementedError
+
     def blocking(self) -> AbstractContextManager[None]:
         """For ``with port.blocking():`` around what blocks: another thread may run meanwhile.
 
@@ -569,9 +700,9 @@ class CompletionPort:
         """Close the port (``CloseHandle``).
 
         Every waiting thread gets `PortClosed`. Operations under way are cancelled, and the
-        call returns when the kernel has let go of their buffers. Packets that were not
-        taken are dropped. The files stay open: they belong to the program. Closing again
-        does nothing.
+        call returns when the kernel has let go of their buffers, and the pool's threads have
+        done what they are at. Packets that were not taken are dropped. The files stay open: they
+        belong to the program. Closing again does nothing.
         """
         raise NotImplementedError
 

@@ -36,7 +36,21 @@ class Operation(enum.IntEnum):
     """``WSARecvMsg``"""
     SENDMSG = 13
     """``WSASendMsg``"""
+    FSYNC = 14
+    """``FlushFileBuffers``"""
+    ALLOCATE = 15
+    """``SetFileInformationByHandle`` with ``FileAllocationInfo``"""
+    OPEN = 16
+    """``CreateFile``"""
+    STAT = 17
+    """``GetFileInformationByHandle``"""
+    CLOSE = 18
+    """``CloseHandle``"""
     PROCESS = 20
     """``RegisterWaitForSingleObject`` with a process"""
     CHANGES = 22
     """``ReadDirectoryChangesW``"""
+    RESOLVE = 23
+    """``GetAddrInfoEx``"""
+    CALL = 24
+    """``QueueUserWorkItem``"""

@@ -35,7 +35,7 @@ class Overlapped(OverlappedBase):
 
         @property
         def handle(self) -> Handle | None:
-            """The handle it was last used with."""
+            """The handle it was last used with; None for an operation of the port itself."""
             raise NotImplementedError
 
         @property
@@ -49,7 +49,7 @@ class Overlapped(OverlappedBase):
             raise NotImplementedError
 
         @property
-        def error(self) -> OSError | None:
+        def error(self) -> BaseException | None:
             """What went wrong, as in the packet."""
             raise NotImplementedError
 
@@ -57,7 +57,9 @@ class Overlapped(OverlappedBase):
             """What the operation gave (``GetOverlappedResult``).
 
             For ``accept`` the new socket, for ``recv`` and ``read`` of a size the bytes,
-            for ``recvfrom`` and ``recvmsg`` a tuple, for all others the number of bytes.
+            for ``recvfrom`` and ``recvmsg`` a tuple, for ``stat`` an `os.stat_result`, for ``open``
+            a descriptor number, for ``getaddrinfo`` and ``submit`` what the function returned, for
+            all others the number of bytes.
             Raises the packet's error, and `OperationPending` while the packet was not taken.
             """
             raise NotImplementedError

@@ -3,10 +3,15 @@
 Unless it says otherwise a function here wants the channel's lock held.
 """
 
-from .engine cimport Channel, ChannelKind, Engine, Operation, OperationQueue
+from .engine cimport ERRANDS, REGULAR, Channel, ChannelKind, Engine, Operation, OperationQueue
 
 cdef enum:
     NO_PACKET = -1   # of `submit_operation`: it succeeded at once, and its channel skips the port
+
+# Constant. Not only the head of a queue is started, but all that have nothing to wait for.
+cdef inline bint side_by_side(Channel* channel) noexcept nogil:
+    return channel.kind == REGULAR or channel.kind == ERRANDS
+
 
 # Without the lock.
 cdef Channel* channel_new(Engine* engine, int descriptor, ChannelKind kind) noexcept nogil
@@ -20,9 +25,11 @@ cdef void channel_close(Channel* channel) noexcept nogil
 # With the lock.
 cdef OperationQueue* queue_of(Operation* operation) noexcept nogil
 cdef Operation* pop_operation(OperationQueue* queue) noexcept nogil
+cdef void remove_operation(OperationQueue* queue, Operation* operation) noexcept nogil
 cdef void append_operation(OperationQueue* queue, Operation* operation) noexcept nogil
 cdef void drop_result(Operation* operation) noexcept nogil
 cdef void settle(Operation* operation, bint wake) noexcept nogil
+cdef void finish_operation(Operation* operation, bint wake) noexcept nogil
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil
 cdef void let_go_if_idle(Channel* channel) noexcept nogil
 cdef void abort_operation(Operation* operation) noexcept nogil

@@ -15,8 +15,18 @@ from .atomics cimport (
     cp_set_int,
     cp_store_release,
 )
-from .engine cimport CP_ACCEPT, CP_READ, CP_RECV, CP_RECVFROM, CP_RECVMSG, DONE
+from .engine cimport (
+    CP_ACCEPT,
+    CP_OPEN,
+    CP_READ,
+    CP_RECV,
+    CP_RECVFROM,
+    CP_RECVMSG,
+    CP_STAT,
+    DONE,
+)
 from .messages cimport close_passed_descriptors
+from .precedence cimport is_in_turn
 from .scheduler cimport push, strand_release
 from .steps cimport FINISHED, WAIT, let_sources_go, step
 
@@ -85,17 +95,24 @@ cdef void channel_close(Channel* channel) noexcept nogil:
 # -- queues -------------------------------------------------------------------------------------
 
 
-cdef OperationQueue* queue_of(Operation* operation) noexcept nogil:
-    if (
+cdef inline bint brings_data(Operation* operation) noexcept nogil:
+    return (
         operation.code == CP_RECV or operation.code == CP_READ or operation.code == CP_ACCEPT
         or operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
-    ):
-        return &operation.channel.input
-    return &operation.channel.output
+    )
+
+
+cdef OperationQueue* queue_of(Operation* operation) noexcept nogil:
+    cdef bint input = brings_data(operation)
+    if side_by_side(operation.channel):
+        # What `precedence` has to compare is in one queue.
+        input = operation.code == CP_STAT or (input and operation.offset >= 0)
+    return &operation.channel.input if input else &operation.channel.output
 
 
 cdef void append_operation(OperationQueue* queue, Operation* operation) noexcept nogil:
     operation.next = NULL
+    operation.previous = queue.tail
     if queue.tail == NULL:
         queue.head = operation
     else:
@@ -108,24 +125,25 @@ cdef Operation* pop_operation(OperationQueue* queue) noexcept nogil:
     queue.head = operation.next
     if queue.head == NULL:
         queue.tail = NULL
+    else:
+        queue.head.previous = NULL
     return operation
 
 
 cdef void remove_operation(OperationQueue* queue, Operation* operation) noexcept nogil:
-    cdef Operation* before = queue.head
-    if before == operation:
+    if queue.head == operation:
         pop_operation(queue)
         return
-    while before.next != operation:
-        before = before.next
-    before.next = operation.next
-    if queue.tail == operation:
-        queue.tail = before
+    operation.previous.next = operation.next
+    if operation.next == NULL:
+        queue.tail = operation.previous
+    else:
+        operation.next.previous = operation.previous
 
 
 cdef void drop_result(Operation* operation) noexcept nogil:
     """Close the descriptors that a successful operation has brought: nobody will take them."""
-    if operation.code == CP_ACCEPT:
+    if operation.code == CP_ACCEPT or operation.code == CP_OPEN:
         close(<int> operation.transferred)
     elif operation.code == CP_RECVMSG:
         close_passed_descriptors(&operation.message)
@@ -144,7 +162,7 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
         if operation.error == 0:
             drop_result(operation)
         operation.error = ECANCELED
-        if queue_of(operation) == &channel.input:
+        if brings_data(operation):
             operation.transferred = 0
     if channel.owner != NULL:
         channel.owner.settled(channel, wake)
@@ -156,6 +174,9 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil:
     """Carry on with the head of the queue, and with the next when it is done."""
     cdef Operation* operation = queue.head
+    if side_by_side(channel):
+        start_waiting(channel, queue)
+        return
     while operation != NULL and not operation.in_kernel:
         if step(operation) == WAIT:
             channel.engine.type.start(channel.engine, operation)
@@ -163,6 +184,28 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
         pop_operation(queue)
         settle(operation, wake)
         operation = queue.head
+
+
+cdef void start_waiting(Channel* channel, OperationQueue* queue) noexcept nogil:
+    """Start what has nothing to wait for any more."""
+    cdef Operation* operation = queue.head
+    cdef Operation* following
+    while operation != NULL and queue.waiting > 0:
+        following = operation.next
+        if not operation.in_kernel and is_in_turn(operation):
+            queue.waiting -= 1
+            channel.engine.type.start(channel.engine, operation)
+        operation = following
+
+
+cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
+    """An operation that was started is over: its packet goes out, and what waited for it goes on."""
+    cdef Channel* channel = operation.channel
+    cdef OperationQueue* queue = queue_of(operation)
+    remove_operation(queue, operation)
+    settle(operation, wake)
+    if not channel.closing:
+        run_queue(channel, queue, wake)
 
 
 cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil:
@@ -179,9 +222,17 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
         cp_mutex_unlock(&channel.lock)
         return EBADF
     operation.channel = channel
-    operation.packet.strand = channel.strand
+    if channel.kind != ERRANDS:
+        operation.packet.strand = channel.strand
     queue = queue_of(operation)
-    if queue.head != NULL:
+    if side_by_side(channel):
+        channel_retain(channel)
+        append_operation(queue, operation)
+        if is_in_turn(operation):
+            channel.engine.type.start(channel.engine, operation)
+        else:
+            queue.waiting += 1
+    elif queue.head != NULL:
         channel_retain(channel)
         append_operation(queue, operation)
     elif step(operation) == FINISHED:
@@ -213,8 +264,11 @@ cdef bint stop(Channel* channel, OperationQueue* queue, Operation* operation, bi
     if operation.cancelled:
         return False
     operation.cancelled = True
-    if operation.in_kernel and not channel.engine.type.cancel(channel.engine, operation):
-        return True
+    if operation.in_kernel:
+        if not channel.engine.type.cancel(channel.engine, operation):
+            return True
+    elif side_by_side(channel):
+        queue.waiting -= 1
     remove_operation(queue, operation)
     abort_operation(operation)
     settle(operation, wake)

@@ -7,6 +7,7 @@ from .scheduler cimport Scheduler
 cdef class Core:
     cdef Scheduler* scheduler
     cdef Engine* engine
+    cdef Channel* errands                 # of operations that belong to no handle
     cdef readonly object port_reference   # weak: a port that is dropped closes itself
     cdef Channel* channels                # all of this port: `channels_lock`
     cdef set tokens                       # of the files associated here; one call at a time each

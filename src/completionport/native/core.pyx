@@ -11,8 +11,9 @@ import sys
 from libc.stdint cimport int64_t
 
 from .atomics cimport cp_load_acquire, cp_mutex_lock, cp_mutex_unlock, cp_now_ns
-from .channels cimport channel_close, channel_release, channel_retain
-from .engine cimport Operation
+from .channels cimport channel_close, channel_new, channel_release, channel_retain
+from .engine cimport ERRANDS, Operation
+from .offload cimport offload_close, offload_disown, offload_new
 from .operations cimport drop_packet
 from .scheduler cimport (
     FOREVER,
@@ -71,7 +72,7 @@ cdef long length(Operation* operation) noexcept nogil:
 
 
 cdef class Core:
-    def __cinit__(self, str engine, int concurrency, object port_reference):
+    def __cinit__(self, str engine, int concurrency, int pool_threads, object port_reference):
         cdef int error
         self.fork_generation = fork_count
         self.tokens = set()
@@ -85,6 +86,11 @@ cdef class Core:
             error = epoll_new(self.scheduler, &self.engine)
         if error != 0:
             raise system_error(error, f"engine {engine}: {os.strerror(error)}")
+        self.engine.offload = offload_new(pool_threads)
+        self.errands = channel_new(self.engine, -1, ERRANDS)
+        if self.engine.offload == NULL or self.errands == NULL:
+            raise MemoryError
+        self.channels = self.errands
         self.scheduler.engine = self.engine
         self.scheduler.kernel_wait = <int (*)(void*, int64_t) noexcept nogil> self.engine.type.wait
         self.scheduler.kernel_wake = <void (*)(void*) noexcept nogil> self.engine.type.wake
@@ -96,7 +102,9 @@ cdef class Core:
     def __dealloc__(self):
         # The port was closed before, or never came to life; in a child it is the parent's.
         if self.engine != NULL and not self.destroyed:
-            self.engine.type.destroy(self.engine)
+            destroy_engine(self)
+        if self.errands != NULL:
+            channel_release(self.errands)
         if self.scheduler != NULL:
             scheduler_release(self.scheduler)
 
@@ -181,7 +189,7 @@ cdef class Core:
         channel = self.channels
         while channel != NULL:
             cp_mutex_lock(&channel.lock)
-            handles += not channel.closing
+            handles += not channel.closing and channel.kind != ERRANDS
             operations += length(channel.input.head) + length(channel.output.head)
             cp_mutex_unlock(&channel.lock)
             channel = channel.following
@@ -201,12 +209,14 @@ cdef class Core:
             # The interpreter may have stopped a thread inside for good.
             deadline = cp_now_ns() + LAST_PATIENCE_NS
         with nogil:
+            # A function that the pool runs may close its own port, and can't wait for itself.
+            offload_disown(self.errands)
             cp_mutex_lock(&self.close_lock)
             if not self.destroyed:
                 announce_close(self.scheduler)
-                alone = wait_until_alone(self.scheduler, deadline)
-                if alone:
-                    close_channels(self)
+                alone = (
+                    wait_until_alone(self.scheduler, deadline) and close_channels(self, deadline)
+                )
             if alone:
                 packets = close_queue(self.scheduler)
                 timers = close_timers(self.scheduler)
@@ -215,7 +225,7 @@ cdef class Core:
             self.destroyed = True
         elif not self.destroyed:
             self.destroyed = True
-            self.engine.type.destroy(self.engine)
+            destroy_engine(self)
         cp_mutex_unlock(&self.close_lock)
         drop_all(packets)
         drop_all(timers)
@@ -254,8 +264,18 @@ cdef int drop_all(Packet* packets) except -1:
     return 0
 
 
-cdef void close_channels(Core core) noexcept nogil:
-    """No thread is inside any more and none can enter: the lists stand still but for `forget`."""
+cdef void destroy_engine(Core core) noexcept:
+    if core.engine.offload != NULL:
+        offload_close(core.engine.offload)
+        core.engine.offload = NULL
+    core.engine.type.destroy(core.engine)
+
+
+cdef bint close_channels(Core core, int64_t deadline_ns) noexcept nogil:
+    """No thread is inside any more and none can enter: the lists stand still but for `forget`.
+
+    False when something is still under way at the deadline.
+    """
     cdef Channel* channel
     cdef bint busy = True
     cp_mutex_lock(&core.channels_lock)
@@ -263,12 +283,20 @@ cdef void close_channels(Core core) noexcept nogil:
     while channel != NULL:
         channel_close(channel)
         channel = channel.following
-    while busy:
+    cp_mutex_unlock(&core.channels_lock)
+    while True:
         busy = False
+        # Not held over the wait: a function that the pool runs may drop a handle.
+        cp_mutex_lock(&core.channels_lock)
         channel = core.channels
         while channel != NULL:
+            cp_mutex_lock(&channel.lock)
             busy = busy or channel.in_kernel != 0
+            cp_mutex_unlock(&channel.lock)
             channel = channel.following
-        if busy:
-            core.engine.type.wait(core.engine, cp_now_ns() + 10000000)
-    cp_mutex_unlock(&core.channels_lock)
+        cp_mutex_unlock(&core.channels_lock)
+        if not busy:
+            return True
+        if deadline_ns != FOREVER and cp_now_ns() >= deadline_ns:
+            return False
+        core.engine.type.wait(core.engine, cp_now_ns() + 10000000)

@@ -37,6 +37,13 @@ cdef enum:
     CP_SENDTO = 11
     CP_RECVMSG = 12
     CP_SENDMSG = 13
+    CP_FSYNC = 14
+    CP_ALLOCATE = 15
+    CP_OPEN = 16
+    CP_STAT = 17
+    CP_CLOSE = 18
+    CP_RESOLVE = 23
+    CP_CALL = 24
 
 cdef struct Channel
 cdef struct Datagrams
@@ -51,7 +58,8 @@ ctypedef enum OperationState:
 ctypedef enum ChannelKind:
     SOCKET       # receives and sends with MSG_DONTWAIT
     POLLABLE     # pipes, terminals and the like
-    REGULAR      # always ready
+    REGULAR      # always ready: what does not depend on each other runs side by side
+    ERRANDS      # no descriptor: operations of the port itself, side by side
 
 cdef struct Operation:
     Packet packet           # first: the packet queue links through it
@@ -61,7 +69,9 @@ cdef struct Operation:
     Channel* channel        # as `overlapped`, one reference
     # All below: the channel's lock until DONE, then whoever takes the packet.
     Operation* next         # in the channel's queue
-    bint in_kernel          # io_uring: a request that names this operation is under way
+    Operation* previous
+    bint in_kernel          # a request that names this operation is under way, or the pool has it
+    bint offloaded          # it is the pool's: in line there, or being executed
     bint waits_only         # that request waits for readiness, it moves no data
     bint cancelled          # cancel() or close() asked for its end
     bint probe_only         # a receive of 0 bytes: wait, and take nothing
@@ -72,6 +82,7 @@ cdef struct Operation:
     int error               # errno of the result
     int64_t transferred     # bytes so far; the new descriptor for an accept
     int64_t offset          # in the file, -1 for the file's own position
+    int64_t extent          # bytes from `offset` that a write or an allocation covers
     int source              # of sendfile: a duplicate of the file's descriptor, else -1
     int64_t source_left     # bytes of it that are left; -1: the tail has its turn
     iovec* vector           # what is left to do; the engine may move it on
@@ -84,6 +95,10 @@ cdef struct Operation:
     void* control           # ancillary data to be sent, or room for it
     size_t control_size
     bint owns_control       # of sendmsg: descriptors in `control` are duplicates of our own
+    # Operations in line for the pool, and whether this one is: the pool's lock.
+    Operation* next_in_line
+    Operation* previous_in_line
+    bint in_line
 
 cdef struct ChannelOwner:
     # Who is told instead of the packet queue; a Handle's channel has none. Channel lock held.
@@ -93,6 +108,7 @@ cdef struct ChannelOwner:
 cdef struct OperationQueue:
     Operation* head
     Operation* tail
+    int waiting             # of a channel whose operations run side by side: those not started
 
 cdef struct Channel:
     cp_mutex lock
@@ -107,11 +123,13 @@ cdef struct Channel:
     bint readable           # opened for it
     bint writable
     bint skips_on_success   # what succeeds at once gives no packet
+    int direct              # O_DIRECT: what addresses, offsets and sizes are multiples of, else 0
+    bint appends            # O_APPEND: each write goes to the end
     # lock; `closing` and `descriptor` are written as atomics, for those who only ask:
     OperationQueue input
     OperationQueue output
     bint closing
-    int in_kernel           # requests under way
+    int in_kernel           # requests under way, and what the pool has
     uint32_t slot           # where it waits for readiness: its place in that table
     uint32_t generation     # and what its events must carry; 0: it does not wait there
     # The port's list of channels; the port's list lock.
@@ -218,9 +236,28 @@ cdef struct EngineType:
     int (*provide_buffers)(Engine* engine, size_t size) noexcept nogil
     void (*destroy)(Engine* engine) noexcept nogil
 
+cdef struct Offload:
+    # The port's pool of threads: `native/offload.pyx`.
+    int references          # atomic: one of the port's, one of each thread's
+    # Constant after creation:
+    int limit               # the most threads
+    # A Python function, which needs a thread state: CP_CALL and CP_RESOLVE.
+    void (*call)(Operation* operation) noexcept nogil
+    void (*drop)(Operation* operation) noexcept nogil
+    # All below: lock, a leaf below the channels' locks.
+    cp_mutex lock
+    Operation* first
+    Operation* last
+    int in_line
+    int threads
+    int idle                # threads that wait, and those that were woken and are not back
+    bint closed
+    uint32_t signal         # futex word of the idle: counts. Written under the lock, waited on without
+
 cdef struct Engine:
     const EngineType* type
     Scheduler* scheduler
+    Offload* offload            # constant: the port's pool of threads
     # Constant: sends are cheaper together, with the next wait, than by a system call each.
     bint batches_sends
     # Sent blocks whose object wants the GIL to be let go: atomic, taken as a whole.

@@ -1,8 +1,9 @@
 # cython: language_level=3, freethreading_compatible=True
 """The engine on epoll(7): readiness from the kernel, completions made here.
 
-Nothing is ever in the kernel here, and cancelling is taking from a queue: `in_kernel` counts nothing
-but the sends of a datagram server, while they are made without the lock.
+Nothing is ever in the kernel here, and cancelling is taking from a queue: `in_kernel` counts what
+the port's pool has, which is what would have to wait for a disk, and the sends of a datagram server,
+while they are made without the lock.
 """
 
 import os
@@ -10,8 +11,10 @@ import os
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from .channels cimport side_by_side
 from .datagrams cimport datagrams_receive, datagrams_release
 from .engine cimport Channel, EngineType, Operation, Stream
+from .offload cimport offload_cancel, offload_start
 from .readiness cimport (
     Readiness,
     readiness_add,
@@ -63,14 +66,16 @@ cdef bint is_native(Operation* operation) noexcept nogil:
 
 
 cdef void start(Engine* engine, Operation* operation) noexcept nogil:
-    # The next edge carries it on. Where there is none to come, one is asked for.
-    if operation.gives_way:
+    # The next edge carries it on. Where there is none to come, one is asked for; a file has none.
+    if side_by_side(operation.channel):
+        offload_start(operation)
+    elif operation.gives_way:
         operation.gives_way = False
         readiness_repeat(&(<Epoll*> engine).readiness, operation.channel)
 
 
 cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:
-    return True
+    return not operation.offloaded or offload_cancel(operation)
 
 
 cdef void submit(Engine* engine) noexcept nogil:

@@ -21,6 +21,7 @@ from .channels cimport (
     submit_operation,
 )
 from .core cimport Core
+from .file_status cimport alignment_of
 from .engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
 from .operations cimport HandleBase, OverlappedBase
 from .scheduler cimport is_closed, strand_retain
@@ -59,6 +60,13 @@ cdef int RECVFROM = OperationCode.RECVFROM
 cdef int SENDTO = OperationCode.SENDTO
 cdef int RECVMSG = OperationCode.RECVMSG
 cdef int SENDMSG = OperationCode.SENDMSG
+cdef int FSYNC = OperationCode.FSYNC
+cdef int ALLOCATE = OperationCode.ALLOCATE
+cdef int STAT = OperationCode.STAT
+
+cdef extern from "fcntl.h" nogil:
+    enum:
+        AT_EMPTY_PATH
 
 cdef object new_overlapped = Overlapped
 cdef object LARGEST_OFFSET = 2**63 - 1
@@ -101,6 +109,7 @@ cdef class Handle(HandleBase):
     # under the lock of completionport.changes.
     cdef public object _companion
     cdef readonly object _strand
+    cdef bint fills          # a file: a read that brings less has met its end
     cdef object __weakref__
 
     def __init__(self, Core core, file, key, Strand strand=None, bint skips_on_success=False):
@@ -116,7 +125,8 @@ cdef class Handle(HandleBase):
                 else REGULAR if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)
                 else POLLABLE
             )
-            access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+            status = fcntl.fcntl(number, fcntl.F_GETFL)
+            access = status & os.O_ACCMODE
             duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
             self.channel = channel_new(core.engine, duplicate, kind)
             if self.channel == NULL:
@@ -133,6 +143,11 @@ cdef class Handle(HandleBase):
             self.channel.readable = access != os.O_WRONLY
             self.channel.writable = access != os.O_RDONLY
             self.channel.skips_on_success = skips_on_success
+            if kind == REGULAR:
+                self.fills = not stat.S_ISDIR(mode)
+                self.channel.appends = status & os.O_APPEND != 0
+                if status & os.O_DIRECT:
+                    self.channel.direct = alignment_of(duplicate)
             self.key = key
             self.file_ = file
             self.number = number
@@ -206,7 +221,7 @@ cdef class Handle(HandleBase):
     cdef object launch(self, OverlappedBase operation):
         """Start a prepared operation: it is under way, or an exception says why not."""
         cdef int error
-        # For a file's pages.
+        # For a file's pages: io_uring copies what is in memory as it is told of it.
         cdef bint may_wait = (
             self.channel.kind == REGULAR or operation.operation_.code == SENDFILE
         )
@@ -373,6 +388,9 @@ cdef class Handle(HandleBase):
             operation.pin_input(size_or_buffers, "read")
             if self.channel.kind == REGULAR:
                 operation.operation_.probe_only = False
+                operation.operation_.fill = self.fills
+                if self.channel.direct:
+                    operation.align(self.channel.direct)
             return self.launch(operation)
         except BaseException:
             operation.withdraw()
@@ -394,7 +412,7 @@ cdef class Handle(HandleBase):
             self.set_offset(operation, offset)
             if not self.channel.writable:
                 raise refusal(errnos.EBADF, "the file is not open for writing")
-            operation.pin_output(data_or_buffers, "write")
+            operation.operation_.extent = operation.pin_output(data_or_buffers, "write")
             return self.launch(operation)
         except BaseException:
             operation.withdraw()
@@ -408,6 +426,47 @@ cdef class Handle(HandleBase):
         except BaseException:
             operation.withdraw()
             raise
+
+    def fsync(self, data_only=False, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, FSYNC)
+        try:
+            self.need_file("fsync")
+            operation.operation_.flags = bool(data_only)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def allocate(self, offset, length, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, ALLOCATE)
+        try:
+            check_count("offset", offset, 0, LARGEST_OFFSET)
+            check_count("length", length, 1, LARGEST_OFFSET)
+            self.need_file("allocate")
+            if not self.channel.writable:
+                raise refusal(errnos.EBADF, "the file is not open for writing")
+            operation.operation_.offset = offset
+            operation.operation_.extent = length
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def stat(self, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, STAT)
+        try:
+            self.need_file("stat")
+            operation.set_path(b"", True)
+            operation.operation_.flags = AT_EMPTY_PATH
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    cdef int need_file(self, str caller) except -1:
+        if self.channel.kind != REGULAR:
+            raise refusal(errnos.EINVAL, f"{caller}() needs a regular file, a directory or a disk")
+        return 0
 
     cdef int set_offset(self, OverlappedBase operation, offset) except -1:
         if offset is None:

@@ -50,13 +50,14 @@ from .channels cimport (
     channel_release,
     channel_retain,
     let_go_if_idle,
-    pop_operation,
+    finish_operation,
     queue_of,
     run_queue,
-    settle,
+    side_by_side,
 )
 from .datagrams cimport datagrams_receive, datagrams_release
-from .engine cimport Channel, Chunk, EngineType, Operation, Stream
+from .engine cimport CP_CLOSE, Channel, Chunk, EngineType, Operation, Stream
+from .offload cimport offload_cancel, offload_start
 from .readiness cimport (
     Readiness,
     readiness_add,
@@ -65,11 +66,21 @@ from .readiness cimport (
     readiness_remove,
     readiness_wait,
 )
-from .ring cimport Ring, commit_entry, cp_sqe, cp_cqe, next_entry, ring_close, ring_open, unsubmitted
+from .ring cimport (
+    Ring,
+    commit_entry,
+    cp_cqe,
+    cp_sqe,
+    known_opcodes,
+    next_entry,
+    ring_close,
+    ring_open,
+    unsubmitted,
+)
 from .scheduler cimport POLL, Scheduler, somebody_leads, wake_threads
 from .steps cimport FINISHED, GO_ON, WAIT, Progress, account
 from .streams cimport stream_input_if_ready, stream_schedule
-from .uring_requests cimport describe, is_native, moves_data
+from .uring_requests cimport describe, is_native, moves_data, opcode_of
 
 cdef extern from "uring_abi.h" nogil:
     int cp_uring_enter(int fd, unsigned submit, unsigned wanted, unsigned flags, int64_t timeout_ns)
@@ -109,6 +120,7 @@ cdef struct Uring:
     Engine engine               # first
     Ring ring
     unsigned wait_flags
+    uint64_t known              # opcodes that the kernel has, a bit each; constant
     bint woken                  # a completion of `wake` was seen: completion lock
     # A server of datagrams is on the port, or one of streams where several threads run at a time:
     # set before any thread waits.
@@ -161,7 +173,8 @@ cdef void cancel_completed(Uring* uring, Channel* channel, int32_t result) noexc
     """A request that was just being tried again is not found (ENOENT): ask once more."""
     cdef Stream* stream = <Stream*> channel
     cp_mutex_lock(&channel.lock)
-    if result == -ENOENT:
+    # On files and names a request ends by itself.
+    if result == -ENOENT and not side_by_side(channel):
         ask_again(uring, channel, channel.input.head)
         ask_again(uring, channel, channel.output.head)
         if channel.owner != NULL and stream.armed and stream.stopping:
@@ -196,13 +209,13 @@ cdef void request(Operation* operation, bint readiness) noexcept nogil:
     sqe = next_entry(&uring.ring)
     if readiness:
         sqe.opcode = CP_OP_POLL_ADD
+        sqe.fd = operation.channel.descriptor
         if queue_of(operation) == &operation.channel.input:
             sqe.op_flags = POLLIN | POLLRDHUP
         else:
             sqe.op_flags = POLLOUT
     else:
         describe(sqe, operation)
-    sqe.fd = operation.channel.descriptor
     sqe.user_data = <uintptr_t> operation | TAG_OPERATION
     commit_entry(&uring.ring)
     cp_mutex_unlock(&uring.ring.sq_lock)
@@ -218,13 +231,24 @@ cdef inline bint told_by_readiness(Uring* uring, Channel* channel) noexcept nogi
     return uring.tells_readiness and channel.owner != NULL
 
 
+cdef inline bint is_known(Uring* uring, int opcode) noexcept nogil:
+    return opcode >= 0 and uring.known >> opcode & 1 != 0
+
+
 cdef void start(Engine* engine, Operation* operation) noexcept nogil:
+    if side_by_side(operation.channel):
+        if is_known(<Uring*> engine, opcode_of(operation)):
+            request(operation, False)
+        else:
+            offload_start(operation)
     # What a stream could not send is carried on when the socket is ready for it.
-    if not told_by_readiness(<Uring*> engine, operation.channel):
+    elif not told_by_readiness(<Uring*> engine, operation.channel):
         request(operation, not moves_data(operation))
 
 
 cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:
+    if operation.offloaded:
+        return offload_cancel(operation)
     ask_to_cancel(<Uring*> engine, operation.channel, <uintptr_t> operation | TAG_OPERATION)
     return False
 
@@ -234,7 +258,7 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
     cdef Progress progress
     cp_mutex_lock(&channel.lock)
     operation.in_kernel = False
-    if result == -ECANCELED or result == -EINTR:
+    if result == -ECANCELED or (result == -EINTR and operation.code != CP_CLOSE):
         # Unless `cancelled` says otherwise, the thread that submitted it has ended.
         progress = GO_ON
     elif operation.waits_only:
@@ -245,11 +269,13 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
         abort_operation(operation)
         progress = FINISHED
     if progress == FINISHED:
-        queue = queue_of(operation)
-        pop_operation(queue)
-        settle(operation, False)
-        if not channel.closing:
-            run_queue(channel, queue, False)
+        finish_operation(operation, False)
+    elif side_by_side(channel):
+        if progress == GO_ON:
+            start(channel.engine, operation)
+        else:
+            # A file that does not do without waiting what it was asked to.
+            offload_start(operation)
     elif progress == WAIT:
         request(operation, True)
     else:
@@ -581,6 +607,7 @@ cdef int io_uring_new(Scheduler* scheduler, Engine** engine) noexcept nogil:
     if error != 0:
         free(uring)
         return error
+    uring.known = known_opcodes(&uring.ring)
     uring.engine.type = &io_uring_type
     uring.engine.scheduler = scheduler
     uring.engine.batches_sends = scheduler.concurrency == 1

@@ -1,5 +1,7 @@
 """Overlapped and Completion: an operation as Python sees it."""
 
+from libc.stdint cimport int64_t
+
 from .engine cimport Operation
 from .scheduler cimport Packet, Taken
 from .timer_heap cimport TimedPacket
@@ -16,19 +18,23 @@ cdef class OverlappedBase:
     cdef Py_buffer* many
     cdef int pinned
     cdef object vectors       # memory of the iovec array
-    cdef object envelope      # memory of addresses and ancillary data
+    cdef object envelope      # memory of addresses, ancillary data, paths; a function and its outcome
     cdef object meaning       # of a read: a completionport.meaning.Meaning, or None; as `handle_`
+    cdef Py_ssize_t skipped   # bytes of `received` before the first aligned one
     cdef object __weakref__
 
     cdef int claim(self, object handle, int code) except -1
     cdef int pin_input(self, object size_or_buffers, str caller) except -1
-    cdef int pin_output(self, object data_or_buffers, str caller) except -1
+    cdef int64_t pin_output(self, object data_or_buffers, str caller) except -1
     cdef int pin_one(self, object buffer, bint writable, str caller) except -1
-    cdef int pin_list(self, object buffers, bint writable, str caller) except -1
+    cdef int64_t pin_list(self, object buffers, bint writable, str caller) except -1
     cdef int set_address(self, bytes address) except -1
     cdef int set_ancillary(self, object ancillary) except -1
     cdef int make_envelope(self, Py_ssize_t ancillary_size) except -1
     cdef int set_source(self, object file, object offset, object count) except -1
+    cdef int set_path(self, bytes path, bint wants_status) except -1
+    cdef int align(self, Py_ssize_t boundary) except -1
+    cdef object failure(self)
     cdef object envelope_of(self, object data)
     cdef void unpin(self) noexcept
     cdef int withdraw(self) except -1

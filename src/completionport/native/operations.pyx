@@ -20,7 +20,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport free
 
 from .atomics cimport (
@@ -33,7 +33,22 @@ from .atomics cimport (
     cp_swap_if,
 )
 from .channels cimport channel_release, drop_result
-from .engine cimport CLAIMED, CP_RECVFROM, CP_RECVMSG, IDLE, iovec
+from .engine cimport (
+    CLAIMED,
+    CP_ACCEPT,
+    CP_CALL,
+    CP_OPEN,
+    CP_READ,
+    CP_RECVFROM,
+    CP_RECVMSG,
+    CP_RESOLVE,
+    CP_STAT,
+    CP_WRITE,
+    ERRANDS,
+    IDLE,
+    iovec,
+)
+from .file_status cimport STATUS_ROOM, status_of
 from .messages cimport address_of, pack_ancillary, unpack_ancillary
 from .scheduler cimport (
     PACKET_OPERATION,
@@ -55,7 +70,7 @@ cdef extern from "Python.h":
 
 cdef extern from "errno.h" nogil:
     enum:
-        ECANCELED, EINTR
+        ECANCELED, EINTR, EINVAL
 
 cdef extern from "sys/socket.h" nogil:
     enum:
@@ -99,7 +114,8 @@ cdef class OverlappedBase:
     @property
     def handle(self):
         with cython.critical_section(self):
-            return self.handle_ if self.meaning is None else self.meaning.handle
+            handle = self.handle_ if self.meaning is None else self.meaning.handle
+        return None if getattr(handle, "is_errand", False) else handle
 
     @property
     def pending(self):
@@ -108,7 +124,7 @@ cdef class OverlappedBase:
     @property
     def transferred(self):
         with cython.critical_section(self):
-            if self.is_pending() or self.operation_.code == ACCEPT:
+            if self.is_pending() or brings_descriptor(&self.operation_):
                 return 0
             return self.operation_.transferred
 
@@ -137,13 +153,14 @@ cdef class OverlappedBase:
         return value
 
     def cancel(self):
-        handle = self.handle
+        with cython.critical_section(self):
+            handle = self.handle_
         return self.is_pending() and handle is not None and handle.cancel(self) > 0
 
     def __repr__(self):
         code = self.operation
         state = "pending" if self.is_pending() else "failed" if self.error is not None else "done"
-        if code is CODES[0]:
+        if code is OperationCode.NONE:
             state = "not used yet"
         return f"<{type(self).__name__} {code.name.lower()}, {state}>"
 
@@ -182,7 +199,10 @@ cdef class OverlappedBase:
             )
         # `packet.kind`, `state` and `channel` stay as they are.
         cp_set_int(&self.operation_.code, code)
+        self.skipped = 0
         self.operation_.next = NULL
+        self.operation_.previous = NULL
+        self.operation_.offloaded = False
         self.operation_.in_kernel = False
         self.operation_.waits_only = False
         self.operation_.cancelled = False
@@ -194,6 +214,7 @@ cdef class OverlappedBase:
         self.operation_.error = 0
         self.operation_.transferred = 0
         self.operation_.offset = -1
+        self.operation_.extent = 0
         self.operation_.vector = NULL
         self.operation_.vector_count = 0
         self.operation_.address = NULL
@@ -244,20 +265,20 @@ cdef class OverlappedBase:
         op.probe_only = op.one.iov_len == 0
         return 0
 
-    cdef int pin_output(self, object data_or_buffers, str caller) except -1:
+    cdef int64_t pin_output(self, object data_or_buffers, str caller) except -1:
+        """Returns the number of bytes."""
         cdef Operation* op = &self.operation_
         if PyObject_CheckBuffer(data_or_buffers):
             self.pin_one(data_or_buffers, False, caller)
             op.vector = &op.one
             op.vector_count = 1
-        elif isinstance(data_or_buffers, (list, tuple)):
-            self.pin_list(data_or_buffers, False, caller)
-        else:
-            raise TypeError(
-                f"{caller}() takes a bytes-like object or a list of them, "
-                f"not {type(data_or_buffers).__name__}"
-            )
-        return 0
+            return self.single.len
+        if isinstance(data_or_buffers, (list, tuple)):
+            return self.pin_list(data_or_buffers, False, caller)
+        raise TypeError(
+            f"{caller}() takes a bytes-like object or a list of them, "
+            f"not {type(data_or_buffers).__name__}"
+        )
 
     cdef int pin_one(self, object buffer, bint writable, str caller) except -1:
         get_buffer(buffer, &self.single, writable, caller)
@@ -266,7 +287,7 @@ cdef class OverlappedBase:
         self.operation_.one.iov_len = self.single.len
         return 0
 
-    cdef int pin_list(self, object buffers, bint writable, str caller) except -1:
+    cdef int64_t pin_list(self, object buffers, bint writable, str caller) except -1:
         cdef Py_ssize_t count = len(buffers)
         cdef Py_ssize_t i
         cdef iovec* entries
@@ -287,7 +308,7 @@ cdef class OverlappedBase:
         self.operation_.vector = entries
         self.operation_.vector_count = <int> count
         self.operation_.probe_only = writable and total == 0
-        return 0
+        return total
 
     cdef int set_address(self, bytes address) except -1:
         self.envelope = address
@@ -330,6 +351,46 @@ cdef class OverlappedBase:
             op.flags = MSG_MORE
         return 0
 
+    cdef int set_path(self, bytes path, bint wants_status) except -1:
+        cdef Operation* op = &self.operation_
+        cdef bytes status
+        op.address = PyBytes_AS_STRING(path)
+        self.envelope = path
+        if wants_status:
+            status = PyBytes_FromStringAndSize(NULL, STATUS_ROOM)
+            op.control = PyBytes_AS_STRING(status)
+            self.envelope = (path, status)
+        return 0
+
+    cdef int align(self, Py_ssize_t boundary) except -1:
+        """Have the memory of a read of a size begin where O_DIRECT wants it to."""
+        cdef Operation* op = &self.operation_
+        cdef Py_ssize_t size = op.one.iov_len
+        if self.received is None or size == 0 or boundary <= 1:
+            return 0
+        self.received = PyBytes_FromStringAndSize(NULL, size + boundary)
+        self.skipped = -<Py_ssize_t> <uintptr_t> PyBytes_AS_STRING(self.received) & (boundary - 1)
+        op.one.iov_base = PyBytes_AS_STRING(self.received) + self.skipped
+        return 0
+
+    cdef object failure(self):
+        """The exception for what went wrong."""
+        cdef Operation* op = &self.operation_
+        if op.error == ECANCELED:
+            return OperationAborted()
+        if op.error == EINVAL and op.channel.direct and (
+            op.code == CP_READ or op.code == CP_WRITE
+        ):
+            return system_error(
+                op.error,
+                f"{os.strerror(op.error)}: the file is open with O_DIRECT, so the offset and each "
+                f"buffer's address and size must be multiples of {op.channel.direct} bytes",
+            )
+        error = system_error(op.error)
+        if op.code == CP_OPEN or (op.code == CP_STAT and op.channel.kind == ERRANDS):
+            error.filename = os.fsdecode(<const char*> op.address)
+        return error
+
     cdef void unpin(self) noexcept:
         cdef int i
         if self.many != NULL:
@@ -353,10 +414,7 @@ cdef class OverlappedBase:
         self.unpin()
         self.vectors = None
         if op.error != 0:
-            if op.error == ECANCELED:
-                error = OperationAborted()
-            else:
-                error = system_error(op.error)
+            error = self.failure()
             self.received = None
         elif op.code == ACCEPT:
             try:
@@ -365,6 +423,13 @@ cdef class OverlappedBase:
                 os.close(op.transferred)
                 raise
             self.value_.settimeout(None)
+        elif op.code == CP_CALL or op.code == CP_RESOLVE:
+            error, self.value_ = self.envelope
+        elif op.code == CP_STAT:
+            self.value_ = status_of(<const char*> op.control)
+        elif self.skipped:
+            self.value_ = self.received[self.skipped:self.skipped + op.transferred]
+            self.received = None
         elif self.received is not None:
             # With MSG_TRUNC the kernel counts bytes that it had no room for.
             size = min(op.transferred, <int64_t> len(self.received))
@@ -430,6 +495,10 @@ cdef class OverlappedBase:
 
     def _withdraw(self):
         self.withdraw()
+
+
+cdef inline bint brings_descriptor(Operation* operation) noexcept:
+    return operation.code == CP_ACCEPT or operation.code == CP_OPEN
 
 
 cdef int get_buffer(object buffer, Py_buffer* view, bint writable, str caller) except -1:
@@ -515,7 +584,7 @@ cdef object completion_of(Taken* taken):
     overlapped = overlapped_of(taken.packet)
     error = overlapped.conclude()
     completion = new_completion(
-        0 if overlapped.operation_.code == ACCEPT else overlapped.operation_.transferred,
+        0 if brings_descriptor(&overlapped.operation_) else overlapped.operation_.transferred,
         (<HandleBase> overlapped.handle_).key, overlapped, error,
     )
     overlapped.set_idle()

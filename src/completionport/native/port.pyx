@@ -3,6 +3,7 @@
 
 import math
 import os
+import socket
 import sys
 import warnings
 import weakref
@@ -15,6 +16,16 @@ from libc.string cimport memcpy
 
 from .atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
 from .core cimport Core
+from .engine cimport CP_CALL, CP_RESOLVE
+from .errands cimport (
+    call_function,
+    drop_operation,
+    start_call,
+    start_close,
+    start_open,
+    start_stat,
+)
+from .offload cimport offload_threads
 from .keepers cimport dismiss_keepers, wait_until_stuck as stuck
 from .operations cimport completion_of
 from .scheduler cimport (
@@ -41,6 +52,14 @@ from .timer_heap cimport fire_if_due, timers_pending
 from .times cimport HISTOGRAM_BUCKETS, Times
 from .timers cimport due_after, due_at, new_timer
 
+from ..arguments import (
+    LARGEST_DESCRIPTOR,
+    LARGEST_POOL,
+    check_callable,
+    check_count,
+    check_open,
+    path_bytes,
+)
 from ..errors import PortClosed, PortForked
 from ..histogram import Histogram
 from ..processes import is_process, watch_process
@@ -72,6 +91,8 @@ cdef int64_t deadline_of(object timeout) except? -2:
 cdef object warn = warnings.warn
 cdef object resource_warning = ResourceWarning
 cdef object NO_KEY = object()
+cdef object getaddrinfo = socket.getaddrinfo
+cdef object O_RDONLY = os.O_RDONLY
 
 
 cdef object histogram_of(Times* times):
@@ -102,17 +123,20 @@ cdef class Port:
     cdef PyObject* last_core     # the same: the collector may have cleared `core` at the end
     cdef object engine_name
 
-    def __init__(self, concurrency=0, *, engine=None):
+    def __init__(self, concurrency=0, *, engine=None, pool_threads=4):
         if self.core is not None:
             raise RuntimeError("a completion port is initialised once")
         if not isinstance(concurrency, int):
             raise TypeError(f"concurrency must be an integer, not {type(concurrency).__name__}")
         if not 0 <= concurrency <= 0x7FFFFFFF:
             raise ValueError(f"concurrency must be 0 or more threads, not {concurrency}")
+        check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
         self.engine_name = self.ENGINE
         self.core = Core(
-            self.engine_name, concurrency or default_concurrency(), weakref.ref(self)
+            self.engine_name, concurrency or default_concurrency(), pool_threads, weakref.ref(self)
         )
+        self.core.engine.offload.call = call_function
+        self.core.engine.offload.drop = drop_operation
         Py_INCREF(self.core)
         self.last_core = <PyObject*> self.core
 
@@ -244,6 +268,29 @@ cdef class Port:
             answer = answer_of(status)
             if answer != ASK_AGAIN:
                 return answer == IS_THERE
+
+    def submit(self, function, /, *args, key=None, overlapped=None, strand=None):
+        check_callable(function)
+        if strand is not None:
+            check_strand(strand, self)
+        return start_call(self.core, CP_CALL, function, args, key, overlapped, strand)
+
+    def getaddrinfo(
+        self, host, service, family=0, type=0, proto=0, flags=0, *, key=None, overlapped=None
+    ):
+        args = (host, service, family, type, proto, flags)
+        return start_call(self.core, CP_RESOLVE, getaddrinfo, args, key, overlapped, None)
+
+    def open(self, path, flags=O_RDONLY, mode=0o666, *, key=None, overlapped=None):
+        check_open(flags, mode)
+        return start_open(self.core, path_bytes(path), flags, mode, key, overlapped)
+
+    def stat(self, path, *, follow_symlinks=True, key=None, overlapped=None):
+        return start_stat(self.core, path_bytes(path), bool(follow_symlinks), key, overlapped)
+
+    def close_descriptor(self, fd, *, key=None, overlapped=None):
+        check_count("fd", fd, 0, LARGEST_DESCRIPTOR)
+        return start_close(self.core, fd, key, overlapped)
 
     def stats(self):
         cdef Scheduler* s = self.core.scheduler

@@ -11,7 +11,7 @@ How the kernel behaves, as far as the code below leans on it:
   hence `hung_up`.
 - EPOLL_CTL_DEL does not take back an event that another thread has just fetched. So an event carries
   a place in a table and a generation number, never a pointer.
-- Regular files can't be registered (EPERM): their operations are done at once.
+- Regular files can't be registered (EPERM): the pool carries their operations out.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t

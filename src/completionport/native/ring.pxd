@@ -47,6 +47,8 @@ cdef struct Ring:
 
 cdef int ring_open(Ring* ring, uint32_t submissions, uint32_t completions) noexcept nogil
 cdef void ring_close(Ring* ring) noexcept nogil
+# The opcodes below 64 that the kernel knows, a bit each.
+cdef uint64_t known_opcodes(Ring* ring) noexcept nogil
 
 
 cdef inline cp_sqe* next_entry(Ring* ring) noexcept nogil:

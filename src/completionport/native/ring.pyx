@@ -1,7 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True
 """Making the rings of an io_uring and letting them go, by the kernel's own interface."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 cdef extern from "uring_abi.h" nogil:
@@ -13,8 +13,14 @@ cdef extern from "uring_abi.h" nogil:
         uint32_t sq_entries, cq_entries, flags, features
         cp_sq_offsets sq_off
         cp_cq_offsets cq_off
+    cdef struct cp_probe_op:
+        uint16_t flags
+    cdef struct cp_probe:
+        cp_probe_op ops[256]
+    int cp_uring_register(int fd, unsigned opcode, void* arg, unsigned count)
     int cp_uring_setup(uint32_t entries, cp_uring_params* params)
     enum:
+        CP_REGISTER_PROBE, CP_PROBE_SUPPORTED
         CP_SETUP_CQSIZE, CP_SETUP_CLAMP, CP_SETUP_SUBMIT_ALL, CP_SETUP_COOP_TASKRUN
     uint64_t CP_OFF_SQ_RING, CP_OFF_SQES
 
@@ -56,6 +62,18 @@ cdef void ring_close(Ring* ring) noexcept nogil:
     if ring.rings != NULL:
         munmap(ring.rings, ring.rings_size)
     close(ring.descriptor)
+
+
+cdef uint64_t known_opcodes(Ring* ring) noexcept nogil:
+    cdef cp_probe probe
+    cdef uint64_t known = 0
+    cdef int code
+    memset(&probe, 0, sizeof(probe))
+    if cp_uring_register(ring.descriptor, CP_REGISTER_PROBE, &probe, 256) == 0:
+        for code in range(64):
+            if probe.ops[code].flags & CP_PROBE_SUPPORTED:
+                known |= (<uint64_t> 1) << code
+    return known
 
 
 cdef int map_rings(Ring* ring, const cp_uring_params* params) noexcept nogil:

@@ -8,8 +8,10 @@ from libc.stdint cimport int64_t
 
 from .engine cimport (
     CP_ACCEPT,
+    CP_CLOSE,
     CP_CONNECT,
     CP_DISCONNECT,
+    CP_OPEN,
     CP_READ,
     CP_RECV,
     CP_RECVFROM,
@@ -21,7 +23,6 @@ from .engine cimport (
     CP_SHUTDOWN,
     CP_WRITE,
     POLLABLE,
-    REGULAR,
     SOCKET,
     Channel,
     Operation,
@@ -59,8 +60,6 @@ cdef extern from "poll.h" nogil:
 cdef extern from "sys/uio.h" nogil:
     ssize_t readv(int descriptor, const iovec* vector, int count)
     ssize_t writev(int descriptor, const iovec* vector, int count)
-    ssize_t preadv(int descriptor, const iovec* vector, int count, int64_t offset)
-    ssize_t pwritev(int descriptor, const iovec* vector, int count, int64_t offset)
 
 cdef extern from * nogil:
     """
@@ -225,8 +224,6 @@ cdef int64_t system_call(Operation* operation) noexcept nogil:
     """Try it without waiting: the call's result, or minus its errno."""
     cdef Channel* channel = operation.channel
     cdef int64_t result = -1
-    cdef int64_t at
-    cdef int count = min(operation.vector_count, IOV_MAX)
     if operation.code == CP_RECV or (operation.code == CP_READ and channel.kind == SOCKET):
         result = receive(operation, operation.flags)
     elif operation.code == CP_SEND or (operation.code == CP_WRITE and channel.kind == SOCKET):
@@ -255,20 +252,8 @@ cdef int64_t system_call(Operation* operation) noexcept nogil:
         result = shutdown(channel.descriptor, operation.flags)
     elif operation.probe_only and channel.kind == POLLABLE:
         return 0 if is_ready(operation, POLLIN) else -EAGAIN
-    elif channel.kind != REGULAR:
-        return blocking_switched_off(operation)
-    elif operation.code == CP_READ:
-        at = operation.offset + operation.transferred
-        result = (
-            readv(channel.descriptor, operation.vector, count) if operation.offset < 0
-            else preadv(channel.descriptor, operation.vector, count, at)
-        )
     else:
-        at = operation.offset + operation.transferred
-        result = (
-            writev(channel.descriptor, operation.vector, count) if operation.offset < 0
-            else pwritev(channel.descriptor, operation.vector, count, at)
-        )
+        return blocking_switched_off(operation)
     return result if result >= 0 else -errno
 
 
@@ -292,13 +277,14 @@ cdef Progress account(Operation* operation, int64_t result) noexcept nogil:
     cdef bint left
     if result < 0:
         if result == -EINTR:
-            return GO_ON
+            # A close(2) that was interrupted has closed: only the last write's fate is open.
+            return GO_ON if operation.code != CP_CLOSE else FINISHED
         if (result == -EAGAIN or result == -EWOULDBLOCK) and operation.error == 0:
             return WAIT
         if not (operation.fill and operation.transferred > 0):
             operation.error = <int> -result
         return FINISHED
-    if operation.code == CP_ACCEPT:
+    if operation.code == CP_ACCEPT or operation.code == CP_OPEN:
         operation.transferred = result
     elif operation.code == CP_RECV or operation.code == CP_READ:
         if not operation.probe_only:

@@ -26,7 +26,7 @@ struct cp_sqe {
     uint64_t off;
     uint64_t addr;
     uint32_t len;
-    uint32_t op_flags; /* msg_flags, poll32_events, accept_flags, cancel_flags */
+    uint32_t op_flags; /* msg_flags, poll32_events, accept_flags, open_flags and so on */
     uint64_t user_data;
     uint16_t buf_group;
     uint16_t personality;
@@ -100,12 +100,17 @@ struct cp_buf_reg {
 };
 
 enum {
+    CP_OP_FSYNC = 3,
     CP_OP_POLL_ADD = 6,
     CP_OP_SENDMSG = 9,
     CP_OP_RECVMSG = 10,
     CP_OP_ACCEPT = 13,
     CP_OP_ASYNC_CANCEL = 14,
     CP_OP_CONNECT = 16,
+    CP_OP_FALLOCATE = 17,
+    CP_OP_OPENAT = 18,
+    CP_OP_CLOSE = 19,
+    CP_OP_STATX = 21,
     CP_OP_READ = 22,
     CP_OP_WRITE = 23,
     CP_OP_SEND = 26,
@@ -149,6 +154,8 @@ enum {
     CP_ACCEPT_MULTISHOT = 1 << 0,
 
     CP_PROBE_SUPPORTED = 1 << 0,
+
+    CP_FSYNC_DATASYNC = 1 << 0,
 };
 
 #define CP_OFF_SQ_RING 0ULL

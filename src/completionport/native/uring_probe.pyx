@@ -20,6 +20,7 @@ cdef extern from "uring_abi.h" nogil:
     enum:
         CP_OP_READV, CP_OP_WRITEV, CP_OP_POLL_ADD, CP_OP_SENDMSG, CP_OP_RECVMSG
         CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_READ, CP_OP_WRITE, CP_OP_SEND, CP_OP_RECV
+        CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_OPENAT, CP_OP_STATX, CP_OP_CLOSE
         CP_FEAT_NODROP, CP_FEAT_RW_CUR_POS, CP_FEAT_FAST_POLL, CP_FEAT_EXT_ARG, CP_FEAT_NO_IOWAIT
         CP_FEAT_SINGLE_MMAP, CP_REGISTER_PROBE, CP_PROBE_SUPPORTED
         CP_ENTER_GETEVENTS, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT, CP_RECV_MULTISHOT
@@ -32,6 +33,12 @@ cdef dict NEEDED_OPERATIONS = {
     "poll": CP_OP_POLL_ADD, "accept": CP_OP_ACCEPT, "cancel": CP_OP_ASYNC_CANCEL,
     "read": CP_OP_READ, "write": CP_OP_WRITE, "readv": CP_OP_READV, "writev": CP_OP_WRITEV,
     "send": CP_OP_SEND, "recv": CP_OP_RECV, "sendmsg": CP_OP_SENDMSG, "recvmsg": CP_OP_RECVMSG,
+}
+
+# Where one is missing the port's pool of threads does it.
+cdef dict FILE_OPERATIONS = {
+    "fsync": CP_OP_FSYNC, "allocate": CP_OP_FALLOCATE, "open": CP_OP_OPENAT, "stat": CP_OP_STATX,
+    "close": CP_OP_CLOSE,
 }
 
 cdef str UPGRADE = "Use a kernel of 6.0 or later, or engine='epoll'"
@@ -65,6 +72,8 @@ def probe():
         features["provided buffers"] = pool_open(&pool, ring.descriptor, 64) == 0
         features["multishot receive"] = features["provided buffers"] and multishot_works(&ring)
         missing = [name for name, there in features.items() if not there]
+        for name, code in FILE_OPERATIONS.items():
+            features[name] = bool(known.ops[<int> code].flags & CP_PROBE_SUPPORTED)
         features["buffers filled bit by bit (PBUF_RING_INC)"] = bool(pool.incremental)
         features["idle is not iowait (NO_IOWAIT)"] = bool(ring.features & CP_FEAT_NO_IOWAIT)
     finally:

@@ -5,6 +5,10 @@ from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 
 from .engine cimport (
     CP_ACCEPT,
+    CP_ALLOCATE,
+    CP_CLOSE,
+    CP_FSYNC,
+    CP_OPEN,
     CP_READ,
     CP_RECV,
     CP_RECVFROM,
@@ -12,7 +16,9 @@ from .engine cimport (
     CP_SENDFILE,
     CP_SENDMSG,
     CP_SENDTO,
+    CP_STAT,
     CP_WRITE,
+    ERRANDS,
     SOCKET,
     Operation,
 )
@@ -23,10 +29,19 @@ cdef extern from "uring_abi.h" nogil:
     enum:
         CP_OP_ACCEPT, CP_OP_READ, CP_OP_READV, CP_OP_RECV, CP_OP_RECVMSG, CP_OP_SEND, CP_OP_SENDMSG
         CP_OP_WRITE, CP_OP_WRITEV, CP_RECVSEND_POLL_FIRST
+        CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_OPENAT, CP_OP_CLOSE, CP_OP_STATX, CP_FSYNC_DATASYNC
 
 cdef extern from "sys/socket.h" nogil:
     enum:
         MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, MSG_WAITALL, SOCK_CLOEXEC
+
+cdef extern from "fcntl.h" nogil:
+    enum:
+        AT_FDCWD
+
+cdef extern from "sys/stat.h" nogil:
+    enum:
+        STATX_BASIC_STATS
 
 cdef enum:
     LARGEST_TRANSFER = 0x7ffff000
@@ -45,7 +60,10 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
         or operation.code == CP_SENDTO or operation.code == CP_SENDMSG
     )
     cdef bint single = operation.vector_count == 1 and not is_message
+    if describe_file(sqe, operation):
+        return
     sqe.len = 1
+    sqe.fd = operation.channel.descriptor
     if operation.code == CP_ACCEPT:
         sqe.opcode = CP_OP_ACCEPT
         sqe.op_flags = SOCK_CLOEXEC
@@ -81,6 +99,54 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.op_flags = operation.flags | MSG_NOSIGNAL | MSG_WAITALL
         if operation.channel.owner == NULL:
             sqe.ioprio = CP_RECVSEND_POLL_FIRST
+
+
+cdef bint describe_file(cp_sqe* sqe, Operation* operation) noexcept nogil:
+    """What is asked of a file or a name, but for reads and writes; False for all else."""
+    sqe.fd = operation.channel.descriptor
+    if operation.code == CP_FSYNC:
+        sqe.opcode = CP_OP_FSYNC
+        sqe.op_flags = CP_FSYNC_DATASYNC if operation.flags else 0
+    elif operation.code == CP_ALLOCATE:
+        sqe.opcode = CP_OP_FALLOCATE
+        sqe.off = operation.offset
+        sqe.addr = operation.extent
+    elif operation.code == CP_OPEN:
+        sqe.opcode = CP_OP_OPENAT
+        sqe.fd = AT_FDCWD
+        sqe.addr = <uintptr_t> operation.address
+        sqe.op_flags = operation.flags
+        sqe.len = <uint32_t> operation.extent
+    elif operation.code == CP_STAT:
+        sqe.opcode = CP_OP_STATX
+        if operation.channel.kind == ERRANDS:
+            sqe.fd = AT_FDCWD
+        sqe.addr = <uintptr_t> operation.address
+        sqe.off = <uintptr_t> operation.control
+        sqe.op_flags = operation.flags
+        sqe.len = STATX_BASIC_STATS
+    elif operation.code == CP_CLOSE:
+        sqe.opcode = CP_OP_CLOSE
+        sqe.fd = <int> operation.offset
+    else:
+        return False
+    return True
+
+
+cdef int opcode_of(Operation* operation) noexcept nogil:
+    if operation.code == CP_READ or operation.code == CP_WRITE:
+        return CP_OP_READ
+    if operation.code == CP_FSYNC:
+        return CP_OP_FSYNC
+    if operation.code == CP_ALLOCATE:
+        return CP_OP_FALLOCATE
+    if operation.code == CP_OPEN:
+        return CP_OP_OPENAT
+    if operation.code == CP_STAT:
+        return CP_OP_STATX
+    if operation.code == CP_CLOSE:
+        return CP_OP_CLOSE
+    return -1
 
 
 cdef bint moves_data(Operation* operation) noexcept nogil:

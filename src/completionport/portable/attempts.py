@@ -172,19 +172,12 @@ def _read(channel: SelectorsChannel, request: Request) -> bool:
     if channel.is_socket:
         return _receive(channel, request)
     descriptor = channel.descriptor
-    offset = request.offset
 
     def some(size: int | None, views: list[memoryview]) -> bytes | int:
-        if offset is None:
-            if size is not None:
-                return os.read(descriptor, size)
-            return os.readv(descriptor, views)
         if size is not None:
-            return os.pread(descriptor, size, offset + request.transferred)
-        return os.preadv(descriptor, views, offset + request.transferred)
+            return os.read(descriptor, size)
+        return os.readv(descriptor, views)
 
-    if channel.is_regular:
-        return _fill(request, some, False, False)
     if _wants_nothing(request):
         if not is_ready(descriptor):
             return False
@@ -266,17 +259,10 @@ def _write(channel: SelectorsChannel, request: Request) -> bool:
 
     def all_of_it() -> bool:
         while True:
-            views = request.views[:LARGEST_VECTOR]
-            if request.offset is None:
-                count = os.writev(descriptor, views)
-            else:
-                count = os.pwritev(descriptor, views, request.offset + request.transferred)
-            request.advance(count)
+            request.advance(os.writev(descriptor, request.views[:LARGEST_VECTOR]))
             if not request.views:
                 return True
 
-    if channel.is_regular:
-        return all_of_it()
     return without_waiting(descriptor, all_of_it)
 
 

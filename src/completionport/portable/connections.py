@@ -567,6 +567,7 @@ class ServerCore:
             if completion.error is None:
                 connection = self._welcome(completion.overlapped.result())
             elif not isinstance(completion.error, OperationAborted):
+                assert isinstance(completion.error, OSError)
                 self._accept_failed(completion.error)
             self._accepting = False
             self._changed.notify_all()

@@ -235,6 +235,7 @@ class DatagramCore:
 
     def _take_received(self, completion: Completion) -> None:
         error = completion.error
+        assert error is None or isinstance(error, OSError)
         result: Any = None if error is not None else completion.overlapped.result()
         # Before the callback, so that others go on while it blocks.
         self._receive(completion.overlapped)
@@ -256,6 +257,7 @@ class DatagramCore:
 
     def _take_sent(self, completion: Completion) -> None:
         error = completion.error
+        assert error is None or isinstance(error, OSError)
         with self._changed:
             self._over(completion.overlapped)
             if error is None:

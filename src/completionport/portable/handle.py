@@ -23,9 +23,14 @@ if TYPE_CHECKING:
     from .strand import PortableStrand
 
 
+FILE_OPERATIONS = (Operation.FSYNC, Operation.ALLOCATE, Operation.STAT)
+
+
 class Channel(Protocol):
     """A descriptor of an engine, as its handle sees it."""
 
+    has_file_operations: bool
+    """Whether there are fsync, allocate and stat."""
     is_socket: bool
     is_regular: bool
     readable: bool
@@ -45,6 +50,9 @@ class Channel(Protocol):
 
     def detach(self, reason: str) -> None:
         """Complete all as cancelled and let the duplicate go. Never blocks."""
+
+    def wait_for_pool(self) -> None:
+        """Once it is detached: wait until the port's pool has none of its requests."""
 
     def close_descriptor(self) -> None:
         """Close the duplicate and nothing else: for the child of a fork."""
@@ -255,6 +263,28 @@ class PortableHandle(Handle):
         if not self._channel.writable:
             raise system_error(errno.EBADF, "the file is not open for writing")
         request.prepare_output(data_or_buffers)
+        request.extent = sum(view.nbytes for view in request.views)
+        return self._start(request, overlapped)
+
+    def fsync(self, data_only: bool = False, overlapped: Overlapped | None = None) -> Overlapped:
+        request = self._request(Operation.FSYNC, overlapped)
+        request.flags = bool(data_only)
+        return self._start(request, overlapped)
+
+    def allocate(
+        self, offset: int, length: int, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        check_count("offset", offset, 0, LARGEST_OFFSET)
+        check_count("length", length, 1, LARGEST_OFFSET)
+        request = self._request(Operation.ALLOCATE, overlapped)
+        if not self._channel.writable:
+            raise system_error(errno.EBADF, "the file is not open for writing")
+        request.offset = offset
+        request.extent = length
+        return self._start(request, overlapped)
+
+    def stat(self, overlapped: Overlapped | None = None) -> Overlapped:
+        request = self._request(Operation.STAT, overlapped)
         return self._start(request, overlapped)
 
     def disconnect(self, overlapped: Overlapped | None = None) -> Overlapped:
@@ -303,7 +333,19 @@ class PortableHandle(Handle):
             raise TypeError(
                 f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
             )
-        if not self._channel.is_socket and operation not in (Operation.READ, Operation.WRITE):
+        if operation in FILE_OPERATIONS:
+            if not self._channel.has_file_operations:
+                raise system_error(
+                    errno.EOPNOTSUPP,
+                    f"this engine has no {operation.name.lower()}() of its own: submit() a "
+                    "function of the module os in its place",
+                )
+            if not self._channel.is_regular:
+                raise system_error(
+                    errno.EINVAL,
+                    f"{operation.name.lower()}() needs a regular file, a directory or a disk",
+                )
+        elif not self._channel.is_socket and operation not in (Operation.READ, Operation.WRITE):
             raise system_error(
                 errno.ENOTSOCK,
                 f"{operation.name.lower()}() needs a socket; use read() or write()",

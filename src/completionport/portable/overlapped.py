@@ -20,7 +20,7 @@ class Completion(NamedTuple):
     """The key given to `CompletionPort.associate`, or what was posted."""
     overlapped: Any
     """The Overlapped of the operation, or what was posted."""
-    error: OSError | None = None
+    error: BaseException | None = None
     """What went wrong, None when the operation succeeded or the packet was posted."""
 
 
@@ -45,7 +45,7 @@ class OverlappedBase:
     _operation: Operation
     _handle: Handle | None
     _transferred: int
-    _error: OSError | None
+    _error: BaseException | None
     _value: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -67,7 +67,7 @@ class OverlappedBase:
 
     @property
     def handle(self) -> Handle | None:
-        return self._handle
+        return None if getattr(self._handle, "is_errand", False) else self._handle
 
     @property
     def pending(self) -> bool:
@@ -78,7 +78,7 @@ class OverlappedBase:
         return self._transferred
 
     @property
-    def error(self) -> OSError | None:
+    def error(self) -> BaseException | None:
         return self._error
 
     def result(self) -> Any:
@@ -113,7 +113,7 @@ class OverlappedBase:
         self._error = None
         self._value = None
 
-    def _finish(self, transferred: int, error: OSError | None, value: Any) -> None:
+    def _finish(self, transferred: int, error: BaseException | None, value: Any) -> None:
         """Give the object back to the program with the outcome of its operation."""
         self._transferred = transferred
         self._error = error

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+import socket
 import time
 import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
-from ..arguments import check_delay, check_when
+from ..arguments import (
+    LARGEST_DESCRIPTOR,
+    LARGEST_POOL,
+    check_callable,
+    check_count,
+    check_delay,
+    check_open,
+    check_when,
+    path_bytes,
+)
 from ..interface import CompletionPort, Handle, HasFileno
+from ..operation import Operation
+from ..overlapped import Overlapped
 from ..processes import is_process, watch_process
 from ..strand import Strand, check_strand
 from ..timer import Timer
 from ..workers import default_concurrency
+from .errands import new_request, start
+from .file_channel import SideBySide, executes_for
 from .handle import Channel
+from .offload import Offload
 from .overlapped import Completion
 from .places import Blocking
-from .requests import Post
+from .requests import Post, Request
 from .scheduler import Scheduler
 from .strand import PortableStrand
 from .timers import PortableTimer
@@ -37,10 +54,12 @@ class Core:
     engine_name: str
     scheduler: Scheduler
 
-    def __init__(self, port: CompletionPort) -> None:
+    def __init__(self, port: CompletionPort, pool_threads: int) -> None:
         self.port = weakref.ref(port)
         # Channels that are open, a set whose steps are atomic.
         self.channels: dict[Channel, None] = {}
+        self.offload = Offload(pool_threads)
+        self.errands = SideBySide(-1, self.offload, self.deliver)
 
     @property
     def closed(self) -> bool:
@@ -71,11 +90,30 @@ class Core:
         """Close everything; the second call does nothing. Never blocks: finalizers call it."""
         raise NotImplementedError
 
+    def close_pool(self) -> None:
+        """A part of `close`, before the scheduler's end. Never blocks."""
+        self.errands.close("the completion port was closed", _nothing)
+        self.offload.close()
+
+    def deliver(self, request: Request) -> None:
+        """Make a packet of a complete request."""
+        self.scheduler.put(request)
+
+    def wait_for_pool(self, channels: list[Channel]) -> None:
+        """After `close`: wait for what the pool's threads are at."""
+        for channel in channels:
+            channel.wait_for_pool()
+        # A function may close its own port, and can't wait for itself.
+        if not executes_for(self.errands):
+            self.errands.wait()
+
     def numbers(self) -> dict[str, Any]:
         """A look inside."""
         return {
             "engine": self.engine_name,
-            "pending": sum(channel.pending() for channel in list(self.channels)),
+            "pending": (
+                self.errands.pending() + sum(channel.pending() for channel in list(self.channels))
+            ),
             "handles": len(self.channels),
             **self.scheduler.numbers(),
         }
@@ -84,11 +122,14 @@ class Core:
 class PortablePort(CompletionPort):
     """A completion port in Python."""
 
-    CORE: Callable[[CompletionPort, int], Core]
+    CORE: Callable[[CompletionPort, int, int], Core]
 
     _core: Core | None = None
 
-    def __init__(self, concurrency: int = 0, *, engine: str | None = None) -> None:
+    def __init__(
+        self, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 4
+    ) -> None:
+        check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
         try:
             count = operator.index(concurrency)
         except TypeError:
@@ -100,7 +141,7 @@ class PortablePort(CompletionPort):
                 f"concurrency must be 0 (as many as can run at once) or a number of threads, "
                 f"not {count}"
             )
-        self._core = type(self).CORE(self, count or default_concurrency())
+        self._core = type(self).CORE(self, count or default_concurrency(), pool_threads)
 
     def __del__(self) -> None:
         core = self._core
@@ -204,6 +245,88 @@ class PortablePort(CompletionPort):
         core.scheduler.set_timer(timer)
         return timer
 
+    def submit(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
+    ) -> Overlapped:
+        check_callable(function)
+        own = self._own(strand)
+        return self._call(Operation.CALL, partial(function, *args), key, overlapped, own)
+
+    def getaddrinfo(
+        self,
+        host: bytes | str | None,
+        service: bytes | str | int | None,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+        *,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        call = partial(socket.getaddrinfo, host, service, family, type, proto, flags)
+        return self._call(Operation.RESOLVE, call, key, overlapped, None)
+
+    def _call(
+        self,
+        operation: Operation,
+        call: Callable[[], Any],
+        key: Any,
+        overlapped: Overlapped | None,
+        strand: PortableStrand | None,
+    ) -> Overlapped:
+        core = self._inside
+        core.check()
+        request = new_request(core.errands, operation, key, overlapped, strand)
+        request.call = call
+        return start(core.errands, request)
+
+    def open(
+        self,
+        path: Any,
+        flags: int = os.O_RDONLY,
+        mode: int = 0o666,
+        *,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        check_open(flags, mode)
+        core, name = self._inside, path_bytes(path)
+        core.check()
+        request = new_request(core.errands, Operation.OPEN, key, overlapped)
+        request.path, request.flags, request.extent = name, flags, mode
+        return start(core.errands, request)
+
+    def stat(
+        self,
+        path: Any,
+        *,
+        follow_symlinks: bool = True,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        core, name = self._inside, path_bytes(path)
+        core.check()
+        request = new_request(core.errands, Operation.STAT, key, overlapped)
+        request.path, request.flags = name, not follow_symlinks
+        return start(core.errands, request)
+
+    def close_descriptor(
+        self, fd: int, *, key: Any = None, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        check_count("fd", fd, 0, LARGEST_DESCRIPTOR)
+        core = self._inside
+        core.check()
+        request = new_request(core.errands, Operation.CLOSE, key, overlapped)
+        request.offset = fd
+        return start(core.errands, request)
+
     def blocking(self) -> AbstractContextManager[None]:
         scheduler = self._inside.scheduler
         scheduler.check_fork()
@@ -232,15 +355,22 @@ class PortablePort(CompletionPort):
 
     def close(self) -> None:
         core = self._inside
+        channels = list(core.channels)
         core.close()
         if core.forked:
             core.check()
+        else:
+            core.wait_for_pool(channels)
 
     def __repr__(self) -> str:
         if self._core is None:
             return f"<{type(self).__name__} without a core>"
         state = "closed" if self._core.closed else f"concurrency {self.concurrency}"
         return f"<CompletionPort {self._core.engine_name}, {state}>"
+
+
+def _nothing() -> None:
+    """There is no descriptor to be let go."""
 
 
 def checked_timeout(timeout: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..error_codes import add_codes
@@ -19,6 +19,7 @@ from .recorder import NOT_MEASURED
 if TYPE_CHECKING:
     from ..meaning import Meaning
     from ..overlapped import Overlapped
+    from .errands import Errand
     from .handle import PortableHandle
     from .strand import PortableStrand
 
@@ -30,6 +31,11 @@ if LARGEST_VECTOR <= 0:
 
 READING = frozenset(
     {Operation.ACCEPT, Operation.RECV, Operation.READ, Operation.RECVFROM, Operation.RECVMSG}
+)
+
+
+BRINGS_VALUE = frozenset(
+    {Operation.ACCEPT, Operation.OPEN, Operation.STAT, Operation.CALL, Operation.RESOLVE}
 )
 
 
@@ -46,9 +52,13 @@ class Request:
         "alone",
         "ancillary",
         "ancillary_size",
+        "call",
+        "cancelled",
         "complete",
         "connecting",
+        "direct",
         "error",
+        "extent",
         "flags",
         "flight",
         "handle",
@@ -57,6 +67,7 @@ class Request:
         "operation",
         "overlapped",
         "parts",
+        "path",
         "reason",
         "since",
         "size",
@@ -68,7 +79,7 @@ class Request:
         "views",
     )
 
-    def __init__(self, operation: Operation, handle: PortableHandle) -> None:
+    def __init__(self, operation: Operation, handle: PortableHandle | Errand) -> None:
         self.operation = operation
         self.handle = handle
         self.strand = handle.strand
@@ -83,7 +94,12 @@ class Request:
         self.views: list[memoryview] = []  # what is still to be filled or sent
         self.parts: list[bytes] = []  # what came for `size` so far
         self.transferred = 0
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
+        self.cancelled = False  # cancel() asked for its end: the lock of its line
+        self.extent = 0  # bytes from `offset` that a write covers; the mode of an open
+        self.path = b""
+        self.direct = False  # the file is read and written past the page cache
+        self.call: Callable[[], Any] | None = None  # a function with its arguments
         self.ancillary: Items = []  # to be sent; descriptors in it are duplicates of our own
         self.ancillary_size = 0  # room for what comes
         self.source = -1  # of a sendfile: a duplicate of the file's descriptor
@@ -142,7 +158,7 @@ class Request:
         self.error = OperationAborted(reason)
         self.complete = True
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Complete it with an error."""
         if not isinstance(error, OSError):
             code = errno.ENOMEM if isinstance(error, MemoryError) else errno.EINVAL
@@ -159,7 +175,7 @@ class Request:
         self.release()
         if self.error is not None:
             value: Any = None
-        elif self.operation is Operation.ACCEPT:
+        elif self.operation in BRINGS_VALUE:
             value, self.value = self.value, None
         elif self.size is None:
             value = self.transferred
@@ -195,10 +211,16 @@ class Request:
             self.value.close()
         elif self.value is not None and self.operation is Operation.RECVMSG:
             close_descriptors(self.value[0])
-        self.value = None
+        self.discard()
         if self.error is None:
             self.abort("the completion port was closed")
         self.finish()
+
+    def discard(self) -> None:
+        """The value of a request that succeeded is not wanted any more."""
+        if self.value is not None and self.operation is Operation.OPEN:
+            os.close(self.value)
+        self.value = None
 
     def advance(self, count: int) -> None:
         """So many bytes of the views are done."""

@@ -23,6 +23,8 @@ from ..errors import HandleClosed
 from ..operation import Operation
 from .attempts import attempt
 from .chores import Chores
+from .file_channel import SideBySide
+from .offload import Offload
 from .requests import READING, Request
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class SelectorsChannel:
         "closed",
         "descriptor",
         "engine",
+        "files",
         "is_regular",
         "is_socket",
         "lock",
@@ -54,6 +57,8 @@ class SelectorsChannel:
         "writable",
         "writes",
     )
+
+    has_file_operations = True
 
     def __init__(
         self, engine: SelectorsEngine, number: int, token: Hashable, skips_on_success: bool = False
@@ -76,6 +81,15 @@ class SelectorsChannel:
         self.closed = False
         self.sock: socket.socket | None = None
         self.descriptor: int = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
+        self.files: SideBySide | None = None  # of a regular file: it has the requests; constant
+        if self.is_regular:
+            self.files = SideBySide(
+                self.descriptor,
+                engine.offload,
+                engine.deliver,
+                appends=bool(mode & os.O_APPEND),
+                direct=bool(mode & getattr(os, "O_DIRECT", 0)),
+            )
         if self.is_socket:
             try:
                 self.sock = socket.socket(fileno=self.descriptor)
@@ -100,9 +114,14 @@ class SelectorsChannel:
                 os.close(number)
 
     def pending(self) -> int:
+        if self.files is not None:
+            return self.files.pending()
         return len(self.reads) + len(self.writes)
 
     def start(self, request: Request) -> bool:
+        if self.files is not None:
+            self.files.start(request)
+            return True
         queue = self.reads if request.operation in READING else self.writes
         packet_comes = True
         try:
@@ -127,6 +146,8 @@ class SelectorsChannel:
         return packet_comes
 
     def cancel(self, overlapped: Overlapped | None) -> int:
+        if self.files is not None:
+            return self.files.cancel(overlapped)
         count = 0
         with self.lock:
             for queue in (self.reads, self.writes):
@@ -144,7 +165,10 @@ class SelectorsChannel:
         return count
 
     def detach(self, reason: str) -> None:
-        self.chores.add(partial(self._detach, reason))
+        if self.files is not None:
+            self.files.close(reason, partial(self.engine.let_go, self, []), self._release_token)
+        else:
+            self.chores.add(partial(self._detach, reason))
 
     def advance(self, events: int) -> None:
         """The selector says that the file is ready for these."""
@@ -202,6 +226,15 @@ class SelectorsChannel:
             request.abort(reason)
         self.engine.let_go(self, aborted)
 
+    def _release_token(self) -> None:
+        """The program's file may be associated anew while threads are still at the duplicate."""
+        token, self.token = self.token, None
+        association.release(token)
+
+    def wait_for_pool(self) -> None:
+        if self.files is not None:
+            self.files.wait()
+
     def close_descriptor(self) -> None:
         """The last step: nothing refers to the duplicate any more."""
         if self.sock is not None:
@@ -217,10 +250,13 @@ class SelectorsEngine:
         self,
         deliver: Callable[[Request], None],
         gone: Callable[[SelectorsChannel, list[Request]], None],
+        offload: Offload,
         selector: selectors.BaseSelector | None = None,
     ) -> None:
         self.deliver = deliver
         """Called with each complete request."""
+        self.offload = offload
+        """The pool, for regular files."""
         self._gone = gone
         self._selector = selectors.DefaultSelector() if selector is None else selector
         # With epoll and kqueue the kernel keeps the list, and each channel's lock guards its

@@ -19,9 +19,9 @@ class SelectorsCore(Core):
 
     engine_name = "selectors"
 
-    def __init__(self, port: CompletionPort, concurrency: int) -> None:
-        super().__init__(port)
-        self.engine = SelectorsEngine(self.deliver, self._gone)
+    def __init__(self, port: CompletionPort, concurrency: int, pool_threads: int) -> None:
+        super().__init__(port, pool_threads)
+        self.engine = SelectorsEngine(self.deliver, self._gone, self.offload)
         self.scheduler = Scheduler(concurrency, self.engine)
 
     def associate(
@@ -54,11 +54,8 @@ class SelectorsCore(Core):
         self.scheduler.shut()
         for channel in list(self.channels):
             channel.detach("the completion port was closed")
+        self.close_pool()
         self.scheduler.close()
-
-    def deliver(self, request: Request) -> None:
-        """Make a packet of a complete request."""
-        self.scheduler.put(request)
 
     def _gone(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
         self.channels.pop(channel, None)

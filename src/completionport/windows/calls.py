@@ -354,7 +354,7 @@ def _finish_connect(channel: IocpChannel, flight: Flight, code: int) -> None:
     assert sock is not None
     if sock.type == socket.SOCK_STREAM:
         # Winsock keeps for each of its handles what state the connection is in.
-        for one in (sock, request.handle.file):
+        for one in (sock, getattr(request.handle, "file", None)):
             if isinstance(one, socket.socket):
                 with contextlib.suppress(OSError):
                     one.setsockopt(socket.SOL_SOCKET, api.SO_UPDATE_CONNECT_CONTEXT, b"")

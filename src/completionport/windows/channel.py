@@ -56,6 +56,8 @@ class IocpChannel:
         "writes",
     )
 
+    has_file_operations = False
+
     def __init__(
         self,
         scheduler: KernelScheduler,
@@ -129,6 +131,9 @@ class IocpChannel:
 
     def detach(self, reason: str) -> None:
         self.chores.add(partial(self._detach, reason))
+
+    def wait_for_pool(self) -> None:
+        """It has none of them."""
 
     def close_descriptor(self) -> None:
         """Let the duplicates go."""

@@ -23,8 +23,8 @@ class IocpCore(Core):
 
     engine_name = "iocp"
 
-    def __init__(self, port: CompletionPort, concurrency: int) -> None:
-        super().__init__(port)
+    def __init__(self, port: CompletionPort, concurrency: int, pool_threads: int) -> None:
+        super().__init__(port, pool_threads)
         self.scheduler: Any = KernelScheduler(concurrency)
         # Windows binds a file for as long as it is open; these it has bound to this port.
         self._bound: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -56,10 +56,12 @@ class IocpCore(Core):
         if self.scheduler.shut():
             for channel in list(self.channels):
                 channel.detach("the completion port was closed")
+            self.close_pool()
             self.scheduler.close()
 
     def numbers(self) -> dict[str, Any]:
         numbers = self.scheduler.numbers()
+        numbers["pending"] += self.errands.pending()
         numbers["pending"] += sum(channel.pending() for channel in list(self.channels))
         return {"engine": self.engine_name, "handles": len(self.channels), **numbers}
 

@@ -144,7 +144,9 @@ class Request(Waitable):
                 file.requests.pop(self, None)
                 file.deliver(self)
                 return
-            error: OSError | None = packet.error
+            error = packet.error
+            # Only a submitted function raises anything else.
+            assert error is None or isinstance(error, OSError)
             if error is None:
                 try:
                     if self.run(self.proceed(packet.overlapped)):

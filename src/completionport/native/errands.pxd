@@ -1,0 +1,12 @@
+"""Operations of a port that belong to no handle."""
+
+from .core cimport Core
+from .engine cimport Operation
+
+cdef object start_call(Core core, int code, function, tuple args, key, overlapped, strand)
+cdef object start_open(Core core, bytes path, int flags, unsigned mode, key, overlapped)
+cdef object start_stat(Core core, bytes path, bint follow_symlinks, key, overlapped)
+cdef object start_close(Core core, int descriptor, key, overlapped)
+# For the pool: run the function of an operation, with a thread state; drop an operation nobody waits for.
+cdef void call_function(Operation* operation) noexcept nogil
+cdef void drop_operation(Operation* operation) noexcept nogil

@@ -1,0 +1,58 @@
+"""Operations of a port that belong to no handle: functions, and what is asked of names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..operation import Operation
+from ..overlapped import Overlapped
+from .requests import Request
+
+if TYPE_CHECKING:
+    from .file_channel import SideBySide
+    from .strand import PortableStrand
+
+
+class Errand:
+    """What an operation without a handle has in its place: key, strand, a way to cancel it."""
+
+    __slots__ = ("_line", "key", "strand")
+
+    is_errand = True
+
+    def __init__(self, line: SideBySide, key: Any, strand: PortableStrand | None) -> None:
+        self._line = line
+        self.key = key
+        self.strand = strand
+
+    def cancel(self, overlapped: Overlapped) -> int:
+        return self._line.cancel(overlapped)
+
+
+def new_request(
+    line: SideBySide,
+    operation: Operation,
+    key: Any,
+    overlapped: Overlapped | None,
+    strand: PortableStrand | None = None,
+) -> Request:
+    """A request that has claimed its Overlapped; `start` comes next."""
+    if overlapped is not None and not isinstance(overlapped, Overlapped):
+        raise TypeError(
+            f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
+        )
+    errand = Errand(line, key, strand)
+    request = Request(operation, errand)
+    request.overlapped = Overlapped() if overlapped is None else overlapped
+    request.overlapped._begin(errand, operation)  # type: ignore[arg-type]
+    return request
+
+
+def start(line: SideBySide, request: Request) -> Overlapped:
+    """Carry the request out, now or later."""
+    try:
+        line.start(request)
+    except BaseException:
+        request.overlapped._withdraw()
+        raise
+    return request.overlapped

@@ -1,0 +1,114 @@
+"""One request as calls that may wait: the pool's threads make them."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Callable
+
+from ..errors import system_error
+from ..operation import Operation
+from .requests import LARGEST_VECTOR, Request
+
+
+def _read(descriptor: int, request: Request) -> None:
+    """A file's read is short only at its end."""
+    offset = request.offset
+    if request.direct and request.size:
+        _read_aligned(descriptor, request, request.size)
+        return
+    while request.size is not None:
+        left = request.size - request.transferred
+        if offset is None:
+            data = os.read(descriptor, left)
+        else:
+            data = os.pread(descriptor, left, offset + request.transferred)
+        request.parts.append(data)
+        request.transferred += len(data)
+        if not data or len(data) == left:
+            return
+    while request.views:
+        views = request.views[:LARGEST_VECTOR]
+        if offset is None:
+            count = os.readv(descriptor, views)
+        else:
+            count = os.preadv(descriptor, views, offset + request.transferred)
+        request.advance(count)
+        if not count:
+            return
+
+
+def _read_aligned(descriptor: int, request: Request, size: int) -> None:
+    """Past the page cache: into memory that begins with a page."""
+    with mmap.mmap(-1, size) as memory:
+        with memoryview(memory) as view:
+            if request.offset is None:
+                count = os.readv(descriptor, [view])
+            else:
+                count = os.preadv(descriptor, [view], request.offset)
+        request.parts.append(memory[:count])
+        request.transferred = count
+
+
+def _write(descriptor: int, request: Request) -> None:
+    while True:
+        views = request.views[:LARGEST_VECTOR]
+        if request.offset is None:
+            count = os.writev(descriptor, views)
+        else:
+            count = os.pwritev(descriptor, views, request.offset + request.transferred)
+        request.advance(count)
+        if not request.views:
+            return
+        if not count:
+            raise system_error(errno.EIO)
+
+
+def _sync(descriptor: int, request: Request) -> None:
+    if request.flags and hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:
+        os.fsync(descriptor)
+
+
+def _allocate(descriptor: int, request: Request) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        raise system_error(errno.EOPNOTSUPP, "this operating system has no posix_fallocate()")
+    assert request.offset is not None
+    os.posix_fallocate(descriptor, request.offset, request.extent)
+
+
+def _stat(descriptor: int, request: Request) -> None:
+    if descriptor >= 0:
+        request.value = os.fstat(descriptor)
+    else:
+        request.value = os.stat(request.path, follow_symlinks=not request.flags)
+
+
+def _open(descriptor: int, request: Request) -> None:
+    request.value = os.open(request.path, request.flags, request.extent)
+
+
+def _close(descriptor: int, request: Request) -> None:
+    assert request.offset is not None
+    os.close(request.offset)
+
+
+def _call(descriptor: int, request: Request) -> None:
+    assert request.call is not None
+    call, request.call = request.call, None
+    request.value = call()
+
+
+CALLS: dict[Operation, Callable[[int, Request], None]] = {
+    Operation.READ: _read,
+    Operation.WRITE: _write,
+    Operation.FSYNC: _sync,
+    Operation.ALLOCATE: _allocate,
+    Operation.STAT: _stat,
+    Operation.OPEN: _open,
+    Operation.CLOSE: _close,
+    Operation.CALL: _call,
+    Operation.RESOLVE: _call,
+}

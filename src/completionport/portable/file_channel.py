@@ -1,0 +1,207 @@
+"""Operations that would wait for a disk, or for a function: the pool carries them out.
+
+`SideBySide` is what the channel of a regular file and the port's own operations have in common.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..errors import HandleClosed, PortClosed, system_error
+from ..operation import Operation
+from .chores import Chores
+from .file_calls import CALLS
+from .offload import Offload
+from .precedence import is_in_turn
+from .requests import Request
+
+if TYPE_CHECKING:
+    from ..overlapped import Overlapped
+
+
+def unaligned(error: BaseException) -> BaseException:
+    """What O_DIRECT refuses says why."""
+    if not isinstance(error, OSError) or error.errno != errno.EINVAL:
+        return error
+    return system_error(
+        errno.EINVAL,
+        f"{error.strerror}: the file is open with O_DIRECT, so the offset and each buffer's "
+        "address and size must be multiples of the disk's block size (512 or 4096 bytes)",
+    )
+
+
+# The request that this thread of a pool carries out: a function may close its own port.
+_executing = threading.local()
+
+
+def executes_for(line: SideBySide) -> bool:
+    """Whether the calling thread is at work on a request of this line."""
+    return getattr(_executing, "line", None) is line
+
+
+class SideBySide:
+    """Requests of one descriptor, or of the port: what does not depend on each other is started."""
+
+    def __init__(
+        self,
+        descriptor: int,
+        offload: Offload,
+        deliver: Callable[[Request], None],
+        appends: bool = False,
+        direct: bool = False,
+    ) -> None:
+        self.descriptor = descriptor  # -1: requests that have none
+        self.appends = appends
+        self.direct = direct  # O_DIRECT
+        self._offload = offload
+        self._deliver = deliver
+        self._lock = threading.Lock()  # guards everything below
+        self._chores = Chores(self._lock)
+        self._queue: list[Request] = []  # not complete, in the order in which they came
+        self._work: dict[Request, Callable[[], None]] = {}  # of them, those the pool has
+        self._gone: Callable[[], None] | None = None  # closed: called when the pool has none
+        self._reason = ""
+        self._finished = threading.Event()
+
+    def pending(self) -> int:
+        """How many requests are under way."""
+        return len(self._queue)
+
+    def start(self, request: Request) -> None:
+        """Carry the request out, now or later."""
+        request.direct = self.direct
+        try:
+            with self._lock:
+                if self._gone is not None:
+                    raise (
+                        PortClosed("this completion port is closed")
+                        if self.descriptor < 0
+                        else HandleClosed(
+                            "this handle is closed: associate a new file with the port"
+                        )
+                    )
+                self._queue.append(request)
+                if self._is_in_turn(request):
+                    try:
+                        self._start(request)
+                    except BaseException:
+                        self._queue.remove(request)
+                        raise
+        finally:
+            self._chores.run()
+
+    def cancel(self, overlapped: Overlapped | None) -> int:
+        """Cancel one request, or all: those that no thread has begun. Returned: how many."""
+        count = 0
+        with self._lock:
+            for request in list(self._queue):
+                if overlapped is None or request.overlapped is overlapped:
+                    count += not request.cancelled
+                    request.cancelled = True
+                    if self._take_back(request):
+                        request.abort("the operation was cancelled")
+                        self._complete(request)
+            self._start_waiting()
+        self._chores.run()
+        return count
+
+    def close(
+        self, reason: str, gone: Callable[[], None], closing: Callable[[], None] | None = None
+    ) -> None:
+        """Abort everything; ``gone`` is called once no thread is at it. Never blocks.
+
+        ``closing`` is called by the first close alone, before anything else.
+        """
+        self._chores.add(partial(self._close, reason, gone, closing))
+
+    def wait(self) -> None:
+        """After `close`: wait until no thread is at any request."""
+        self._finished.wait()
+
+    def _close(
+        self, reason: str, gone: Callable[[], None], closing: Callable[[], None] | None
+    ) -> None:
+        """Lock held."""
+        if self._gone is not None:
+            return
+        if closing is not None:
+            closing()
+        self._gone = gone
+        self._reason = reason
+        for request in list(self._queue):
+            if self._take_back(request):
+                request.abort(reason)
+                self._complete(request)
+        self._finish_closing()
+
+    def _finish_closing(self) -> None:
+        """Lock held."""
+        if self._gone is not None and not self._queue and not self._finished.is_set():
+            self._gone()
+            self._finished.set()
+
+    def _is_in_turn(self, request: Request) -> bool:
+        return self.descriptor < 0 or is_in_turn(request, self._queue, self.appends)
+
+    def _start(self, request: Request) -> None:
+        """Lock held."""
+        work = self._work[request] = partial(self._carry_out, request)
+        try:
+            self._offload.start(work)
+        except BaseException:
+            del self._work[request]
+            raise
+
+    def _take_back(self, request: Request) -> bool:
+        """False when a thread is at it. Lock held."""
+        work = self._work.get(request)
+        if work is not None:
+            if not self._offload.cancel(work):
+                return False
+            del self._work[request]
+        return True
+
+    def _start_waiting(self) -> None:
+        """Start what has nothing to wait for any more. Lock held."""
+        if self._gone is not None or len(self._work) == len(self._queue):
+            return
+        for request in list(self._queue):
+            if request not in self._work and self._is_in_turn(request):
+                try:
+                    self._start(request)
+                except RuntimeError as error:
+                    request.fail(error)
+                    self._complete(request)
+
+    def _complete(self, request: Request) -> None:
+        """Lock held, so that packets keep the order in which requests were carried out."""
+        self._queue.remove(request)
+        request.complete = True
+        self._deliver(request)
+
+    def _carry_out(self, request: Request) -> None:
+        """On a thread of the pool, which has the request to itself."""
+        _executing.line = self
+        try:
+            CALLS[request.operation](self.descriptor, request)
+        except BaseException as error:
+            if request.operation in (Operation.CALL, Operation.RESOLVE):
+                request.error = error
+            elif not (request.operation is Operation.READ and request.transferred):
+                # Else the part that came is the result.
+                request.fail(unaligned(error) if self.direct else error)
+        finally:
+            _executing.line = None
+        with self._lock:
+            del self._work[request]
+            if self._gone is not None and request.error is None:
+                request.discard()
+                request.abort(self._reason)
+            self._complete(request)
+            self._start_waiting()
+            self._finish_closing()
+        self._chores.run()
