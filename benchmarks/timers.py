@@ -18,12 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
+from processes import build
 
 from completionport import CompletionPort
 
 # While they are set none may come due. Slower machines need more.
 AHEAD = 5.0
 SPREAD = 0.5
+# The kernel looks through all that are pending for each.
+RING_CANCELLED = 20
 
 Figures = dict[str, float]
 Setter = Callable[[float, Callable[[], None]], "Timer"]
@@ -148,14 +151,29 @@ def memory_of(kind: str, options: argparse.Namespace) -> float:
     return float(done.stdout)
 
 
+def line_of(name: str, values: Figures) -> str:
+    return (
+        f"{name}: set {values['set_ns']:,.0f} ns, fire {values['fire_ns']:,.0f} ns, "
+        f"cancel {values['cancel_ns']:,.0f} ns, {values['bytes_each']:,.0f} bytes each"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", help="the best one here when left out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=1_000_000, help="timers in each round")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument(
+        "--ring", action="store_true", help="only what they would cost as requests of io_uring"
+    )
     parser.add_argument("--memory", choices=["port", "uvloop"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.ring:
+        command = [str(build("ring_timers")), str(options.count), str(RING_CANCELLED)]
+        found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        print(line_of("IORING_OP_TIMEOUT", found))
+        return
     chance = random.Random(1)
     delays = [AHEAD + chance.random() * SPREAD for _ in range(options.count)]
     if options.memory:
@@ -188,10 +206,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     for name, values in ((engine, found["ours"]), ("uvloop", found["uvloop"])):
-        print(
-            f"{name}: set {values['set_ns']:,.0f} ns, fire {values['fire_ns']:,.0f} ns, "
-            f"cancel {values['cancel_ns']:,.0f} ns, {values['bytes_each']:,.0f} bytes each"
-        )
+        print(line_of(name, values))
     print(f"set and fired: {found['ratio']:.2f} times uvloop")
 
 

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import shutil
+import sys
 import weakref
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from completionport import (
     Strand,
 )
 from support import LONG, Background, assert_quiet, run_python, take_one, wait_for_stats, wait_until
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="this system has no inotify(7)"
+)
 
 ADDED, REMOVED, MODIFIED = ChangeAction.ADDED, ChangeAction.REMOVED, ChangeAction.MODIFIED
 OLD, NEW = ChangeAction.RENAMED_OLD_NAME, ChangeAction.RENAMED_NEW_NAME

@@ -16,6 +16,10 @@ import pytest
 
 from support import LONG, wait_until
 
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="they live from inotify(7) and pidfd_open(2)"
+)
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

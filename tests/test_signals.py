@@ -14,6 +14,9 @@ import pytest
 from completionport import CompletionPort, PortClosed, SignalWatch, Strand
 from support import LONG, Background, assert_quiet, run_python, take, take_one, wait_until
 
+if not hasattr(signal, "SIGUSR1"):
+    pytest.skip("this system has no signals that one can send oneself", allow_module_level=True)
+
 SIGNAL = signal.SIGUSR1
 
 

@@ -179,6 +179,21 @@ def operate(engine):
                 port.stats()
             time.sleep(0.0005)
 
+    def set_timers():
+        timers = []
+        for chance in until(end):
+            with contextlib.suppress(PortClosed):
+                bound = random.choice([None, strand])
+                timers.append(port.post_after(chance * 0.01, chance, strand=bound))
+                if chance < 0.5:
+                    random.choice(timers).cancel()
+                elif chance < 0.6:
+                    port.post_at(time.monotonic() - chance)
+                elif chance < 0.61:
+                    threads(*(timer.cancel for timer in timers[-3:] * 2))
+            _ = [timer.pending for timer in timers[-5:]]
+            del timers[:-50]
+
     def close_handles():
         time.sleep(SECONDS * 0.7)
         for one, two in handles[:2]:
@@ -186,7 +201,9 @@ def operate(engine):
         time.sleep(SECONDS * 0.2)
         threads(port.close, port.close, handles[2][0].close, handles[3][0].close)
 
-    threads(take, take, take, take, start, start, start, meddle, close_handles)
+    threads(
+        take, take, take, take, start, start, start, set_timers, set_timers, meddle, close_handles
+    )
     for one, two in pairs:
         one.close()
         two.close()

@@ -599,6 +599,7 @@ cdef Completion completion_of_timer(TimedPacket* timed):
     completion.key = <object> timed.key
     completion.overlapped = <object> timed.overlapped
     release_values(timed)
+    cp_passed_on(timer)
     Py_XDECREF(timer)
     return completion
 

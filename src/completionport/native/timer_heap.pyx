@@ -20,6 +20,7 @@ from .atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
+    cp_peek_64,
     cp_peek_size,
     cp_set_64,
 )
@@ -120,7 +121,7 @@ cdef bint resize(TimerHeap* heap, size_t room) noexcept nogil:
 cdef inline void tell_next(Scheduler* s, TimerHeap* heap) noexcept nogil:
     """Let threads know until when they may wait. The heap's lock."""
     cdef int64_t next_ns = heap.entries[0].when_ns if heap.count != 0 else NO_TIMER
-    if next_ns != s.next_timer_ns:
+    if next_ns != s.next_timer_ns:  # written by nobody else meanwhile
         cp_set_64(&s.next_timer_ns, next_ns)
 
 
@@ -218,7 +219,7 @@ cdef void fire(Scheduler* s, bint wake) noexcept nogil:
 cdef void fire_if_due(Scheduler* s) noexcept nogil:
     """Make packets of all timers that are due now, for a look at the queue. The caller is inside."""
     cdef int64_t now = cp_now_ns()
-    while s.next_timer_ns <= now:
+    while cp_peek_64(&s.next_timer_ns) <= now:
         fire(s, True)
 
 

@@ -79,6 +79,7 @@ cdef class Timer:
             if self.timed.packet.strand != NULL:
                 strand_release(self.timed.packet.strand)
             release_values(&self.timed)
+            cp_passed_on(<void*> self)
             Py_DECREF(self)
         return stopped
 
