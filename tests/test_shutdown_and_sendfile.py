@@ -11,9 +11,12 @@ import pytest
 
 from completionport import CompletionPort, HandleClosed, Operation, OperationAborted, Overlapped
 from support import (
+    WINDOWS,
+    WINE,
     Background,
     assert_quiet,
     descriptors,
+    needs_fork,
     outcome,
     pattern,
     read_exactly,
@@ -24,6 +27,9 @@ from support import (
     take_one,
     wait_until,
 )
+
+if WINDOWS:
+    import windows_support
 
 BIG = 8_000_000
 
@@ -48,6 +54,8 @@ def big(tmp_path_factory):
 
 
 def names_of(path):
+    if WINDOWS:
+        return windows_support.handles_of_file(path)
     return [what for what in descriptors().values() if what.startswith(str(path))]
 
 
@@ -64,7 +72,7 @@ class TestShutdown:
             far.sendall(b"answer")
             take_one(port)
             assert answer.result() == b"answer"
-            with pytest.raises(OSError, match="pipe") as raised:
+            with pytest.raises(OSError, match=r"pipe|shut down") as raised:
                 handle.send(b"too late")
             assert raised.value.errno == errno.EPIPE
             assert_quiet(port)
@@ -260,7 +268,7 @@ class TestSendFile:
             assert take_one(port).transferred == BIG
             assert reader.outcome() == pattern(BIG)
             assert near.gettimeout() == timeout
-            assert os.get_blocking(near.fileno()) is (timeout is None)
+            assert WINDOWS or os.get_blocking(near.fileno()) is (timeout is None)
 
     def test_a_reset_is_a_packet_with_an_error(self, port, tcp, big):
         near, far = tcp
@@ -305,6 +313,7 @@ class TestSendFile:
         assert isinstance(operation.error, OperationAborted)
         assert names_of(big) == []
 
+    @pytest.mark.skipif(WINE, reason="Wine loses its place in a TransmitFile whose thread ends")
     def test_one_of_a_thread_that_has_ended_completes(self, port, pair, big):
         near, far = pair
         with port.associate(near, "key") as handle:
@@ -353,6 +362,7 @@ class TestSendFile:
                 assert mine.result() == 11
                 assert read_exactly(far, 11) == b"<" + content[number : number + 10]
 
+    @needs_fork
     def test_the_parent_goes_on_after_a_fork(self, engine, big):
         run_python(
             f"""

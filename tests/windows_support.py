@@ -11,6 +11,7 @@ import subprocess
 import sys
 from asyncio import windows_utils
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from completionport.windows import api
@@ -43,11 +44,24 @@ def handles() -> dict[int, str]:
     return found
 
 
+def handles_of_file(path: Path) -> list[str]:
+    """The names of the handles of this process that stand for a file, one for each."""
+    name = ctypes.create_unicode_buffer(32768)
+    names = []
+    for number in range(4, 4 * 4096, 4):
+        if is_handle(number) and api.GetFileType(number) == api.FILE_TYPE_DISK:
+            _kernel32.GetFinalPathNameByHandleW(ctypes.c_void_p(number), name, len(name), 0)
+            if name.value.removeprefix("\\\\?\\").lower() == str(path).lower():
+                names.append(name.value)
+    return names
+
+
 def is_handle(number: int) -> bool:
     """Whether the number stands for anything."""
     return bool(api.GetHandleInformation(number, ctypes.addressof(_flags)))
 
 
+_kernel32 = ctypes.WinDLL("kernel32")
 _depth, _flags = ctypes.c_long(), ctypes.c_ulong()  # what nobody looks at
 
 

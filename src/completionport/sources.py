@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from typing import Any
 
@@ -12,6 +13,7 @@ from .association import descriptor_of
 from .errors import system_error
 
 LARGEST_OFFSET = 2**63 - 1
+NO_FILE = "sendfile() sends from a regular file, and this is none"
 
 
 def open_source(file: Any, offset: Any, count: Any) -> tuple[int, int, int]:
@@ -23,6 +25,8 @@ def open_source(file: Any, offset: Any, count: Any) -> tuple[int, int, int]:
     check_count("offset", offset, 0, LARGEST_OFFSET)
     check_count("count", count, 0, LARGEST_OFFSET, optional=True)
     number = descriptor_of(file)
+    if isinstance(file, socket.socket):  # whose number is no descriptor on Windows
+        raise system_error(errno.EINVAL, NO_FILE)
     try:
         status = os.fstat(number)
     except OSError:
@@ -30,6 +34,6 @@ def open_source(file: Any, offset: Any, count: Any) -> tuple[int, int, int]:
             f"the file is closed: {number} is not the number of an open descriptor"
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        raise system_error(errno.EINVAL, "sendfile() sends from a regular file, and this is none")
+        raise system_error(errno.EINVAL, NO_FILE)
     left = max(status.st_size - offset, 0)
     return os.dup(number), offset, left if count is None else min(count, left)

@@ -7,6 +7,7 @@ the Windows driver kit's ``ntifs.h`` and ``wdm.h``.
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import sys
 from typing import Any
@@ -35,6 +36,7 @@ ERROR_NOT_FOUND = 1168
 WSAEMSGSIZE = 10040
 WSAECONNRESET = 10054
 WSAENOTCONN = 10057
+WSAESHUTDOWN = 10058
 
 STATUS_SUCCESS = 0
 STATUS_PENDING = 0x103
@@ -135,6 +137,9 @@ WSAID_ACCEPTEX = GUID(
 WSAID_CONNECTEX = GUID(
     *(0x25A207B9, 0xDDF3, 0x4660), (0x8E, 0xE9, 0x76, 0xE5, 0x8C, 0x74, 0x06, 0x3E)
 )
+WSAID_TRANSMITFILE = GUID(
+    *(0xB5367DF0, 0xCBAC, 0x11CF), (0x95, 0xCA, 0x00, 0x80, 0x5F, 0x48, 0xA1, 0x92)
+)
 WSAID_DISCONNECTEX = GUID(
     *(0x7FDA2E11, 0x8630, 0x436F), (0xA0, 0x31, 0xF5, 0x36, 0xA6, 0xEE, 0xC1, 0x57)
 )
@@ -199,6 +204,9 @@ WSASendTo = _declare(
     _ws2_32,
     *("WSASendTo", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
     *(DWORD, _POINTER, ctypes.c_int, _POINTER, _POINTER),
+)
+TransmitFile_TYPE = ctypes.WINFUNCTYPE(
+    *(_BOOL, HANDLE, HANDLE, DWORD, DWORD, _POINTER, _POINTER, DWORD), use_last_error=True
 )
 _getsockopt = _declare(
     _ws2_32,
@@ -299,7 +307,7 @@ TEXTS = {
     10055: "there is no room for more buffers",
     10056: "the socket is connected already",
     WSAENOTCONN: "the socket is not connected",
-    10058: "the socket was shut down",
+    WSAESHUTDOWN: "the socket was shut down",
     10060: "the connection timed out",
     10061: "the connection was refused",
     10065: "the host can't be reached",
@@ -313,7 +321,10 @@ def error(code: int, text: str = "") -> OSError:
         text = ctypes.FormatError(code).strip()
         if not text or text.startswith("<no desc"):
             text = TEXTS.get(code, f"error {code}")
-    return OSError(0, text, None, code)
+    made = OSError(0, text, None, code)
+    if code == WSAESHUTDOWN:
+        made.errno = errno.EPIPE  # the number of its class, `BrokenPipeError`
+    return made
 
 
 def code_of(status: int, is_socket: bool) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import msvcrt
 import socket
 import struct
 from collections.abc import Callable
@@ -62,6 +63,8 @@ def has_steps(channel: IocpChannel, request: Request) -> bool:
     operation = request.operation
     if operation is Operation.RECV:
         return _is_filled(channel, request)
+    if operation is Operation.SENDFILE:
+        return True
     if operation not in (Operation.SEND, Operation.WRITE, Operation.READ, Operation.SENDMSG):
         return False
     if channel.is_socket:
@@ -87,6 +90,9 @@ def prepare(channel: IocpChannel, flight: Flight) -> Call:
 def at_once(channel: IocpChannel, flight: Flight, code: int) -> int:
     """What a call that failed at once means: a code, or ERROR_HANDLE_EOF for a packet of ours."""
     operation = flight.request.operation
+    if code == api.WSAESHUTDOWN and channel.ended and operation in READING:
+        flight.set_outcome(api.STATUS_SUCCESS, 0)
+        return api.ERROR_HANDLE_EOF
     if not channel.is_socket and operation is Operation.READ:
         if code in (api.ERROR_HANDLE_EOF, api.ERROR_BROKEN_PIPE):
             flight.set_outcome(api.STATUS_SUCCESS, 0)
@@ -272,6 +278,59 @@ def _finish_shutdown(channel: IocpChannel, flight: Flight, code: int) -> None:
     _finish_other(channel, flight, code)
     if flight.request.flags != socket.SHUT_WR:
         channel.end_reads()
+
+
+def _send_file(channel: IocpChannel, flight: Flight) -> Call:
+    """The next part: of the head, of the file, or of the tail.
+
+    There are two views as long as something of the head is left; then there is the tail, or none.
+    """
+    request = flight.request
+    if len(request.views) > 1 or request.source_left == 0:
+        views = request.views[:1] or [memoryview(b"")]
+        buffers, count = flight.pin_all(views, False, MOVED_AT_ONCE)
+
+        def send() -> int:
+            failed = api.WSASend(channel.handle, buffers, count, None, 0, flight.address, None)
+            return api.last_error() if failed else 0
+
+        return send
+    assert request.offset is not None
+    transmit = _extension(channel, "transmit", api.WSAID_TRANSMITFILE, api.TransmitFile_TYPE)
+    source = msvcrt.get_osfhandle(request.source)
+    access = api.granted_access(source)
+    if access is not None and not access & api.FILE_READ_DATA:
+        raise system_error(errno.EBADF, "the file is not open for reading")
+    # The file may have become shorter than it was, and then the call would fail.
+    there = max(api.file_size(source) - request.offset, 0)
+    request.source_left = min(request.source_left, there)
+    if request.source_left == 0:
+        return _send_file(channel, flight)
+    flight.extra = min(request.source_left, MOVED_AT_ONCE)
+    flight.set_offset(request.offset)
+
+    def call() -> int:
+        done = transmit(channel.handle, source, flight.extra, 0, flight.address, None, 0)
+        return 0 if done else api.last_error()
+
+    return call
+
+
+def _finish_file(channel: IocpChannel, flight: Flight, code: int) -> None:
+    request = flight.request
+    count = flight.count
+    if code and code != api.ERROR_OPERATION_ABORTED:
+        request.fail(api.error(code))
+    if flight.extra is None:
+        flight.unpin()
+        request.advance(flight.before + count - request.transferred)
+    else:
+        assert request.offset is not None
+        request.offset += flight.before + count - request.transferred
+        request.source_left -= flight.before + count - request.transferred
+        request.transferred = flight.before + count
+    if code == 0 and not request.views and request.source_left == 0:
+        request.complete = True
 
 
 def _accept(channel: IocpChannel, flight: Flight) -> Call:
@@ -540,6 +599,7 @@ _CALLS: dict[Operation, Callable[[IocpChannel, Flight], Call]] = {
     Operation.SENDTO: _send_message,
     Operation.SENDMSG: _send_message,
     Operation.SHUTDOWN: _shut_down,
+    Operation.SENDFILE: _send_file,
     Operation.READ: _read,
     Operation.WRITE: _write,
 }
@@ -550,4 +610,5 @@ _FINISHES: dict[Operation, Callable[[IocpChannel, Flight, int], None]] = {
     Operation.RECVFROM: _finish_message,
     Operation.RECVMSG: _finish_message,
     Operation.SHUTDOWN: _finish_shutdown,
+    Operation.SENDFILE: _finish_file,
 }

@@ -151,10 +151,14 @@ class Flight:
         self._held = True
         _increase(self)
 
-    def let_go(self) -> None:
-        """The kernel is done with it, or never got it. The second call does nothing."""
+    def unpin(self) -> None:
+        """The kernel needs the buffers no more."""
         while self._pins:
             _release_buffer(ctypes.addressof(self._pins.pop()))
+
+    def let_go(self) -> None:
+        """The kernel is done with it, or never got it. The second call does nothing."""
+        self.unpin()
         while self._slices:
             self._slices.pop().release()
         if self._held:
