@@ -51,6 +51,10 @@ needs_concurrency = pytest.mark.skipif(
 wine_serves_the_first = pytest.mark.skipif(
     WINE, reason="Wine serves the thread that came first; documented is the one that came last"
 )
+kernel_tells_late = pytest.mark.skipif(
+    WINDOWS,
+    reason="the kernel tells of a completion when a thread takes it, and not before",
+)
 wine_keeps_ports = pytest.mark.skipif(
     WINE, reason="Wine has no FileReplaceCompletionInformation, which takes a file from its port"
 )
@@ -64,6 +68,9 @@ needs_ancillary = pytest.mark.skipif(
     not hasattr(socket, "CMSG_SPACE"), reason="Windows tells Python no ancillary data and lengths"
 )
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+needs_inotify = pytest.mark.skipif(
+    WINDOWS, reason="read_changes() stands on inotify; the engine iocp has none yet"
+)
 needs_linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="it looks into /proc, or uses a device of Linux"
 )

@@ -24,7 +24,16 @@ from completionport import (
     PortClosed,
     Strand,
 )
-from support import LONG, Background, assert_quiet, run_python, take_one, wait_for_stats, wait_until
+from support import (
+    LONG,
+    Background,
+    assert_quiet,
+    needs_inotify,
+    run_python,
+    take_one,
+    wait_for_stats,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="this system has no inotify(7)"
@@ -36,6 +45,9 @@ OLD, NEW = ChangeAction.RENAMED_OLD_NAME, ChangeAction.RENAMED_NEW_NAME
 
 def open_directory(path):
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+pytestmark = needs_inotify
 
 
 @pytest.fixture

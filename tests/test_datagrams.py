@@ -25,12 +25,15 @@ from completionport import (
 )
 from support import (
     LONG,
+    WINDOWS,
+    WINE,
     Background,
     assert_quiet,
     descriptors,
     has_ipv6,
     local_pair,
     needs_ancillary,
+    needs_descriptors,
     needs_fork,
     needs_unix_sockets,
     outcome,
@@ -211,6 +214,7 @@ class TestReceiveFrom:
             take_one(port)
             assert following.result()[0] == b"hello"
 
+    @pytest.mark.skipif(WINE, reason="Wine does not tell of a refused datagram")
     def test_a_refused_datagram_is_an_error_and_receiving_goes_on(self, port, nothing_left):
         with bound_socket("udp") as near, bound_socket("udp") as far:
             gone = bound_socket("udp")
@@ -840,10 +844,13 @@ class TestArguments:
         ],
     )
     def test_wrong_arguments_raise_at_the_call(self, port, handle, call, error, text):
+        if WINDOWS and text in ("hostname", "ancillary data has"):
+            pytest.skip("getaddrinfo has another text, and there are no ancillary data")
         with pytest.raises(error, match=text):
             call(handle)
         assert_quiet(port)
 
+    @needs_descriptors
     def test_a_file_that_is_no_socket_is_refused(self, port, pipe):
         with port.associate(pipe[0], "key") as handle:
             for start in (
@@ -857,6 +864,7 @@ class TestArguments:
                 assert raised.value.errno == errno.ENOTSOCK
         assert_quiet(port)
 
+    @pytest.mark.skipif(WINDOWS, reason="WSASend says WSAENOTCONN there, and Wine WSAEINVAL")
     def test_a_send_without_a_destination_raises_and_gives_no_packet(self, port, handle):
         with pytest.raises(OSError, match="address") as raised:
             handle.sendmsg(b"x")

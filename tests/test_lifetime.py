@@ -16,6 +16,7 @@ from support import (
     Background,
     assert_quiet,
     descriptors,
+    needs_descriptors,
     needs_linux,
     pattern,
     read_exactly,
@@ -503,6 +504,7 @@ def test_the_result_of_a_receive_is_its_own(port, pair):
         assert results == [b"%d" % number for number in range(20)]
 
 
+@needs_descriptors
 def test_other_programs_inherit_nothing(make_port, pair):
     near, _far = pair
     before = descriptors()

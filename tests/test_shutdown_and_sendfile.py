@@ -279,6 +279,7 @@ class TestSendFile:
             assert error.errno in (errno.ECONNRESET, errno.EPIPE)
             assert len(names_of(big)) == 1
 
+    @pytest.mark.skipif(WINE, reason="Wine does not always find a TransmitFile that is cancelled")
     def test_cancel_gives_one_packet_and_lets_the_file_go(self, port, pair, big):
         near, _far = pair
         with port.associate(near, "key") as handle:

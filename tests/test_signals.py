@@ -12,7 +12,19 @@ import weakref
 import pytest
 
 from completionport import CompletionPort, PortClosed, SignalWatch, Strand
-from support import LONG, Background, assert_quiet, run_python, take, take_one, wait_until
+from support import (
+    LONG,
+    WINDOWS,
+    Background,
+    assert_quiet,
+    run_python,
+    take,
+    take_one,
+    wait_until,
+)
+
+if WINDOWS:
+    pytest.skip("its signals are those of Unix", allow_module_level=True)
 
 if not hasattr(signal, "SIGUSR1"):
     pytest.skip("this system has no signals that one can send oneself", allow_module_level=True)

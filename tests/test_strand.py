@@ -19,12 +19,15 @@ from support import (
     LONG,
     Background,
     assert_quiet,
+    kernel_tells_late,
+    needs_fork,
     read_exactly,
     run_python,
     take,
     take_one,
     wait_for_stats,
     wait_until,
+    wine_serves_the_first,
 )
 
 SEED = int(os.environ.get("COMPLETIONPORT_SEED", "0")) or random.randrange(1, 1 << 32)
@@ -92,6 +95,7 @@ class TestOneAtATime:
         assert port.get(0.05) is None
         assert strand.queued == 1
 
+    @wine_serves_the_first
     def test_a_waiting_thread_is_not_woken_for_it_before(self, make_port, make_taker):
         port = make_port(4)
         strand = Strand(port)
@@ -287,6 +291,7 @@ class TestDoneWith:
 
 
 class TestHandles:
+    @kernel_tells_late
     def test_all_packets_of_a_handle_are_bound_to_its_strand(self, make_port, tcp):
         near, far = tcp
         port = make_port(4)
@@ -305,6 +310,7 @@ class TestHandles:
             assert b"".join(one.result() for one in seen) == b"abcde"
         assert_quiet(port)
 
+    @kernel_tells_late
     def test_several_handles_share_a_strand(self, make_port, make_pair):
         port = make_port(4)
         strand = Strand(port)
@@ -322,6 +328,7 @@ class TestHandles:
         for handle in handles:
             handle.close()
 
+    @kernel_tells_late
     def test_a_closed_handle_gives_its_packets_one_at_a_time_too(self, make_port, tcp):
         near, _far = tcp
         port = make_port(4)
@@ -335,6 +342,7 @@ class TestHandles:
         packets = take(port, 3)
         assert all(isinstance(done.error, OperationAborted) for done in packets)
 
+    @kernel_tells_late
     def test_what_stays_back_holds_its_buffer_until_it_is_taken(self, make_port, tcp):
         near, far = tcp
         port = make_port(4)
@@ -410,6 +418,7 @@ class TestNumbers:
 
 
 class TestClosing:
+    @kernel_tells_late
     def test_a_closed_port_lets_go_of_what_stays_back(self, make_port, tcp):
         near, far = tcp
         port = make_port(4)
@@ -472,6 +481,7 @@ class TestClosing:
         with pytest.raises(PortClosed):
             Strand(port)
 
+    @needs_fork
     def test_the_child_of_a_fork_is_told(self, engine):
         run_python(
             """

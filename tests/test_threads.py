@@ -19,12 +19,14 @@ from support import (
     Background,
     assert_quiet,
     compute_until,
+    needs_concurrency,
     pattern,
     read_exactly,
     take,
     take_one,
     wait_for_stats,
     wait_until,
+    wine_serves_the_first,
 )
 
 STOP = object()
@@ -80,6 +82,7 @@ def usable_processors():
 
 
 class TestWhoIsServed:
+    @wine_serves_the_first
     def test_the_thread_that_came_last_is_served_first(self, make_port):
         port = make_port(4)
         takers = start_in_order(port, 4)
@@ -91,6 +94,7 @@ class TestWhoIsServed:
         for taker in takers:
             taker.end()
 
+    @wine_serves_the_first
     def test_one_thread_does_all_the_work_while_it_keeps_up(self, make_port):
         port = make_port(4)
         takers = start_in_order(port, 3)
@@ -104,6 +108,7 @@ class TestWhoIsServed:
         for taker in takers:
             taker.end()
 
+    @wine_serves_the_first
     def test_packets_of_operations_go_to_the_thread_that_came_last(self, make_port, tcp):
         near, far = tcp
         port = make_port(4)
@@ -205,6 +210,7 @@ class TestConcurrency:
         assert make_port(3).concurrency == 3
         assert make_port(1000).concurrency == 1000
 
+    @needs_concurrency
     @pytest.mark.parametrize("limit", [1, 2, 3])
     def test_no_more_threads_than_that_hold_packets(self, make_port, limit):
         port = make_port(limit)
@@ -226,6 +232,7 @@ class TestConcurrency:
         for taker in takers:
             taker.end()
 
+    @needs_concurrency
     @pytest.mark.parametrize("limit", [1, 2, 4])
     def test_the_limit_holds_under_load(self, make_port, limit):
         port = make_port(limit)
@@ -257,6 +264,7 @@ class TestConcurrency:
             thread.outcome()
         assert most <= limit
 
+    @needs_concurrency
     def test_a_thread_that_ends_gives_its_place_back(self, make_port):
         port = make_port(1)
         first = Taker(port)

@@ -130,15 +130,23 @@ def _is_filled(channel: IocpChannel, request: Request) -> bool:
     )
 
 
+def _wants_nothing(channel: IocpChannel, request: Request) -> bool:
+    """Whether it only waits for a datagram: a receive of 0 bytes would take it from the socket."""
+    return channel.is_socket and not channel.is_stream and _size(request) == 0
+
+
 def _is_long(request: Request) -> bool:
-    size = request.size if request.size is not None else sum(map(len, request.views))
-    return size > MOVED_AT_ONCE
+    return _size(request) > MOVED_AT_ONCE
+
+
+def _size(request: Request) -> int:
+    """How many bytes are to be moved."""
+    return request.size if request.size is not None else sum(map(len, request.views))
 
 
 def _left(request: Request) -> int:
     """How many bytes are still to be moved."""
-    size = request.size if request.size is not None else sum(map(len, request.views))
-    return size - request.transferred
+    return _size(request) - request.transferred
 
 
 # -- sockets
@@ -152,7 +160,10 @@ def _receive(channel: IocpChannel, flight: Flight) -> Call:
         flags = request.flags
         if channel.is_stream:
             flags &= ~socket.MSG_WAITALL  # seen to here
-    if request.size is not None:
+    if _wants_nothing(channel, request):
+        flags |= socket.MSG_PEEK
+        views = [flight.make_space(1)]
+    elif request.size is not None:
         most = RECEIVED_AT_ONCE if channel.is_stream else DATAGRAM
         views = [flight.make_space(min(_left(request), most))]
     else:
@@ -188,13 +199,16 @@ def _send(channel: IocpChannel, flight: Flight) -> Call:
 def _receive_message(channel: IocpChannel, flight: Flight) -> Call:
     """A message and who sent it. Winsock's ancillary data are not looked at: none comes."""
     request = flight.request
-    if request.size is not None:
+    flags = request.flags & ~socket.MSG_WAITALL if channel.is_stream else request.flags
+    if _wants_nothing(channel, request):
+        flags |= socket.MSG_PEEK
+        views = [flight.make_space(1)]
+    elif request.size is not None:
         size = min(request.size, RECEIVED_AT_ONCE if channel.is_stream else DATAGRAM)
         views = [flight.make_space(size)]
     else:
         views = request.views[:BUFFERS_AT_ONCE] or [memoryview(bytearray(1))[:0]]
     buffers, count = flight.pin_all(views, True, MOVED_AT_ONCE)
-    flags = request.flags & ~socket.MSG_WAITALL if channel.is_stream else request.flags
     flight.extra = _Sender()
     flight.extra.flags = flags & 0xFFFFFFFF
     flight.extra.size = ctypes.sizeof(flight.extra.address)
@@ -535,6 +549,8 @@ def _finish_other(channel: IocpChannel, flight: Flight, code: int) -> None:
     request = flight.request
     count = flight.count
     reading = request.operation in READING
+    if reading and _wants_nothing(channel, request):
+        count = 0
     if code == api.ERROR_OPERATION_ABORTED and reading and channel.ended:
         code = 0  # with what it has, it is at its end
     if code == api.ERROR_OPERATION_ABORTED:
