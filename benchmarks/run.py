@@ -162,41 +162,48 @@ def idle(options: argparse.Namespace) -> Report:
     return report
 
 
-def post_get(options: argparse.Namespace) -> Report:
-    columns = ["engine", "port pairs/s", "SimpleQueue pairs/s", "ratio"]
-    report = Report("post_get: pairs of post and get in one thread", columns)
-    for engine in options.engine:
-        command = [sys.executable, str(HERE / "post_get.py"), "--json", "--engine", engine]
-        try:
-            found = run_client([*command, "--rounds", str(options.rounds)], 60, apart().server)
-        except PROBLEMS as failure:
-            report.failures[ours(engine)] = str(failure)
-            continue
-        figures = [f"{found[key]:,.0f}" for key in ("port_pairs", "queue_pairs")]
-        report.rows.append([engine, *figures, times([found["ratio"]])])
-        report.rounds[ours(engine)] = [found]
-        what = f"{ours(engine)}, post and get against SimpleQueue"
-        report.bars.append(Bar(what, found["ratio"], 0.5, at_least=True))
-    return report
+def side_by_side(
+    options: argparse.Namespace,
+    title: str,
+    figures: dict[str, str],
+    program: str,
+    promised: tuple[str, float],
+) -> Report:
+    """A program that measures the port and what it is compared with, by itself and in turn.
 
-
-def sendfile(options: argparse.Namespace) -> Report:
-    columns = ["engine", "port MiB/s", "socket.sendfile MiB/s", "ratio"]
-    report = Report("sendfile: 1 GiB over loopback", columns)
+    ``figures``: what it prints for the two, and how the table calls them.
+    ``promised``: the least ratio, and of what it is.
+    """
+    what, limit = promised
+    report = Report(title, ["engine", *figures.values(), "ratio"])
     for engine in options.engine:
-        command = [sys.executable, str(HERE / "sendfile.py"), "--json", "--engine", engine]
+        command = [sys.executable, str(HERE / program), "--json", "--engine", engine]
         try:
-            # It moves its reader to the client's core itself.
             found = run_client([*command, "--rounds", str(options.rounds)], 120, apart().server)
         except PROBLEMS as failure:
             report.failures[ours(engine)] = str(failure)
             continue
-        figures = [f"{found[key]:,.0f}" for key in ("port_rate", "socket_rate")]
-        report.rows.append([engine, *figures, times([found["ratio"]])])
+        shown = [f"{found[key]:,.0f}" for key in figures]
+        report.rows.append([engine, *shown, times([found["ratio"]])])
         report.rounds[ours(engine)] = [found]
-        what = f"{ours(engine)}, sendfile against socket.sendfile"
-        report.bars.append(Bar(what, found["ratio"], 1.0, at_least=True))
+        report.bars.append(Bar(f"{ours(engine)}, {what}", found["ratio"], limit, at_least=True))
     return report
+
+
+def post_get(options: argparse.Namespace) -> Report:
+    figures = {"port_pairs": "port pairs/s", "queue_pairs": "SimpleQueue pairs/s"}
+    title = "post_get: pairs of post and get in one thread"
+    return side_by_side(
+        options, title, figures, "post_get.py", ("post and get against SimpleQueue", 0.5)
+    )
+
+
+def sendfile(options: argparse.Namespace) -> Report:
+    figures = {"port_rate": "port MiB/s", "socket_rate": "socket.sendfile MiB/s"}
+    title = "sendfile: 1 GiB over loopback"
+    return side_by_side(
+        options, title, figures, "sendfile.py", ("sendfile against socket.sendfile", 1.0)
+    )
 
 
 def zero_copy(options: argparse.Namespace) -> Report:
