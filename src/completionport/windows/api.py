@@ -16,6 +16,8 @@ assert sys.platform == "win32"
 
 from ctypes import wintypes  # noqa: E402
 
+from ..error_codes import codes_of  # noqa: E402
+
 HANDLE = ctypes.c_void_p
 DWORD = wintypes.DWORD
 INVALID_HANDLE_VALUE = ctypes.c_void_p(-1).value
@@ -33,6 +35,7 @@ ERROR_ABANDONED_WAIT_0 = 735
 ERROR_OPERATION_ABORTED = 995
 ERROR_IO_PENDING = 997
 ERROR_NOT_FOUND = 1168
+WSABASEERR = 10000
 WSAEMSGSIZE = 10040
 WSAECONNRESET = 10054
 WSAENOTCONN = 10057
@@ -316,15 +319,24 @@ TEXTS = {
 
 
 def error(code: int, text: str = "") -> OSError:
-    """The exception for a code of Windows or Winsock; its class and ``errno`` go by the code."""
+    """The exception for a code of Windows or Winsock; its class and ``errno`` go by the code.
+
+    Whichever of the two it is given, it carries both.
+    """
     if not text:
         text = ctypes.FormatError(code).strip()
         if not text or text.startswith("<no desc"):
             text = TEXTS.get(code, f"error {code}")
-    made = OSError(0, text, None, code)
+    failure = OSError(0, text, None, code)
     if code == WSAESHUTDOWN:
-        made.errno = errno.EPIPE  # the number of its class, `BrokenPipeError`
-    return made
+        failure.errno = errno.EPIPE  # the number of its class, `BrokenPipeError`
+    codes = codes_of(failure.errno)
+    if code < WSABASEERR:
+        winsock: int | None = WINSOCK_CODES.get(code, codes.winsock)
+    else:
+        winsock, failure.winerror = code, codes.windows
+    failure.winsock_error = winsock  # type: ignore[attr-defined]
+    return failure
 
 
 def code_of(status: int, is_socket: bool) -> int:
