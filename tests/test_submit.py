@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -487,3 +489,34 @@ class TestNames:
         assert isinstance(take_one(port).error, socket.gaierror)
         with pytest.raises(socket.gaierror):
             operation.result()
+
+    def test_nobody_waits_for_a_name_server(self, engine, tmp_path):
+        """A resolver that never answers: cancelling, closing and ending take no time."""
+        compiler = shutil.which("cc")
+        if compiler is None:
+            pytest.skip("no C compiler for a resolver that keeps silent")
+        source, library = tmp_path / "silent.c", tmp_path / "silent.so"
+        source.write_text("#include <unistd.h>\nint getaddrinfo(void) { for (;;) pause(); }\n")
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+        run_python(
+            """
+            from completionport import CompletionPort, OperationAborted
+            with CompletionPort(pool_threads=1) as port:
+                running = port.getaddrinfo("a.name", 80)
+                assert port.get(0.3) is None
+                waiting = port.getaddrinfo("another.name", 80)
+                for operation in (running, waiting):
+                    assert operation.cancel()
+                    done = port.get(20)
+                    assert done.overlapped is operation
+                    assert isinstance(done.error, OperationAborted)
+                # The thread that was left behind stands in nobody's way.
+                port.submit(int)
+                assert port.get(20).error is None
+                under_way = port.getaddrinfo("a.third.name", 80)
+            assert isinstance(under_way.error, OperationAborted)
+            CompletionPort().getaddrinfo("at.the.end", 80)
+            """,
+            engine=engine,
+            LD_PRELOAD=str(library),
+        )

@@ -95,3 +95,30 @@ def path_bytes(path: Any) -> bytes:
     if b"\0" in name:
         raise ValueError(f"path must not have a null byte in it: {path!r}")
     return name
+
+
+def check_lookup(
+    host: Any, service: Any, family: Any, kind: Any, protocol: Any, flags: Any
+) -> tuple[bytes | None, bytes | None]:
+    """Host and service as getaddrinfo(3) takes them."""
+    for what, value in (("family", family), ("type", kind), ("proto", protocol), ("flags", flags)):
+        check_count(what, value, 0, 2**31 - 1)
+    name: bytes | None
+    if host is None or isinstance(host, bytes):
+        name = host
+    elif isinstance(host, str):
+        name = host.encode("idna")
+    else:
+        raise TypeError(f"host must be a str, bytes or None, not {type(host).__name__}")
+    if isinstance(service, str):
+        number: bytes | None = service.encode()
+    elif service is None or isinstance(service, bytes):
+        number = service
+    elif isinstance(service, int) and not isinstance(service, bool):
+        number = str(service).encode()
+    else:
+        raise TypeError(f"service must be a str, bytes, int or None, not {type(service).__name__}")
+    for text in (name, number):
+        if text is not None and b"\0" in text:
+            raise ValueError("host and service must not contain a null character")
+    return name, number

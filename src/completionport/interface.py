@@ -604,8 +604,12 @@ class CompletionPort:
     ) -> Overlapped:
         """Look a host and a service up, on the pool (``GetAddrInfoEx``).
 
-        The arguments and ``overlapped.result()`` are those of `socket.getaddrinfo`; a failure,
-        of the arguments too, is the packet's ``error``.
+        The arguments and ``overlapped.result()`` are those of `socket.getaddrinfo`; a failure is
+        the packet's ``error``, a `socket.gaierror`.
+
+        A lookup can't be interrupted. One that is cancelled, or whose port is closed, gives its
+        packet at once all the same: its thread is left behind, and ends by itself when the name
+        server has answered or the resolver gives up.
         """
         raise NotImplementedError
 

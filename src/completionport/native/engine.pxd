@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 from .atomics cimport cp_mutex
+from .lookups cimport Lookup
 from .scheduler cimport Packet, Scheduler, Strand
 
 cdef extern from "sys/uio.h" nogil:
@@ -92,6 +93,7 @@ cdef struct Operation:
     # Memory in the Overlapped, or NULL: a sockaddr to connect or send to, or room for the sender's.
     void* address
     unsigned int address_size
+    Lookup* lookup          # of a resolve; NULL once its thread was left behind with it
     void* control           # ancillary data to be sent, or room for it
     size_t control_size
     bint owns_control       # of sendmsg: descriptors in `control` are duplicates of our own
@@ -241,7 +243,7 @@ cdef struct Offload:
     int references          # atomic: one of the port's, one of each thread's
     # Constant after creation:
     int limit               # the most threads
-    # A Python function, which needs a thread state: CP_CALL and CP_RESOLVE.
+    # A Python function, which needs a thread state.
     void (*call)(Operation* operation) noexcept nogil
     void (*drop)(Operation* operation) noexcept nogil
     # All below: lock, a leaf below the channels' locks.

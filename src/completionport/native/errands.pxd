@@ -4,6 +4,9 @@ from .core cimport Core
 from .engine cimport Operation
 
 cdef object start_call(Core core, int code, function, tuple args, key, overlapped, strand)
+cdef object start_lookup(
+    Core core, bytes host, bytes service, int family, int type, int proto, int flags, key, overlapped
+)
 cdef object start_open(Core core, bytes path, int flags, unsigned mode, key, overlapped)
 cdef object start_stat(Core core, bytes path, bint follow_symlinks, key, overlapped)
 cdef object start_close(Core core, int descriptor, key, overlapped)

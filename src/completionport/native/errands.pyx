@@ -5,7 +5,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from .channels cimport cancel_operations, submit_operation
 from .core cimport Core
-from .engine cimport CP_CLOSE, CP_OPEN, CP_STAT, Operation
+from .engine cimport CP_CLOSE, CP_OPEN, CP_RESOLVE, CP_STAT, Operation
+from .lookups cimport lookup_new
 from .operations cimport HandleBase, OverlappedBase, drop_packet
 from .strand cimport Strand
 
@@ -84,6 +85,18 @@ cdef object launch(Core core, OverlappedBase operation):
 cdef object start_call(Core core, int code, function, tuple args, key, overlapped, strand):
     cdef OverlappedBase operation = prepare(core, code, key, overlapped, strand)
     operation.envelope = (function, args)
+    return launch(core, operation)
+
+
+cdef object start_lookup(
+    Core core, bytes host, bytes service, int family, int type, int proto, int flags, key, overlapped
+):
+    cdef OverlappedBase operation = prepare(core, CP_RESOLVE, key, overlapped)
+    try:
+        operation.operation_.lookup = lookup_new(host, service, family, type, proto, flags)
+    except BaseException:
+        operation.withdraw()
+        raise
     return launch(core, operation)
 
 

@@ -32,6 +32,7 @@ from .channels cimport (
 )
 from .engine cimport CP_CALL, CP_RESOLVE, Channel, Offload, Operation
 from .file_steps cimport carry_out
+from .lookups cimport AT_REST, LEFT_BEHIND, RUNNING, Lookup, lookup_free, lookup_run
 from .scheduler cimport is_closed
 
 cdef extern from "errno.h" nogil:
@@ -210,11 +211,28 @@ cdef void start_failed(Offload* pool, Operation* operation, int error) noexcept 
 cdef bint offload_cancel(Operation* operation) noexcept nogil:
     cdef Offload* pool = operation.channel.engine.offload
     cdef bint taken = False
+    cdef bint starts = False
     cp_mutex_lock(&pool.lock)
     if operation.in_line:
         unlink(pool, operation)
         taken = True
+    elif operation.code == CP_RESOLVE and operation.lookup.state == RUNNING:
+        # Nobody can interrupt it: its thread is left behind, and owns it alone from now on.
+        operation.lookup.state = LEFT_BEHIND
+        operation.lookup = NULL
+        taken = True
+        # Another thread takes its place for what is in line.
+        starts = pool.in_line > pool.idle
+        if starts:
+            cp_add_fetch(&pool.references, 1)
+        else:
+            pool.threads -= 1
     cp_mutex_unlock(&pool.lock)
+    if starts and cp_start_thread(run, pool) != 0:
+        cp_mutex_lock(&pool.lock)
+        pool.threads -= 1
+        cp_mutex_unlock(&pool.lock)
+        release(pool)
     if taken:
         back_from_pool(operation)
     return taken
@@ -254,9 +272,16 @@ cdef void* run(void* argument) noexcept nogil:
         operation = pool.first
         if operation != NULL:
             unlink(pool, operation)
+            if operation.code == CP_RESOLVE:
+                operation.lookup.state = RUNNING
             cp_mutex_unlock(&pool.lock)
             cp_received(operation)
-            execute(pool, operation, &python)
+            if operation.code != CP_RESOLVE:
+                execute(pool, operation, &python)
+            elif not resolve(pool, operation):
+                release(pool)
+                cp_leave_python(&python)
+                return NULL
             outcome = 0
             cp_mutex_lock(&pool.lock)
             continue
@@ -275,10 +300,26 @@ cdef void* run(void* argument) noexcept nogil:
     return NULL
 
 
+cdef bint resolve(Offload* pool, Operation* operation) noexcept nogil:
+    """Look a name up; False when the thread was left behind: then it counts no more, and ends."""
+    cdef Lookup* lookup = operation.lookup
+    cdef bint left_behind
+    lookup_run(lookup)
+    cp_mutex_lock(&pool.lock)
+    left_behind = lookup.state == LEFT_BEHIND
+    lookup.state = AT_REST
+    cp_mutex_unlock(&pool.lock)
+    if left_behind:
+        lookup_free(lookup)
+        return False
+    execute(pool, operation, NULL)
+    return True
+
+
 cdef void execute(Offload* pool, Operation* operation, cp_python* python) noexcept nogil:
     cdef Channel* channel = channel_retain(operation.channel)
     global cp_executing, cp_disowned
-    if operation.code == CP_CALL or operation.code == CP_RESOLVE:
+    if operation.code == CP_CALL:
         cp_prepare_python(python)
         cp_executing = operation
         cp_disowned = False
@@ -289,7 +330,7 @@ cdef void execute(Offload* pool, Operation* operation, cp_python* python) noexce
             pool.drop(operation)
             channel_release(channel)
             return
-    else:
+    elif operation.code != CP_RESOLVE:
         carry_out(operation)
     cp_mutex_lock(&channel.lock)
     back_from_pool(operation)

@@ -49,6 +49,7 @@ from .engine cimport (
     iovec,
 )
 from .file_status cimport STATUS_ROOM, status_of
+from .lookups cimport lookup_error, lookup_free, lookup_result
 from .messages cimport address_of, pack_ancillary, unpack_ancillary
 from .scheduler cimport (
     PACKET_OPERATION,
@@ -88,6 +89,12 @@ cdef int ACCEPT = OperationCode.ACCEPT
 cdef int RECV = OperationCode.RECV
 cdef int SEND = OperationCode.SEND
 cdef int READ = OperationCode.READ
+
+
+cdef void let_lookup_go(Operation* operation) noexcept:
+    if operation.lookup != NULL:
+        lookup_free(operation.lookup)
+        operation.lookup = NULL
 
 
 cdef class HandleBase:
@@ -231,6 +238,7 @@ cdef class OverlappedBase:
         """The operation failed at once: no packet comes, the object is free again."""
         self.unpin()
         let_sources_go(&self.operation_)
+        let_lookup_go(&self.operation_)
         self.received = None
         if self.meaning is not None:
             self.mean(None)
@@ -423,7 +431,11 @@ cdef class OverlappedBase:
                 os.close(op.transferred)
                 raise
             self.value_.settimeout(None)
-        elif op.code == CP_CALL or op.code == CP_RESOLVE:
+        elif op.code == CP_RESOLVE:
+            error = lookup_error(op.lookup)
+            if error is None:
+                self.value_ = lookup_result(op.lookup)
+        elif op.code == CP_CALL:
             error, self.value_ = self.envelope
         elif op.code == CP_STAT:
             self.value_ = status_of(<const char*> op.control)
@@ -448,6 +460,7 @@ cdef class OverlappedBase:
             self.value_ = op.transferred
         if error is None and (op.code == CP_RECVFROM or op.code == CP_RECVMSG):
             self.value_ = self.envelope_of(self.value_)
+        let_lookup_go(op)
         self.envelope = None
         if error is None and self.meaning is not None:
             try:

@@ -3,7 +3,6 @@
 
 import math
 import os
-import socket
 import sys
 import warnings
 import weakref
@@ -16,12 +15,13 @@ from libc.string cimport memcpy
 
 from .atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
 from .core cimport Core
-from .engine cimport CP_CALL, CP_RESOLVE
+from .engine cimport CP_CALL
 from .errands cimport (
     call_function,
     drop_operation,
     start_call,
     start_close,
+    start_lookup,
     start_open,
     start_stat,
 )
@@ -57,6 +57,7 @@ from ..arguments import (
     LARGEST_POOL,
     check_callable,
     check_count,
+    check_lookup,
     check_open,
     path_bytes,
 )
@@ -91,7 +92,6 @@ cdef int64_t deadline_of(object timeout) except? -2:
 cdef object warn = warnings.warn
 cdef object resource_warning = ResourceWarning
 cdef object NO_KEY = object()
-cdef object getaddrinfo = socket.getaddrinfo
 cdef object O_RDONLY = os.O_RDONLY
 
 
@@ -278,8 +278,10 @@ cdef class Port:
     def getaddrinfo(
         self, host, service, family=0, type=0, proto=0, flags=0, *, key=None, overlapped=None
     ):
-        args = (host, service, family, type, proto, flags)
-        return start_call(self.core, CP_RESOLVE, getaddrinfo, args, key, overlapped, None)
+        host, service = check_lookup(host, service, family, type, proto, flags)
+        return start_lookup(
+            self.core, host, service, family, type, proto, flags, key, overlapped
+        )
 
     def open(self, path, flags=O_RDONLY, mode=0o666, *, key=None, overlapped=None):
         check_open(flags, mode)

@@ -110,5 +110,4 @@ CALLS: dict[Operation, Callable[[int, Request], None]] = {
     Operation.OPEN: _open,
     Operation.CLOSE: _close,
     Operation.CALL: _call,
-    Operation.RESOLVE: _call,
 }

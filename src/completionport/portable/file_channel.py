@@ -62,7 +62,7 @@ class SideBySide:
         self._lock = threading.Lock()  # guards everything below
         self._chores = Chores(self._lock)
         self._queue: list[Request] = []  # not complete, in the order in which they came
-        self._work: dict[Request, Callable[[], None]] = {}  # of them, those the pool has
+        self._work: dict[Request, Callable[[], bool]] = {}  # of them, those the pool has
         self._gone: Callable[[], None] | None = None  # closed: called when the pool has none
         self._reason = ""
         self._finished = threading.Event()
@@ -161,7 +161,10 @@ class SideBySide:
         work = self._work.get(request)
         if work is not None:
             if not self._offload.cancel(work):
-                return False
+                if request.operation is not Operation.RESOLVE:
+                    return False
+                # Nobody can interrupt it: its thread is left behind with it.
+                self._offload.leave_behind()
             del self._work[request]
         return True
 
@@ -183,13 +186,15 @@ class SideBySide:
         request.complete = True
         self._deliver(request)
 
-    def _carry_out(self, request: Request) -> None:
-        """On a thread of the pool, which has the request to itself."""
+    def _carry_out(self, request: Request) -> bool:
+        """On a thread of the pool, which has the request to itself. True: it was left behind."""
+        if request.operation is Operation.RESOLVE:
+            return self._look_up(request)
         _executing.line = self
         try:
             CALLS[request.operation](self.descriptor, request)
         except BaseException as error:
-            if request.operation in (Operation.CALL, Operation.RESOLVE):
+            if request.operation is Operation.CALL:
                 request.error = error
             elif not (request.operation is Operation.READ and request.transferred):
                 # Else the part that came is the result.
@@ -197,11 +202,36 @@ class SideBySide:
         finally:
             _executing.line = None
         with self._lock:
-            del self._work[request]
-            if self._gone is not None and request.error is None:
-                request.discard()
-                request.abort(self._reason)
-            self._complete(request)
-            self._start_waiting()
-            self._finish_closing()
+            self._carried_out(request)
         self._chores.run()
+        return False
+
+    def _look_up(self, request: Request) -> bool:
+        """As `_carry_out`, but it touches the request only while that is this thread's still."""
+        call, value, failure = request.call, None, None
+        assert call is not None
+        try:
+            value = call()
+        except OSError as error:
+            failure = error
+        except Exception as error:
+            failure = OSError(errno.EINVAL, str(error))
+        with self._lock:
+            if request not in self._work:
+                return True
+            request.call = None
+            request.value = value
+            request.error = failure
+            self._carried_out(request)
+        self._chores.run()
+        return False
+
+    def _carried_out(self, request: Request) -> None:
+        """Lock held."""
+        del self._work[request]
+        if self._gone is not None and request.error is None:
+            request.discard()
+            request.abort(self._reason)
+        self._complete(request)
+        self._start_waiting()
+        self._finish_closing()

@@ -22,7 +22,7 @@ class Offload:
         # Guards everything below. Reentrant, because finalizers may come here at any allocation;
         # never held over work.
         self._changed = threading.Condition(threading.RLock())
-        self._line: deque[Callable[[], None]] = deque()
+        self._line: deque[Callable[[], bool]] = deque()
         self._threads = 0
         self._idle = 0  # threads that wait, and those that were called and are not back
         self._closed = False
@@ -32,8 +32,11 @@ class Offload:
         """How many threads there are now."""
         return self._threads
 
-    def start(self, work: Callable[[], None]) -> None:
-        """Have a thread do the work, which must not raise; `RuntimeError` if none can be had."""
+    def start(self, work: Callable[[], bool]) -> None:
+        """Have a thread do the work, or `RuntimeError` if none can be had.
+
+        The work does not raise, and says whether its thread was left behind meanwhile.
+        """
         with self._changed:
             self._line.append(work)
             # Those that were called and are not back yet have something in line each.
@@ -49,7 +52,7 @@ class Offload:
                     self._line.remove(work)
                     raise
 
-    def cancel(self, work: Callable[[], None]) -> bool:
+    def cancel(self, work: Callable[[], bool]) -> bool:
         """Take work out of the line; False when a thread has it already."""
         with self._changed:
             try:
@@ -57,6 +60,17 @@ class Offload:
             except ValueError:
                 return False
             return True
+
+    def leave_behind(self) -> None:
+        """A thread counts no more, whose work will say so when it is done."""
+        with self._changed:
+            self._threads -= 1
+            if len(self._line) > self._idle and self._threads < self.limit:
+                self._threads += 1
+                try:
+                    threading.Thread(target=self._run, name="cp-offload", daemon=True).start()
+                except RuntimeError:
+                    self._threads -= 1
 
     def close(self) -> None:
         """Dismiss the threads, which end in their own time. Nothing is in line any more."""
@@ -78,5 +92,6 @@ class Offload:
                     finally:
                         self._idle -= 1
                 work = self._line.popleft()
-            work()
+            if work():
+                return  # it was left behind, and counts no more
             del work

@@ -20,6 +20,7 @@ from ..arguments import (
     check_callable,
     check_count,
     check_delay,
+    check_lookup,
     check_open,
     check_when,
     path_bytes,
@@ -270,7 +271,8 @@ class PortablePort(CompletionPort):
         key: Any = None,
         overlapped: Overlapped | None = None,
     ) -> Overlapped:
-        call = partial(socket.getaddrinfo, host, service, family, type, proto, flags)
+        checked = check_lookup(host, service, family, type, proto, flags)
+        call = partial(socket.getaddrinfo, *checked, family, type, proto, flags)
         return self._call(Operation.RESOLVE, call, key, overlapped, None)
 
     def _call(
