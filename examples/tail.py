@@ -31,6 +31,7 @@ class File:
         self.position = 0
         self.reading = False
         self.look_again = False
+        self.left = False  # another file was seen to have the name, before the read under way
 
     def open(self, port: CompletionPort) -> None:
         """Follow the file that has the name now."""
@@ -41,6 +42,7 @@ class File:
         self.position = start_of_lines(number, self.lines)
         self.lines = sys.maxsize  # a file that comes later is printed from its beginning
         self.handle = port.associate(number, self)
+        self.left = False
 
     def replaced(self) -> bool:
         """Whether another file has the name than the one that is followed."""
@@ -72,7 +74,12 @@ class File:
         elif os.fstat(self.handle.fileno()).st_size < self.position:
             self.position = 0  # it was cut off, and is written anew
             self.look(port)
-        elif self.replaced():
+        elif not self.replaced():
+            return
+        elif not self.left:
+            self.left = True  # what was written before is read first
+            self.look(port)
+        else:
             self.handle.close()
             self.handle = None
             self.look(port)
