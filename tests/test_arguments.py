@@ -6,6 +6,7 @@ import array
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,7 +15,7 @@ from completionport import (
     CompletionPort,
     Overlapped,
 )
-from support import assert_quiet, take_one, under_number
+from support import assert_quiet, has_ipv6, take_one, under_number
 
 TOO_BIG = (ValueError, OverflowError)
 
@@ -282,6 +283,7 @@ def test_offset(handle, call, offset, error):
         (("127.0.0.1", 70000), TOO_BIG),
         (("127.0.0.1", -1), TOO_BIG),
         ((5, 5), TypeError),
+        (["127.0.0.1", 80], TypeError),
     ],
     ids=repr,
 )
@@ -289,6 +291,30 @@ def test_addresses(port, address, error):
     with socket.socket() as sock, port.associate(sock, "key") as handle:
         with pytest.raises(error):
             handle.connect(address)
+        assert_quiet(port)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        (("::1", 80, "flow"), TypeError),
+        (("::1", 80, -1), TOO_BIG),
+        (("::1", 80, 2**20), TOO_BIG),
+        (("::1", 80, 0, None), TypeError),
+        (("::1", 80, 0, -1), TOO_BIG),
+        (("::1", 80, 0, 2**32), TOO_BIG),
+        (("::1", 80, 0, 0, 0), TypeError),
+    ],
+    ids=repr,
+)
+def test_addresses_of_ipv6(port, address, error):
+    with (
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock,
+        port.associate(sock, "key") as handle,
+    ):
+        with pytest.raises(error, match=r"address"):
+            handle.sendto(b"x", address)
         assert_quiet(port)
 
 
@@ -343,6 +369,24 @@ def test_missing_and_superfluous_arguments(handle, start):
 def test_cancel(handle, value):
     with pytest.raises(TypeError, match="Overlapped"):
         handle.cancel(value)
+
+
+def test_any_sequence_of_buffers_will_do(handle, port):
+    class Buffers(Sequence):
+        def __init__(self, *buffers):
+            self.buffers = buffers
+
+        def __len__(self):
+            return len(self.buffers)
+
+        def __getitem__(self, index):
+            return self.buffers[index]
+
+    handle.send(Buffers(b"one", bytearray(b"two")))
+    assert take_one(port).transferred == 6
+    handle.recv(Buffers(bytearray(3), bytearray(3)))
+    assert handle.cancel() == 1
+    take_one(port)
 
 
 def test_odd_but_right_arguments(handle, port):

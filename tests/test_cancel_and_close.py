@@ -352,8 +352,44 @@ class TestClose:
         assert descriptor not in descriptors()
         assert far.recv(1) == b""
 
+    def test_a_file_that_has_a_number_and_no_close(self, port, pair):
+        class Numbered:
+            def __init__(self, sock):
+                self.fileno = sock.fileno
+
+        near, far = pair
+        handle = port.associate(Numbered(near), "key")
+        operation = handle.recv(10)
+        handle.close()
+        assert_aborted(take_one(port), operation)
+        # It is the program's: only the handle is closed.
+        near.sendall(b"still open")
+        assert read_exactly(far, 10) == b"still open"
+
 
 class TestClosedBehindTheBack:
+    def test_a_number_that_is_closed_already_is_no_error(self, port, pair):
+        near, far = pair
+        handle = port.associate(near.fileno(), "key")
+        operation = handle.recv(10)
+        near.close()
+        handle.close()
+        assert_aborted(take_one(port), operation)
+        assert far.recv(1) == b""
+
+    def test_a_number_that_stands_for_another_file_by_now_is_left_open(self, port, make_pair):
+        near, _ = make_pair()
+        descriptor = near.fileno()
+        handle = port.associate(descriptor, "key")
+        operation = handle.recv(10)
+        near.close()
+        other, far = make_pair()
+        with under_number(other, descriptor) as other:
+            handle.close()
+            assert_aborted(take_one(port), operation)
+            far.sendall(b"hello")
+            assert other.recv(10) == b"hello"
+
     def test_operations_never_see_the_next_file_of_that_number(self, port, make_pair):
         for number in range(50):
             near, near_peer = make_pair()

@@ -841,6 +841,13 @@ class TestArguments:
             (lambda h: h.sendmsg(b"x", [(1, 2, "x")]), TypeError, "ancillary data is"),
             (lambda h: h.sendmsg(b"x", [(1, 2, bytes(2 << 20))]), ValueError, "ancillary data has"),
             (lambda h: h.sendmsg(b"x", 5), TypeError, "ancillary data is"),
+            (lambda h: h.sendmsg(b"x", [(1.5, 1, b"")]), TypeError, "ancillary data is"),
+            (lambda h: h.sendmsg(b"x", [(2**40, 1, b"")]), TypeError, "ancillary data is"),
+            (
+                lambda h: h.sendmsg(b"x", [(1, 1, memoryview(bytes(8))[::2])]),
+                TypeError,
+                "ancillary data is",
+            ),
         ],
     )
     def test_wrong_arguments_raise_at_the_call(self, port, handle, call, error, text):

@@ -183,6 +183,9 @@ def test_an_object_stays_free_when_its_call_fails(port, pair):
         with other, pytest.raises(OSError, match="not connected"):
             other.recv(mine.buffer, overlapped=mine)
         assert not mine.pending
+        assert (mine.operation, mine.handle) == (Operation.NONE, None)
+        with pytest.raises(ValueError, match=r"not( been)? used"):
+            mine.result()
         mine.buffer.extend(b"may be resized")
         handle.recv(10, overlapped=mine)
         far.sendall(b"hello")

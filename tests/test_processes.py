@@ -222,6 +222,9 @@ def test_a_process_has_no_data(port, endless):
         lambda: handle.read(10),
         lambda: handle.write(b"x"),
         lambda: handle.recv(10),
+        lambda: handle.allocate(0, 1),
+        handle.fsync,
+        handle.stat,
         handle.accept,
         handle.read_changes,
     ):

@@ -42,6 +42,11 @@ def pack(family: int, kind: int, address: Any) -> bytes:
         raise OverflowError(f"a port is a number from 0 to 65535, not {address[1]}")
     flow = address[2] if len(address) > 2 else 0
     scope = address[3] if len(address) > 3 else 0
+    for what, value, most in (("flow information", flow, 0xFFFFF), ("scope", scope, 0xFFFFFFFF)):
+        if not isinstance(value, int):
+            raise TypeError(f"the {what} of an address is a number, not {type(value).__name__}")
+        if not 0 <= value <= most:
+            raise OverflowError(f"the {what} of an address is from 0 to {most}, not {value}")
     host: Any = address[0]
     try:
         number = socket.inet_pton(family, _WILDCARDS.get((family, host), host))

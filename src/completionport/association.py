@@ -67,6 +67,19 @@ def release(token: Hashable, _taken: dict[Hashable, list[Any]] = _taken) -> None
     _taken.pop(token, None)
 
 
+def close_number(number: int, identity: os.stat_result) -> None:
+    """Close a descriptor that a program gave as a number, unless the number is another file's now.
+
+    ``identity`` is what fstat(2) told of the file.
+    """
+    try:
+        same = os.path.samestat(os.fstat(number), identity)
+    except OSError:
+        return  # the program has closed it
+    if same:
+        os.close(number)
+
+
 def descriptor_of(file: Any) -> int:
     """The descriptor number of ``file``, checked.
 

@@ -105,11 +105,10 @@ def _refusal(name: str) -> Any:
     return refuse
 
 
-for _name in (
-    "accept", "connect", "disconnect", "read", "read_changes", "recv", "recvfrom", "recvmsg",
-    "send", "sendfile", "sendmsg", "sendto", "shutdown", "write",
-):  # fmt: skip
-    setattr(ProcessHandle, _name, _refusal(_name))
+# Every operation that there is, also one that is still to come.
+for _name, _method in vars(Handle).items():
+    if not _name.startswith("_") and callable(_method) and _name not in vars(ProcessHandle):
+        setattr(ProcessHandle, _name, _refusal(_name))
 
 
 class _Ended:

@@ -36,12 +36,13 @@ from ..overlapped import Overlapped
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
 cdef object release_file = association.release
+cdef object close_number = association.close_number
 
 cdef extern from "sys/socket.h" nogil:
     int getsockopt(int descriptor, int level, int option, void* value, unsigned int* size)
     enum:
         MSG_OOB, MSG_PEEK, MSG_WAITALL
-        SO_DOMAIN, SO_TYPE, SOCK_STREAM, SOL_SOCKET
+        SO_ACCEPTCONN, SO_DOMAIN, SO_TYPE, SOCK_STREAM, SOL_SOCKET
 
 cdef extern from "errno.h" nogil:
     enum:
@@ -98,6 +99,7 @@ cdef class Handle(HandleBase):
     cdef Channel* channel
     cdef object file_
     cdef int number          # of the program's descriptor
+    cdef object identity     # what fstat(2) told of it
     # Owned, but out of the collector's sight, which clears attributes before __dealloc__.
     cdef PyObject* last_core
     cdef PyObject* token     # in the registry of associated files
@@ -119,7 +121,8 @@ cdef class Handle(HandleBase):
             raise RuntimeError("a handle is made by CompletionPort.associate()")
         token, number = association.register(file)
         try:
-            mode = os.fstat(number).st_mode
+            self.identity = os.fstat(number)
+            mode = self.identity.st_mode
             kind = (
                 SOCKET if stat.S_ISSOCK(mode)
                 else REGULAR if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)
@@ -255,10 +258,12 @@ cdef class Handle(HandleBase):
         try:
             self.need_socket()
             if not cp_peek(&self.listening):
-                with socket.socket(fileno=os.dup(cp_peek_int(&self.channel.descriptor))) as probe:
-                    if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                        raise refusal(errnos.EINVAL, "accept() needs a listening socket")
-                cp_set(&self.listening, True)
+                # Of a handle that another thread closes meanwhile the answer may be a stranger's:
+                # then `launch` refuses.
+                if socket_option(cp_peek_int(&self.channel.descriptor), SO_ACCEPTCONN):
+                    cp_set(&self.listening, True)
+                elif not cp_peek(&self.channel.closing):
+                    raise refusal(errnos.EINVAL, "accept() needs a listening socket")
             return self.launch(operation)
         except BaseException:
             operation.withdraw()
@@ -517,8 +522,8 @@ cdef class Handle(HandleBase):
             self._companion.close()
         if self.release_token():
             if isinstance(self.file_, int):
-                os.close(self.number)
-            else:
+                close_number(self.number, self.identity)
+            elif hasattr(self.file_, "close"):
                 self.file_.close()
 
     def __enter__(self):

@@ -2,6 +2,7 @@
 """Addresses and ancillary data between Python's form and the kernel's."""
 
 import os
+from operator import index
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -112,11 +113,14 @@ cdef bytes pack_ancillary(object ancillary):
         for level, kind, data in ancillary:
             PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
             try:
-                items.append((<int> level, <int> kind, PyBytes_FromStringAndSize(<char*> view.buf, view.len)))
+                items.append((
+                    <int> index(level), <int> index(kind),
+                    PyBytes_FromStringAndSize(<char*> view.buf, view.len),
+                ))
                 size += CMSG_SPACE(view.len)
             finally:
                 PyBuffer_Release(&view)
-    except (TypeError, ValueError, OverflowError) as reason:
+    except (TypeError, ValueError, OverflowError, BufferError) as reason:
         raise TypeError(
             f"ancillary data is a sequence of (level, type, bytes-like data) tuples: {reason}"
         ) from None

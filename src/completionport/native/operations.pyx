@@ -6,6 +6,7 @@ Everything here runs with the GIL held or, free-threaded, with an attached threa
 
 import os
 import socket
+from collections.abc import Sequence
 from operator import index
 
 cimport cython
@@ -235,13 +236,19 @@ cdef class OverlappedBase:
             self.meaning = meaning
 
     cdef int withdraw(self) except -1:
-        """The operation failed at once: no packet comes, the object is free again."""
+        """The operation failed at once: no packet comes, the object is free, and as if new."""
+        cdef object handle
         self.unpin()
         let_sources_go(&self.operation_)
         let_lookup_go(&self.operation_)
         self.received = None
         if self.meaning is not None:
             self.mean(None)
+        with cython.critical_section(self):
+            handle = self.handle_
+            self.handle_ = None
+        cp_set_int(&self.operation_.code, 0)
+        self.operation_.transferred = 0
         cp_store_release(&self.operation_.state, IDLE)
         return 0
 
@@ -260,12 +267,12 @@ cdef class OverlappedBase:
             op.one.iov_len = size
         elif PyObject_CheckBuffer(size_or_buffers):
             self.pin_one(size_or_buffers, True, caller)
-        elif isinstance(size_or_buffers, (list, tuple)):
+        elif is_sequence(size_or_buffers):
             self.pin_list(size_or_buffers, True, caller)
             return 0
         else:
             raise TypeError(
-                f"{caller}() takes a size in bytes, a writable buffer or a list of them, "
+                f"{caller}() takes a size in bytes, a writable buffer or a sequence of them, "
                 f"not {type(size_or_buffers).__name__}"
             )
         op.vector = &op.one
@@ -281,10 +288,10 @@ cdef class OverlappedBase:
             op.vector = &op.one
             op.vector_count = 1
             return self.single.len
-        if isinstance(data_or_buffers, (list, tuple)):
+        if is_sequence(data_or_buffers):
             return self.pin_list(data_or_buffers, False, caller)
         raise TypeError(
-            f"{caller}() takes a bytes-like object or a list of them, "
+            f"{caller}() takes a bytes-like object or a sequence of them, "
             f"not {type(data_or_buffers).__name__}"
         )
 
@@ -301,7 +308,7 @@ cdef class OverlappedBase:
         cdef iovec* entries
         cdef size_t total = 0
         if count == 0:
-            raise ValueError(f"{caller}() takes at least one buffer, the list is empty")
+            raise ValueError(f"{caller}() takes at least one buffer, the sequence is empty")
         self.many = <Py_buffer*> PyMem_Malloc(count * sizeof(Py_buffer))
         if self.many == NULL:
             raise MemoryError
@@ -512,6 +519,12 @@ cdef class OverlappedBase:
 
 cdef inline bint brings_descriptor(Operation* operation) noexcept:
     return operation.code == CP_ACCEPT or operation.code == CP_OPEN
+
+
+cdef inline bint is_sequence(object value) except -1:
+    return isinstance(value, (list, tuple)) or (
+        isinstance(value, Sequence) and not isinstance(value, str)
+    )
 
 
 cdef int get_buffer(object buffer, Py_buffer* view, bint writable, str caller) except -1:

@@ -276,20 +276,27 @@ def _receive_message(channel: SelectorsChannel, request: Request) -> bool:
         _collect(request, b"")
         request.value = ([], 0, address) if request.operation is Operation.RECVMSG else address
         return True
-    space = bytearray(request.size or 0)
-    # The kernel may report more bytes than it wrote (MSG_TRUNC), and recvmsg() would believe it.
-    buffers = request.views[:LARGEST_VECTOR] if request.size is None else [space]
     room = request.ancillary_size
-    count, ancillary, seen, address = sock.recvmsg_into(buffers, room, flags)
+    if request.size is None:
+        buffers = request.views[:LARGEST_VECTOR]
+        count, ancillary, seen, address = sock.recvmsg_into(buffers, room, flags)
+    elif flags & socket.MSG_TRUNC:
+        # The kernel reports more bytes than it wrote, and recvmsg() would believe it.
+        space = bytearray(request.size)
+        count, ancillary, seen, address = sock.recvmsg_into([space], room, flags)
+        request.parts.append(bytes(space[:count]))
+    else:
+        # Memory that is not filled with zeros first: the size may be 2 GiB.
+        data, ancillary, seen, address = sock.recvmsg(request.size, room, flags)
+        request.parts.append(data)
+        count = len(data)
     if not CLOSE_ON_EXEC:
         for number in descriptors_in(ancillary):
             os.set_inheritable(number, False)
-    if request.size is not None:
-        request.parts.append(bytes(space[:count]))
     request.transferred = count
     request.value = address
     if request.operation is Operation.RECVMSG:
-        request.value = ancillary, int(seen) & ~CLOSE_ON_EXEC, address
+        request.value = ancillary, int(seen) & ~int(CLOSE_ON_EXEC), address
     return True
 
 

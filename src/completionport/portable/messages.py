@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import operator
 import os
 import socket
 from collections.abc import Iterable
@@ -21,9 +22,7 @@ CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 def prepared(ancillary: Any) -> Items:
     """The data as it will be sent, with duplicates of the descriptors: the caller's."""
     try:
-        items = [
-            (int(level), int(kind), bytes(memoryview(data))) for level, kind, data in ancillary
-        ]
+        items = [(_small(level), _small(kind), _bytes(data)) for level, kind, data in ancillary]
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"ancillary data is a sequence of (level, type, bytes-like data) tuples: {error}"
@@ -45,6 +44,20 @@ def prepared(ancillary: Any) -> Items:
             error.errno or 0, f"{error.strerror}: a descriptor in the ancillary data"
         ) from None
     return duplicates
+
+
+def _small(number: Any) -> int:
+    value = operator.index(number)
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"{value} does not fit into 32 bits")
+    return value
+
+
+def _bytes(data: Any) -> bytes:
+    with memoryview(data) as view:
+        if not view.c_contiguous:
+            raise ValueError("the data is not contiguous")
+        return bytes(view)
 
 
 def descriptors_in(items: Iterable[tuple[int, int, bytes]]) -> list[int]:

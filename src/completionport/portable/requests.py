@@ -203,7 +203,9 @@ class Request:
     def take(self) -> Completion:
         """The packet is taken."""
         self.finish()
-        return Completion(self.transferred, self.handle.key, self.overlapped, self.error)
+        completion = Completion(self.transferred, self.handle.key, self.overlapped, self.error)
+        self._part()
+        return completion
 
     def drop(self) -> None:
         """The packet will not be taken: the port is closed."""
@@ -215,6 +217,16 @@ class Request:
         if self.error is None:
             self.abort("the completion port was closed")
         self.finish()
+        self._part()
+
+    def _part(self) -> None:
+        """The last step: what it held is the program's now.
+
+        What a submitted function raised has frames behind it that hold this request: it would be a
+        reference cycle.
+        """
+        del self.overlapped
+        self.error = None
 
     def discard(self) -> None:
         """The value of a request that succeeded is not wanted any more."""

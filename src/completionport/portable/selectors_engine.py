@@ -109,9 +109,7 @@ class SelectorsChannel:
         return self.sock.family, self.sock.type
 
     def close_number(self, number: int) -> None:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(number), self.status):
-                os.close(number)
+        association.close_number(number, self.status)
 
     def pending(self) -> int:
         if self.files is not None:
