@@ -117,11 +117,13 @@ class Copy:
         self.copier.block_done(step.transferred)
 
     def end(self) -> None:
-        target = self.handles[1].fileno()
-        os.fchmod(target, stat.S_IMODE(self.status.st_mode))
-        os.utime(target, ns=(self.status.st_atime_ns, self.status.st_mtime_ns))
+        by_number = os.chmod in os.supports_fd and os.utime in os.supports_fd
+        if by_number:
+            set_mode_and_times(self.handles[1].fileno(), self.status)
         for handle in self.handles:
             handle.close()
+        if not by_number:
+            set_mode_and_times(self.names[1], self.status)
         self.copier.file_done(self)
 
 
@@ -231,9 +233,13 @@ def copy(source: str, target: str, engine: str | None, checks: bool, quiet: bool
         count = Copier(port, checks, moved).run(files_of(source, target, directories))
     # From the innermost outwards: what is made in a directory changes its times.
     for name, status in reversed(directories):
-        os.chmod(name, stat.S_IMODE(status.st_mode))
-        os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns))
+        set_mode_and_times(name, status)
     return count
+
+
+def set_mode_and_times(target: str | int, status: os.stat_result) -> None:
+    os.chmod(target, stat.S_IMODE(status.st_mode))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def main() -> int:

@@ -17,10 +17,32 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 from completionport import Completion, CompletionPort, Handle
 
 SIZE = 65536
+WINDOWS = sys.platform == "win32"
+if sys.platform == "win32":
+    import msvcrt
+    from asyncio import windows_utils
+
+    STOP_SIGNALS = (signal.SIGINT, signal.SIGBREAK)
+    # A group of its own: Ctrl-C is for the supervisor, which ends them in order.
+    OPTIONS: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+else:
+    STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    OPTIONS = {"start_new_session": True}
+
+
+def make_pipe() -> tuple[Any, int]:
+    """What the port reads a program's output from, and what the program writes to."""
+    if sys.platform == "win32":
+        # An end that belongs to a port is overlapped, and those that subprocess makes are not.
+        reading, writing = windows_utils.pipe(overlapped=(True, False))
+        return windows_utils.PipeHandle(reading), msvcrt.open_osfhandle(writing, 0)
+    reading, writing = os.pipe()
+    return open(reading, "rb", 0), writing
 
 
 class Run:
@@ -30,16 +52,21 @@ class Run:
         self.program = program
         self.began = time.monotonic()
         self.rest = b""  # of a line that is not whole yet
-        self.process = subprocess.Popen(
-            program.command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # A group of its own: Ctrl-C is for the supervisor, which ends them in order.
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        self.output: Handle = port.associate(self.process.stdout, self)
+        source, end = make_pipe()
+        try:
+            self.process = subprocess.Popen(
+                program.command,
+                stdin=subprocess.DEVNULL,
+                stdout=end,
+                stderr=subprocess.STDOUT,
+                **OPTIONS,
+            )
+        except BaseException:
+            source.close()
+            raise
+        finally:
+            os.close(end)
+        self.output: Handle = port.associate(source, self)
         self.end: Handle = port.associate(self.process, self)
         self.output.read(SIZE)
 
@@ -48,9 +75,21 @@ class Run:
         """It has ended, and all that it wrote was printed."""
         return self.output.closed and self.end.closed
 
-    def send(self, number: int) -> None:
+    def terminate(self) -> None:
+        """Ask it to end."""
+        with contextlib.suppress(OSError):
+            if sys.platform == "win32":
+                self.process.send_signal(signal.CTRL_BREAK_EVENT)
+            else:
+                os.killpg(self.process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, and on Unix what it has started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
+            if sys.platform == "win32":
+                self.process.kill()
+            else:
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class Program:
@@ -59,9 +98,11 @@ class Program:
         if not found or not name or not command.strip():
             raise ValueError(f"{text!r} is not of the form NAME=COMMAND")
         self.name = name
-        self.command = shlex.split(command)
-        if shutil.which(self.command[0]) is None:
-            raise ValueError(f"{name}: there is no program {self.command[0]!r}")
+        # Windows takes the line as it is, with its own rules for what is quoted.
+        self.command = command.strip() if WINDOWS else shlex.split(command)
+        first = shlex.split(command, posix=not WINDOWS)[0].strip('"')
+        if shutil.which(first) is None:
+            raise ValueError(f"{name}: there is no program {first!r}")
         self.failures = 0  # in a row
         self.finished = False
 
@@ -73,7 +114,7 @@ class Supervisor:
         self.programs: list[Program] = options.program
         self.runs: set[Run] = set()
         self.stopping = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             port.associate_signal(number, self)
 
     def run(self) -> None:
@@ -89,7 +130,7 @@ class Supervisor:
                 self.start(packet.key)
             elif packet.key is None:
                 for run in self.runs:
-                    run.send(signal.SIGKILL)
+                    run.kill()
             else:
                 self.serve(packet.key, packet)
 
@@ -149,10 +190,12 @@ class Supervisor:
 
     def stop(self) -> None:
         """End all; who does not go in time is killed, and at a second signal at once."""
-        number = signal.SIGKILL if self.stopping else signal.SIGTERM
-        self.stopping = True
+        again, self.stopping = self.stopping, True
         for run in self.runs:
-            run.send(number)
+            if again:
+                run.kill()
+            else:
+                run.terminate()
         self.port.post_after(self.options.grace, key=None)
 
 
@@ -192,7 +235,7 @@ def main() -> int:
         parser.add_argument(
             f"--{name}", type=seconds, default=default, metavar="SECONDS", help=text
         )
-    parser.add_argument("--engine", help="io_uring, epoll or selectors")
+    parser.add_argument("--engine", help="the best one here when left out")
     options = parser.parse_args()
     try:
         with CompletionPort(engine=options.engine) as port:
@@ -201,7 +244,7 @@ def main() -> int:
                 supervisor.run()
             finally:
                 for run in supervisor.runs:
-                    run.send(signal.SIGKILL)
+                    run.kill()
     except (OSError, RuntimeError, ValueError) as error:
         print(f"supervisor: {error}", file=sys.stderr)
         return 1

@@ -15,9 +15,39 @@ import os
 import signal
 import sys
 
-from completionport import ChangeAction, Completion, CompletionPort, Handle, Operation
+from completionport import (
+    ChangeAction,
+    Completion,
+    CompletionPort,
+    Handle,
+    Operation,
+    open_directory,
+)
 
 SIZE = 65536
+if sys.platform == "win32":
+    import ctypes
+    import msvcrt
+
+    STOP_SIGNALS = (signal.SIGINT, signal.SIGBREAK)
+else:
+    STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def open_file(path: str) -> int:
+    """A descriptor to read from."""
+    if sys.platform != "win32":
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    # os.open would keep others from renaming and deleting the file.
+    create = ctypes.WinDLL("kernel32", use_last_error=True).CreateFileW
+    create.restype = ctypes.c_void_p
+    create.argtypes = [ctypes.c_wchar_p, *[ctypes.c_uint32] * 2, ctypes.c_void_p]
+    create.argtypes += [ctypes.c_uint32] * 2 + [ctypes.c_void_p]
+    read, share_all, open_existing, normal = 0x80000000, 7, 3, 0x80
+    handle = create(path, read, share_all, None, open_existing, normal, None)
+    if handle == ctypes.c_void_p(-1).value:
+        raise OSError(0, "", path, ctypes.get_last_error())
+    return msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_NOINHERIT)
 
 
 class File:
@@ -36,7 +66,7 @@ class File:
     def open(self, port: CompletionPort) -> None:
         """Follow the file that has the name now."""
         try:
-            number = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            number = open_file(self.path)
         except FileNotFoundError:
             return
         self.position = start_of_lines(number, self.lines)
@@ -91,11 +121,10 @@ class Tail:
         self.files = files
         self.every = every
         self.printed: File | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             port.associate_signal(number, self)
         for directory in sorted({file.directory for file in files}):
-            handle = port.associate(os.open(directory, os.O_RDONLY | os.O_DIRECTORY), directory)
-            handle.read_changes()
+            port.associate(open_directory(directory), directory).read_changes()
         port.post_after(0, key=None)
 
     def run(self) -> None:
@@ -145,9 +174,14 @@ class Tail:
 def write(data: bytes) -> None:
     """Print bytes. Where stdout is not buffered (``python -u``) one write may take a part only."""
     left = memoryview(data)
-    while left:
-        left = left[sys.stdout.buffer.write(left) :]
-    sys.stdout.buffer.flush()
+    try:
+        while left:
+            left = left[sys.stdout.buffer.write(left) :]
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # what Windows says when nobody reads any more
+            raise BrokenPipeError from None
+        raise
 
 
 def start_of_lines(number: int, lines: int) -> int:
@@ -158,7 +192,8 @@ def start_of_lines(number: int, lines: int) -> int:
     wanted = lines + 1  # the newline at the end belongs to the last one
     while position > 0:
         size = min(SIZE, position)
-        block = os.pread(number, size, position - size)
+        os.lseek(number, position - size, os.SEEK_SET)
+        block = os.read(number, size)
         while (found := block.rfind(b"\n")) >= 0:
             wanted -= 1
             if wanted == 0:
@@ -189,7 +224,7 @@ def main() -> int:
     parser.add_argument(
         "--every", type=seconds, default=5.0, metavar="SECONDS", help="look at all files so often"
     )
-    parser.add_argument("--engine", help="io_uring, epoll or selectors")
+    parser.add_argument("--engine", help="the best one here when left out")
     options = parser.parse_args()
     files = [File(path, options.lines) for path in dict.fromkeys(options.file)]
     try:

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -206,6 +207,47 @@ def make_pipe() -> Iterator[tuple[Any, Any]]:
         yield reader, writer
 
 
+@contextlib.contextmanager
+def make_output() -> Iterator[tuple[Any, Any]]:
+    """A pipe for what a program writes: a file to read from for a port, and one for `Popen`."""
+    if WINDOWS:
+        with windows_support.make_output() as ends:
+            yield ends
+        return
+    with make_pipe() as ends:
+        yield ends
+
+
+def read_at(file: Any, size: int, offset: int) -> bytes:
+    """What a file with a name has there; its own position stays."""
+    with open(file.name, "rb", 0) as other:
+        other.seek(offset)
+        return other.read(size)
+
+
+def write_at(file: Any, data: bytes, offset: int) -> None:
+    """Write to a file with a name; its own position stays."""
+    with open(file.name, "r+b", 0) as other:
+        other.seek(offset)
+        assert other.write(data) == len(data)
+
+
+def can_make_links() -> bool:
+    """Whether there are symbolic links, and they may be made."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.symlink("nothing", os.path.join(folder, "link"))
+        except OSError:
+            return False
+        return os.path.islink(os.path.join(folder, "link"))
+
+
+needs_links = pytest.mark.skipif(
+    WINDOWS and not can_make_links(),
+    reason="symbolic links take a privilege on Windows, and Wine has none",
+)
+
+
 def readable(sock: socket.socket) -> bool:
     """Whether there is something to receive."""
     return bool(select.select([sock], [], [], 0)[0])
@@ -331,6 +373,11 @@ def send_signal(number: int, process: int | None = None) -> None:
 
     wait_until(asleep, f"the main thread of {process} waits")
     os.kill(process, number)
+
+
+def process_runs(pid: int) -> bool:
+    """Whether there is a process of this number."""
+    return windows_support.process_runs(pid) if WINDOWS else os.path.exists(f"/proc/{pid}")
 
 
 def stop_process(process: subprocess.Popen[str], number: int = signal.SIGINT) -> None:

@@ -6,7 +6,6 @@ import errno
 import gc
 import os
 import shutil
-import sys
 import weakref
 from pathlib import Path
 
@@ -23,31 +22,35 @@ from completionport import (
     Overlapped,
     PortClosed,
     Strand,
+    open_directory,
 )
 from support import (
     LONG,
+    WINDOWS,
+    WINE,
     Background,
     assert_quiet,
-    needs_inotify,
+    needs_fork,
+    needs_links,
+    needs_linux,
     run_python,
+    take,
     take_one,
     wait_for_stats,
     wait_until,
 )
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="this system has no inotify(7)"
+wine_keeps_deleted = pytest.mark.skipif(
+    WINE, reason="on Wine a directory that is open is deleted when it is closed, and not before"
 )
-
+wine_misses_folders = pytest.mark.skipif(
+    WINE, reason="Wine misses what happens in folders that were there before the first call"
+)
+needs_linux_queue = pytest.mark.skipif(
+    WINDOWS, reason="Windows drops what has come up since the last call and does not fit this one"
+)
 ADDED, REMOVED, MODIFIED = ChangeAction.ADDED, ChangeAction.REMOVED, ChangeAction.MODIFIED
 OLD, NEW = ChangeAction.RENAMED_OLD_NAME, ChangeAction.RENAMED_NEW_NAME
-
-
-def open_directory(path):
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-
-pytestmark = needs_inotify
 
 
 @pytest.fixture
@@ -55,6 +58,11 @@ def watched(port, tmp_path, nothing_left):
     """A handle of the directory `tmp_path`."""
     with port.associate(open_directory(tmp_path), "key") as handle:
         yield handle
+
+
+def under(path):
+    """A path with the separators of this system, as changes have it."""
+    return path.replace("/", os.sep)
 
 
 def collect(port, handle, last, recursive=False):
@@ -69,9 +77,14 @@ def collect(port, handle, last, recursive=False):
     return seen
 
 
-def first(port, handle, recursive=False):
+def told_of(seen, *names):
+    """The changes of these, without that they were modified, which their contents may do too."""
+    return [one for one in seen if one.name in names and one.action is not MODIFIED]
+
+
+def first(port, handle, recursive=False, **options):
     """Begin to watch: what changed before the first call is not told."""
-    handle.read_changes(recursive)
+    handle.read_changes(recursive, **options)
     assert port.get(0) is None
     assert handle.cancel() == 1
     assert isinstance(take_one(port).error, OperationAborted)
@@ -140,13 +153,14 @@ def test_subfolders_are_not_told_of_without_recursive(port, watched, tmp_path):
     assert not [change for change in seen if "inside" in change.name]
 
 
+@wine_misses_folders
 def test_recursive_tells_of_subfolders_that_are_there(port, watched, tmp_path):
     deep = tmp_path / "a" / "b" / "c"
     deep.mkdir(parents=True)
     first(port, watched, True)
     (deep / "file").touch()
-    seen = collect(port, watched, Change(ADDED, "a/b/c/file"), True)
-    assert seen[0] == (ADDED, "a/b/c/file")
+    seen = collect(port, watched, Change(ADDED, under("a/b/c/file")), True)
+    assert seen[0] == (ADDED, under("a/b/c/file"))
 
 
 def test_recursive_tells_once_of_all_that_is_made_at_once(port, watched, tmp_path):
@@ -156,7 +170,7 @@ def test_recursive_tells_once_of_all_that_is_made_at_once(port, watched, tmp_pat
         deep = tmp_path / f"{number}" / "b"
         deep.mkdir(parents=True)
         (deep / "file").touch()
-        expected |= {f"{number}", f"{number}/b", f"{number}/b/file"}
+        expected |= {f"{number}", under(f"{number}/b"), under(f"{number}/b/file")}
     (tmp_path / "last").mkdir()
     seen = collect(port, watched, Change(ADDED, "last"), True)
     added = [change.name for change in seen if change.action is ADDED]
@@ -187,18 +201,19 @@ def test_recursive_tells_once_while_another_thread_makes_folders(port, watched, 
     added = [change.name for change in seen if change.action is ADDED]
     assert len(added) == len(set(added))
     assert set(added) == {"last"} | {
-        name for n in range(150) for name in (f"{n}", f"{n}/b", f"{n}/b/file")
+        under(name) for n in range(150) for name in (f"{n}", f"{n}/b", f"{n}/b/file")
     }
 
 
+@wine_misses_folders
 def test_a_folder_that_is_renamed_is_told_of_under_its_new_name(port, watched, tmp_path):
     (tmp_path / "old" / "deep").mkdir(parents=True)
     first(port, watched, True)
     (tmp_path / "old").rename(tmp_path / "new")
     (tmp_path / "new" / "deep" / "file").touch()
-    seen = collect(port, watched, Change(ADDED, "new/deep/file"), True)
+    seen = collect(port, watched, Change(ADDED, under("new/deep/file")), True)
     assert seen[:2] == [(OLD, "old"), (NEW, "new")]
-    assert not [change for change in seen if change.name.startswith("old/")]
+    assert not [change for change in seen if change.name.startswith(under("old/"))]
 
 
 def test_a_folder_that_is_moved_away_is_not_told_of_any_more(port, watched, tmp_path):
@@ -213,6 +228,7 @@ def test_a_folder_that_is_moved_away_is_not_told_of_any_more(port, watched, tmp_
     assert collect(port, watched, Change(ADDED, "last"), True) == [(ADDED, "last")]
 
 
+@wine_misses_folders
 def test_a_folder_that_is_moved_here_is_watched(port, watched, tmp_path):
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     (outside / "folder" / "deep").mkdir(parents=True)
@@ -220,7 +236,7 @@ def test_a_folder_that_is_moved_here_is_watched(port, watched, tmp_path):
     (outside / "folder").rename(tmp_path / "folder")
     assert collect(port, watched, Change(ADDED, "folder"), True) == [(ADDED, "folder")]
     (tmp_path / "folder" / "deep" / "file").touch()
-    assert collect(port, watched, Change(ADDED, "folder/deep/file"), True)
+    assert collect(port, watched, Change(ADDED, under("folder/deep/file")), True)
 
 
 def test_a_tree_that_is_removed_is_told_from_the_leaves(port, watched, tmp_path):
@@ -229,13 +245,16 @@ def test_a_tree_that_is_removed_is_told_from_the_leaves(port, watched, tmp_path)
     first(port, watched, True)
     shutil.rmtree(tmp_path / "a")
     seen = collect(port, watched, Change(REMOVED, "a"), True)
-    assert [one.name for one in seen if one.action is REMOVED] == ["a/b/file", "a/b", "a"]
+    removed = [one.name for one in seen if one.action is REMOVED]
+    assert removed == [under("a/b/file"), under("a/b"), "a"]
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "again").mkdir()
-    seen = collect(port, watched, Change(ADDED, "a/again"), True)
-    assert [one for one in seen if one.action is ADDED] == [(ADDED, "a"), (ADDED, "a/again")]
+    again = Change(ADDED, under("a/again"))
+    seen = collect(port, watched, again, True)
+    assert [one for one in seen if one.action is ADDED] == [(ADDED, "a"), again]
 
 
+@needs_links
 def test_a_link_to_a_folder_is_not_followed(port, watched, tmp_path):
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
@@ -249,12 +268,15 @@ def test_a_link_to_a_folder_is_not_followed(port, watched, tmp_path):
 
 @pytest.mark.parametrize("recursive", [False, True])
 def test_an_overflow_is_an_error_and_the_next_call_goes_on(port, tmp_path, recursive, nothing_left):
-    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    # On Windows it is the size of the first call, in bytes.
+    limit = 4096
+    if not WINDOWS:
+        limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if limit > 100_000:
         pytest.skip(f"{limit} changes would be needed here")
     (tmp_path / "folder").mkdir()
     with port.associate(open_directory(tmp_path), "key") as handle:
-        first(port, handle, recursive)
+        first(port, handle, recursive, size=4096)
         names = (str(tmp_path / "one"), str(tmp_path / "two"))
         os.close(os.open(names[0], os.O_CREAT, 0o600))
         for _ in range(limit // 4 + 2):
@@ -262,25 +284,28 @@ def test_an_overflow_is_an_error_and_the_next_call_goes_on(port, tmp_path, recur
             os.rename(*reversed(names))
         error = None
         while error is None:
-            handle.read_changes(recursive)
+            handle.read_changes(recursive, size=4096)
             error = take_one(port).error
         assert error.errno == errno.EOVERFLOW
         assert "look through the directory again" in str(error)
         (tmp_path / "folder" / "inside").mkdir()
         (tmp_path / "last").mkdir()
         seen = collect(port, handle, Change(ADDED, "last"), recursive)
-        assert (Change(ADDED, "folder/inside") in seen) == recursive
+        told = Change(ADDED, under("folder/inside")) in seen
+        assert told == recursive or WINE  # which misses what happens in such folders
 
 
 def test_names_that_are_not_text_come_as_the_os_module_has_them(port, watched, tmp_path):
     first(port, watched)
-    name = os.fsdecode(b"\xff-\xfe")
+    # A name is bytes on Linux, and 16-bit units on Windows.
+    name = "name" if WINE else "\udcff-\udcfe"  # Wine makes no such file
     (tmp_path / name).mkdir()
     (tmp_path / ("x" * 255)).mkdir()
     seen = collect(port, watched, Change(ADDED, "x" * 255))
     assert [change.name for change in seen] == [name, "x" * 255]
 
 
+@needs_linux_queue
 def test_small_pieces_lose_nothing(port, watched, tmp_path):
     first(port, watched)
     names = [f"{number:0200}" for number in range(100)]
@@ -314,7 +339,7 @@ def test_cancel_and_close_give_the_packet(port, watched):
     assert_quiet(port)
 
 
-def test_an_overlapped_can_be_used_again_and_for_something_else(port, watched, tmp_path, pair):
+def test_an_overlapped_can_be_used_again_and_for_something_else(port, watched, tmp_path, tcp):
     mine = Overlapped()
     for number in range(3):
         watched.read_changes(overlapped=mine)
@@ -323,7 +348,7 @@ def test_an_overlapped_can_be_used_again_and_for_something_else(port, watched, t
         (tmp_path / f"{number}").mkdir()
         assert take_one(port).overlapped is mine
         assert mine.result() == [(ADDED, f"{number}")]
-    near, far = pair
+    near, far = tcp
     with port.associate(near, "socket") as handle:
         far.sendall(b"hello")
         handle.recv(10, overlapped=mine)
@@ -398,18 +423,18 @@ def test_the_file_given_is_closed_with_the_handle(port, tmp_path):
     handle.read_changes()
     handle.close()
     take_one(port)
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    with pytest.raises(OSError, match=r"descriptor|handle"):
         os.fstat(number)
 
 
-def test_what_is_no_directory_is_refused(port, tmp_path, pair):
+def test_what_is_no_directory_is_refused(port, tmp_path, tcp):
     with (
         open(tmp_path / "file", "w") as file,
         port.associate(file, "key") as handle,
         pytest.raises(NotADirectoryError, match="directory"),
     ):
         handle.read_changes()
-    with port.associate(pair[0], "key") as handle, pytest.raises(NotADirectoryError):
+    with port.associate(tcp[0], "key") as handle, pytest.raises(NotADirectoryError):
         handle.read_changes()
 
 
@@ -426,6 +451,7 @@ def test_wrong_arguments_are_refused(port, watched):
         watched.read_changes(True)
 
 
+@wine_keeps_deleted
 def test_a_deleted_directory_is_refused(port, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -434,6 +460,53 @@ def test_a_deleted_directory_is_refused(port, tmp_path):
         folder.rmdir()
         with pytest.raises(FileNotFoundError, match="deleted"):
             handle.read_changes()
+
+
+@wine_keeps_deleted
+def test_a_directory_that_is_deleted_while_a_call_is_under_way_is_an_error(port, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").touch()
+    with port.associate(open_directory(folder), "key") as handle:
+        operations = [handle.read_changes() for _ in range(3)]
+        (folder / "file").unlink()
+        folder.rmdir()
+        packets = take(port, 3)
+        assert {done.overlapped for done in packets} == set(operations)
+        assert packets[0].overlapped.result() == [Change(REMOVED, "file")]
+        for done in packets[1:]:
+            assert isinstance(done.error, FileNotFoundError)
+            assert "deleted" in str(done.error)
+        with pytest.raises(FileNotFoundError, match="deleted"):
+            handle.read_changes()
+    assert_quiet(port)
+
+
+@needs_linux
+def test_a_directory_that_is_moved_is_still_watched_and_its_end_told(port, watched, tmp_path):
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    (tmp_path / "folder").mkdir()
+    outside.mkdir()
+    with port.associate(open_directory(tmp_path / "folder"), "moved") as handle:
+        first(port, handle)
+        (tmp_path / "folder").rename(outside / "elsewhere")
+        (outside / "elsewhere" / "inside").mkdir()
+        assert (ADDED, "inside") in collect(port, handle, Change(ADDED, "inside"))
+        (outside / "elsewhere" / "inside").rmdir()
+        assert collect(port, handle, Change(REMOVED, "inside")) == [(REMOVED, "inside")]
+        handle.read_changes()
+        (outside / "elsewhere").rmdir()
+        assert isinstance(take_one(port).error, FileNotFoundError)
+
+
+def test_what_is_deleted_beside_the_directory_is_not_told(port, tmp_path):
+    for name in ("folder", "other"):
+        (tmp_path / name).mkdir()
+    with port.associate(open_directory(tmp_path / "folder"), "key") as handle:
+        first(port, handle)
+        (tmp_path / "other").rmdir()
+        (tmp_path / "folder" / "inside").mkdir()
+        assert collect(port, handle, Change(ADDED, "inside")) == [(ADDED, "inside")]
 
 
 def test_a_closed_port_ends_it(make_port, tmp_path):
@@ -450,17 +523,18 @@ def test_a_closed_port_ends_it(make_port, tmp_path):
     os.close(number)
 
 
+@needs_fork
 def test_a_child_of_fork_can_not_use_it(engine, tmp_path):
     done = run_python(
         """
 import os, sys, warnings
 warnings.simplefilter("ignore")
-from completionport import CompletionPort, PortForked
+from completionport import CompletionPort, PortForked, open_directory
 
 port = CompletionPort()
 folder = os.environ["FOLDER"]
-used = port.associate(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), "used")
-unused = port.associate(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), "unused")
+used = port.associate(open_directory(folder), "used")
+unused = port.associate(open_directory(folder), "unused")
 used.read_changes()
 child = os.fork()
 if child == 0:

@@ -347,6 +347,18 @@ class TestMessages:
             assert tuple(take_one(port)) == (5, "key", operation, None)
             assert far.recvfrom(100) == (b"hello", near.getsockname())
 
+    @pytest.mark.skipif(not WINDOWS, reason="there is ancillary data here")
+    def test_without_ancillary_data_the_call_says_what_to_do(self, port, nothing_left):
+        with bound_socket("udp") as near, port.associate(near, "key") as handle:
+            for start in (
+                lambda: handle.recvmsg(10, 100),
+                lambda: handle.sendmsg(b"x", [(1, 2, b"x")], address=near.getsockname()),
+            ):
+                with pytest.raises(OSError, match=r"socket\.share\(\)") as raised:
+                    start()
+                assert raised.value.errno == errno.EOPNOTSUPP
+            assert_quiet(port)
+
     @needs_ancillary
     def test_ancillary_data_of_the_network_comes_along(self, port, nothing_left):
         with bound_socket("udp") as near, bound_socket("udp") as far:

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import weakref
 
@@ -20,28 +21,50 @@ from completionport import (
     PortClosed,
     Strand,
 )
-from support import LONG, Background, assert_quiet, run_python, take, take_one, wait_until
+from support import (
+    LONG,
+    WINDOWS,
+    Background,
+    assert_quiet,
+    make_output,
+    needs_fork,
+    run_python,
+    take,
+    take_one,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(os, "pidfd_open"), reason="this system has no pidfd_open(2)"
+    not (WINDOWS or hasattr(os, "pidfd_open")), reason="this system has no pidfd_open(2)"
 )
+if WINDOWS:
+    from completionport.windows import api
+
+needs_pidfd = pytest.mark.skipif(WINDOWS, reason="Windows waits for a process by its handle")
+
+SHELL = ["cmd", "/c"] if WINDOWS else ["/bin/sh", "-c"]
+KILLED = 1 if WINDOWS else -signal.SIGKILL
+"""The status of a process that `Popen.kill` has ended; `TerminateProcess` is given it."""
 
 
 def start(status=0):
-    return subprocess.Popen(["/bin/sh", "-c", f"exit {status}"])
+    return subprocess.Popen([*SHELL, f"exit {status}"])
 
 
 @pytest.fixture
 def endless(nothing_left):
     """A process that ends when it is killed."""
-    with subprocess.Popen(
-        ["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as process:
+    # Both read until the end of what comes.
+    command = ["cmd", "/c", "set /p line="] if WINDOWS else ["/bin/cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         yield process
         process.kill()
 
 
 def is_gone(pid):
+    """Whether nothing is left of a process. Windows keeps what a handle is open of."""
+    if WINDOWS:
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -63,18 +86,21 @@ def test_the_packet_carries_the_status(port, status):
     assert_quiet(port)
 
 
-def test_a_process_that_is_killed_has_the_signal_as_its_status(port, endless):
+def test_a_process_that_is_killed_has_the_status_of_that(port, endless):
     handle = port.associate(endless, "key")
     assert handle.file is endless
     assert port.get(0) is None
     endless.kill()
-    assert take_one(port).transferred == -signal.SIGKILL
-    assert endless.returncode == -signal.SIGKILL
+    assert take_one(port).transferred == KILLED
+    assert endless.returncode == KILLED
 
 
 def test_a_process_that_has_ended_before_gives_its_packet_at_once(port):
     process = start(3)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if WINDOWS:
+        assert api.WaitForSingleObject(int(process._handle), 20_000) == 0
+    else:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     port.associate(process, "zombie")
     assert take_one(port).transferred == 3
     assert is_gone(process.pid)
@@ -89,6 +115,7 @@ def test_a_process_that_was_waited_for_gives_its_packet_at_once(port):
     assert_quiet(port)
 
 
+@needs_pidfd
 def test_a_status_that_something_else_took_is_popens_zero(port):
     process = start(5)
     os.waitpid(process.pid, 0)
@@ -122,7 +149,7 @@ def test_several_ports_and_handles_may_watch_one_process(make_port, endless):
     other.associate(endless, 3)
     endless.kill()
     assert sorted(done.key for done in take(one, 2)) == [1, 2]
-    assert take_one(other).transferred == -signal.SIGKILL
+    assert take_one(other).transferred == KILLED
 
 
 def test_close_ends_the_watch_and_not_the_process(port, endless):
@@ -191,7 +218,7 @@ def test_what_the_program_drops_is_kept_until_the_packet(port):
 def test_the_thread_that_associated_it_may_end(port, endless):
     Background(port.associate, endless, "key").outcome()
     endless.kill()
-    assert take_one(port).transferred == -signal.SIGKILL
+    assert take_one(port).transferred == KILLED
 
 
 def test_the_packet_is_bound_to_its_strand(make_port):
@@ -226,6 +253,9 @@ def test_a_process_has_no_data(port, endless):
         handle.fsync,
         handle.stat,
         handle.accept,
+        handle.fsync,
+        handle.stat,
+        lambda: handle.allocate(0, 1),
         handle.read_changes,
     ):
         with pytest.raises(OSError, match="only be waited for") as raised:
@@ -235,6 +265,7 @@ def test_a_process_has_no_data(port, endless):
     take_one(port)
 
 
+@needs_pidfd
 def test_without_pidfds_the_call_says_so(port, endless, monkeypatch):
     monkeypatch.delattr(os, "pidfd_open")
     with pytest.raises(OSError, match=r"pidfd_open\(2\)") as raised:
@@ -243,12 +274,13 @@ def test_without_pidfds_the_call_says_so(port, endless, monkeypatch):
 
 
 def test_its_output_and_its_end_come_through_one_port(port):
-    with subprocess.Popen(["/bin/sh", "-c", "echo out; exit 2"], stdout=subprocess.PIPE) as process:
-        output = port.associate(process.stdout, "output")
+    command = [sys.executable, "-c", "print('out', flush=True); raise SystemExit(2)"]
+    with make_output() as (reader, writer), subprocess.Popen(command, stdout=writer) as process:
+        output = port.associate(reader, "output")
         port.associate(process, "end")
         output.read(100)
         seen = {done.key: done for done in take(port, 2)}
-        assert seen["output"].overlapped.result() == b"out\n"
+        assert seen["output"].overlapped.result().split() == [b"out"]
         assert seen["end"].transferred == 2
         output.close()
     with pytest.raises(HandleClosed):
@@ -278,6 +310,7 @@ def test_threads_that_take_see_each_process_once(make_port):
     assert sorted(seen) == [(number, number % 4) for number in range(40)]
 
 
+@needs_fork
 def test_a_child_of_fork_can_not_use_the_handle(engine):
     done = run_python(
         """

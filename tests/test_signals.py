@@ -14,22 +14,23 @@ import pytest
 from completionport import CompletionPort, PortClosed, SignalWatch, Strand
 from support import (
     LONG,
+    STOP_SIGNALS,
+    USER_SIGNAL,
     WINDOWS,
     Background,
     assert_quiet,
+    needs_fork,
+    python_process,
     run_python,
+    signal_main_thread,
+    stop_process,
     take,
     take_one,
     wait_until,
 )
 
-if WINDOWS:
-    pytest.skip("its signals are those of Unix", allow_module_level=True)
-
-if not hasattr(signal, "SIGUSR1"):
-    pytest.skip("this system has no signals that one can send oneself", allow_module_level=True)
-
-SIGNAL = signal.SIGUSR1
+SIGNAL = USER_SIGNAL
+OTHER = signal.SIGINT if WINDOWS else signal.SIGUSR2
 
 
 class Thing:
@@ -39,7 +40,7 @@ class Thing:
 @pytest.fixture(autouse=True)
 def handlers():
     """Each test begins and ends with the handlers that it found."""
-    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    numbers = (SIGNAL, OTHER, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
     after = {number: signal.getsignal(number) for number in numbers}
@@ -49,7 +50,10 @@ def handlers():
 
 
 def send(number=SIGNAL):
-    os.kill(os.getpid(), number)
+    if WINDOWS:
+        signal_main_thread(number)
+    else:
+        os.kill(os.getpid(), number)
 
 
 def test_a_signal_gives_a_packet(port):
@@ -65,8 +69,8 @@ def test_a_signal_gives_a_packet(port):
 
 
 def test_each_signal_gives_a_packet_and_they_keep_their_order(port):
-    with port.associate_signal(SIGNAL, 1), port.associate_signal(signal.SIGUSR2, 2):
-        for number in [SIGNAL, signal.SIGUSR2, signal.SIGUSR2, SIGNAL] * 10:
+    with port.associate_signal(SIGNAL, 1), port.associate_signal(OTHER, 2):
+        for number in [SIGNAL, OTHER, OTHER, SIGNAL] * 10:
             send(number)
         seen = [done.key for done in take(port, 40)]
     assert seen == [1, 2, 2, 1] * 10
@@ -246,9 +250,33 @@ def test_what_is_no_signal_is_refused(port, value):
         port.associate_signal(value, "key")
 
 
+@pytest.mark.skipif(WINDOWS, reason="Windows has no signal that can't be caught")
 def test_a_signal_that_can_not_be_caught_is_refused(port):
     with pytest.raises(OSError, match="Invalid argument"):
         port.associate_signal(signal.SIGKILL, "key")
+
+
+@pytest.mark.skipif(not WINDOWS, reason="each signal can come here")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGABRT", "SIGFPE", "SIGILL", "SIGSEGV"])
+def test_a_signal_that_windows_never_sends_is_refused(port, name):
+    with pytest.raises(ValueError, match=f"no {name} ever comes from outside"):
+        port.associate_signal(getattr(signal, name), "key")
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_what_another_process_sends_comes_as_a_packet(engine, number):
+    script = f"""
+        from completionport import CompletionPort
+        with CompletionPort() as port, port.associate_signal({int(number)}, "key"):
+            print("ready", flush=True)
+            done = port.get(20)
+            print(done.transferred, done.key, flush=True)
+    """
+    with python_process(script, engine=engine) as process:
+        assert process.stdout.readline() == "ready\n"
+        stop_process(process, number)
+        assert process.communicate(timeout=LONG) == (f"{int(number)} key\n", "")
+    assert process.returncode == 0
 
 
 def test_closing_while_signals_arrive_loses_no_handler(port):
@@ -269,26 +297,29 @@ def test_without_a_handler_before_the_signal_does_what_it_does_by_default(engine
 import os, signal, threading
 from completionport import CompletionPort
 
+number = int(os.environ["NUMBER"])
 port = CompletionPort()
-watch = port.associate_signal(signal.SIGUSR1, "key")
-os.kill(os.getpid(), signal.SIGUSR1)
+watch = port.associate_signal(number, "key")
+signal.raise_signal(number)
 assert port.get(20).key == "key"
 thread = threading.Thread(target=watch.close)
 thread.start()
 thread.join()
 port.close()
 print("now", flush=True)
-os.kill(os.getpid(), signal.SIGUSR1)
+signal.raise_signal(number)
 while True:
     pass
 """,
         engine=engine,
         timeout=60,
-        status=-signal.SIGUSR1,
+        status=3 if WINDOWS else -SIGNAL,  # what the C library of Windows ends with
+        NUMBER=str(int(SIGNAL)),
     )
     assert done.stdout == "now\n"
 
 
+@needs_fork
 def test_the_child_of_a_fork_treats_the_signal_as_before(engine):
     done = run_python(
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _winapi
 import contextlib
 import ctypes
+import msvcrt
 import signal
 import socket
 import subprocess
@@ -128,6 +129,28 @@ def make_pipe() -> Iterator[tuple[PipeEnd, PipeEnd]]:
         for handle in windows_utils.pipe(overlapped=(True, True))
     )
     with contextlib.closing(reader), contextlib.closing(writer):
+        yield reader, writer
+
+
+def process_runs(pid: int) -> bool:
+    """Whether there is a process of this number that has not ended."""
+    try:
+        handle = _winapi.OpenProcess(0x100000, False, pid)  # SYNCHRONIZE
+    except OSError:
+        return False
+    try:
+        return not api.is_signaled(handle)
+    finally:
+        api.CloseHandle(handle)
+
+
+@contextlib.contextmanager
+def make_output() -> Iterator[tuple[PipeEnd, Any]]:
+    """An overlapped end to read from, and a file of the other end for a program's output."""
+    reading, writing = windows_utils.pipe(overlapped=(True, False))
+    reader = PipeEnd(windows_utils.PipeHandle(reading))
+    descriptor = msvcrt.open_osfhandle(writing, 0)
+    with contextlib.closing(reader), open(descriptor, "wb", 0) as writer:
         yield reader, writer
 
 

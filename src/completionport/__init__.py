@@ -5,6 +5,7 @@ from __future__ import annotations
 from .changes import Change, ChangeAction
 from .datagram_handler import DatagramHandler, Endpoint
 from .datagram_server import DatagramServer
+from .directories import open_directory
 from .errors import (
     AlreadyAssociated,
     CompletionPortError,
@@ -55,4 +56,5 @@ __all__ = [
     "Strand",
     "Timer",
     "WorkerPool",
+    "open_directory",
 ]

@@ -3,6 +3,9 @@
 The kernel keeps what happens between two calls, in the queue of an inotify instance that the handle
 gets with its first call. An instance knows folders, not trees: so for ``recursive`` there is a
 watch for each folder, and new folders are watched, and looked through, when they are heard of.
+
+That the directory itself is deleted the kernel tells of only once nobody has it open, and the
+handle has. So the folder that it lies in is watched too, for what is deleted there.
 """
 
 from __future__ import annotations
@@ -32,9 +35,14 @@ WATCHED = (
 )  # fmt: skip
 LEAST_SIZE = 4096
 """Bytes; the longest name takes 272 in the kernel's queue."""
+MOST_SIZE = 1 << 24
 LOST = (
     "changes came faster than they were read, and some are lost: look through the directory again"
 )
+
+NO_DIRECTORY = "read_changes() needs a directory's handle: see open_directory()"
+OTHER_TREE = "recursive must be the same in each call: the first one has decided it"
+DELETED = "the directory was deleted: nothing changes any more"
 
 _companions_lock = threading.Lock()
 
@@ -67,7 +75,7 @@ def read_changes(
     handle: Handle, recursive: bool, size: int, overlapped: Overlapped | None
 ) -> Overlapped:
     """`Handle.read_changes`."""
-    check_count("size", size, LEAST_SIZE, 1 << 24)
+    check_count("size", size, LEAST_SIZE, MOST_SIZE)
     if handle.closed:
         # PortClosed and PortForked where these are due.
         handle._read_for(_Changes(handle, None), 0)
@@ -77,9 +85,9 @@ def read_changes(
         if watch is None:
             watch = handle._companion = DirectoryWatch(handle, bool(recursive))
     if watch.recursive != bool(recursive):
-        raise ValueError("recursive must be the same in each call: the first one has decided it")
-    if os.fstat(watch.root.fileno()).st_nlink == 0:
-        raise FileNotFoundError(errno.ENOENT, "the directory was deleted: nothing changes any more")
+        raise ValueError(OTHER_TREE)
+    if watch.is_deleted():
+        raise system_error(errno.ENOENT, DELETED)
     inner: Handle = watch.inner
     return inner._read_for(_Changes(handle, watch), size, overlapped)
 
@@ -106,18 +114,20 @@ class DirectoryWatch:
     def __init__(self, handle: Handle, recursive: bool) -> None:
         number = handle.fileno()
         if not stat.S_ISDIR(os.fstat(number).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "read_changes() needs a directory's handle")
+            raise system_error(errno.ENOTDIR, NO_DIRECTORY)
         port = handle.port
         if port is None:
             raise HandleClosed("the port of this handle is gone")
         self.recursive = recursive
         self.root = OwnDescriptor(os.dup(number))
         self.instance = OwnDescriptor(inotify.new())
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the three below
         self._folders: dict[int, str] = {}  # watch -> path from the root on, "" for the root
         # watch -> names that were told of because they were found there: the kernel may tell again.
         self._found: dict[int, set[str]] = {}
+        self._parent: int | None = None  # the watch of the folder that the root lies in
         self._add("", [])
+        self._watch_parent()
         self.inner = port.associate(self.instance, handle.key, strand=handle._strand)
 
     def cancel(self, overlapped: Overlapped | None = None) -> int:
@@ -145,7 +155,16 @@ class DirectoryWatch:
             }  # fmt: skip
             for event in events:
                 self._translate(event, event.cookie in paired, moves, changes)
+            if self.is_deleted():
+                # Whoever else waits is told as well, after what has changed before.
+                self._wake_next()
+                if not changes:
+                    raise system_error(errno.ENOENT, DELETED)
             return changes
+
+    def is_deleted(self) -> bool:
+        """Whether the directory is; it may be moved all the same, and still be watched."""
+        return os.fstat(self.root.fileno()).st_nlink == 0
 
     def _read_on(self) -> list[inotify.Event]:
         with contextlib.suppress(BlockingIOError):
@@ -160,7 +179,11 @@ class DirectoryWatch:
         changes: list[Change],
     ) -> None:
         """One event. Lock held."""
+        if event.watch == self._parent and event.mask & (inotify.IGNORED | inotify.UNMOUNT):
+            self._parent = None
         folder = self._folders.get(event.watch)
+        if folder == "" and event.mask & inotify.MOVE_SELF:
+            self._watch_parent()
         if folder is None:
             return
         if event.mask & (inotify.IGNORED | inotify.UNMOUNT):
@@ -203,10 +226,10 @@ class DirectoryWatch:
     def _add(self, path: str, changes: list[Change]) -> None:
         """Watch a folder, and those in it where that is wanted; tell what is there. Lock held."""
         where = f"/proc/self/fd/{self.root.fileno()}"
-        mask = WATCHED
+        mask = WATCHED | inotify.MOVE_SELF
         if path:
             where = f"{where}/{path}"
-            mask |= inotify.DONT_FOLLOW
+            mask = WATCHED | inotify.DONT_FOLLOW
         try:
             watch = inotify.add(self.instance.fileno(), where, mask)
         except OSError as error:
@@ -226,6 +249,29 @@ class DirectoryWatch:
             if is_folder:
                 self._add(inside, changes)
 
+    def _watch_parent(self) -> None:
+        """Watch what is deleted where the directory lies now. Lock held, or it is new."""
+        instance = self.instance.fileno()
+        here = f"/proc/self/fd/{self.root.fileno()}"
+        with contextlib.suppress(OSError):  # a folder that may not be read, or is gone again
+            while True:
+                path = os.readlink(here)
+                mask = inotify.DELETE | inotify.ONLYDIR
+                # A folder has one watch of an instance, which may be one of the tree's.
+                watch = inotify.add(instance, os.path.dirname(path), mask | inotify.MASK_ADD)
+                if self._parent not in (None, watch) and self._parent not in self._folders:
+                    inotify.remove(instance, self._parent)
+                self._parent = watch
+                if os.readlink(here) == path:
+                    return
+
+    def _wake_next(self) -> None:
+        """Have the read that waits next see that the directory is deleted. Lock held."""
+        # The end of a watch is an event, as often as one is set and ended.
+        instance = self.instance.fileno()
+        watch = inotify.add(instance, f"/proc/self/fd/{self.root.fileno()}", WATCHED)
+        inotify.remove(instance, watch)
+
     def _rename(self, old: str, new: str) -> None:
         """A folder that is watched has another name, and so have those in it. Lock held."""
         for watch, path in list(self._folders.items()):
@@ -244,9 +290,13 @@ class DirectoryWatch:
         """Events are lost: which folders there are has to be looked up. Lock held."""
         for watch in self._folders:
             inotify.remove(self.instance.fileno(), watch)
+        if self._parent is not None:
+            inotify.remove(self.instance.fileno(), self._parent)
+        self._parent = None
         self._folders.clear()
         self._found.clear()
         self._add("", [])
+        self._watch_parent()
         self._found.clear()
 
 

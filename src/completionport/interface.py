@@ -293,8 +293,9 @@ class Handle:
         """Set space on the disk aside, so that writes there do not fail for want of it.
 
         ``offset``, ``length``: bytes, 0 or 1 to 2**63 - 1. A file that ends earlier becomes
-        longer, and reads as zeros there; what is in it stays. Win32: ``FileAllocationInfo``, and
-        ``SetEndOfFile``.
+        longer, and reads as zeros there; what is in it stays. Win32: ``SetFileInformationByHandle``
+        with ``FileEndOfFileInfo``; on Windows nobody else may append to the file meanwhile, and
+        the holes of a sparse file stay.
 
         Raised: `OSError` (``EINVAL``) for what is no file, (``EBADF``) for one that is not open
         for writing. A file system that can't do it says so in the packet (``EOPNOTSUPP``).
@@ -317,26 +318,27 @@ class Handle:
     ) -> Overlapped:
         """Wait for changes of a directory and take them (``ReadDirectoryChangesW``).
 
-        For the handle of a directory, which was opened with ``os.open(path, os.O_RDONLY |
-        os.O_DIRECTORY)``. ``recursive``: the folders in it as well, and those that are made later;
-        the same in each call. ``size``: 4096 to 2**24, bytes of the kernel's events that are taken
-        at once.
+        For the handle of a directory, which `open_directory` opens. ``recursive``: the folders in
+        it as well, and those that are made later; the same in each call. ``size``: 4096 to 2**24,
+        bytes of the kernel's events that are taken at once.
 
         ``overlapped.result()`` is a list of `Change`, in their order, and the packet's
-        ``transferred`` is how many there are: 1 or more, or, rarely, 0 when nothing that happened
-        is to be told. The two names of a file that was renamed come one behind the other.
-        What changes between two calls is not lost, and comes with the next one; what changes before
-        the first call is not told. With several calls under way at a time each change comes once,
-        in any of their packets.
+        ``transferred`` is how many there are: 1 or more, or 0 when nothing that happened is to be
+        told, as when something was deleted that lies beside the directory. The two names of a file
+        that was renamed come one behind the other. What changes between two calls is not lost, and
+        comes with the next one; what changes before the first call is not told. With several calls
+        under way at a time each change comes once, in any of their packets.
 
-        When more happens than the kernel keeps (``fs.inotify.max_queued_events``), or a name comes
-        up that can't be watched, the packet's error is an `OSError`, for the former with
-        ``EOVERFLOW``: look through the directory again, and call again. Where a folder comes with
-        much in it, the thread that takes the packet looks through it, and takes as long as that.
+        When more happens than the kernel keeps (``fs.inotify.max_queued_events``, on Windows the
+        ``size`` of the first call), or a name comes up that can't be watched, the packet's error is
+        an `OSError`, for the former with ``EOVERFLOW``: look through the directory again, and call
+        again. When the directory is deleted, it is a `FileNotFoundError`, for every call that is
+        under way (on Linux only where the folder that it lies in may be read). Where a folder comes
+        with much in it, the thread that takes the packet on Linux looks through it, and takes as
+        long as that.
 
         Raised: `NotADirectoryError`, `FileNotFoundError` for a directory that was deleted,
-        `ValueError`, and `OSError` where there is no inotify or its limits are reached. A
-        directory that is deleted while a call is under way gives no packet.
+        `ValueError`, and `OSError` where there is no inotify or its limits are reached.
         """
         from .changes import read_changes
 
@@ -553,8 +555,12 @@ class CompletionPort:
         Python or waits in `get`, a lock, a join. Signals that arrive before it does so count as
         one, as they do for the kernel.
 
+        Windows has two: ``SIGINT`` for Ctrl-C, ``SIGBREAK`` for Ctrl-Break and for a console that
+        is closed. There the main thread comes to it within 50 ms while it waits in `get`.
+
         Raised: `RuntimeError` in another thread than the main one, `ValueError` for a number that
-        is no signal, `OSError` for one that can't be caught (``SIGKILL``), `PortClosed`.
+        is no signal, or one that Windows never sends, `OSError` for one that can't be caught
+        (``SIGKILL``), `PortClosed`.
         """
         if self.closed:
             raise PortClosed("this completion port is closed")

@@ -39,7 +39,7 @@ class Operation(enum.IntEnum):
     FSYNC = 14
     """``FlushFileBuffers``"""
     ALLOCATE = 15
-    """``SetFileInformationByHandle`` with ``FileAllocationInfo``"""
+    """``SetFileInformationByHandle`` with ``FileEndOfFileInfo``"""
     OPEN = 16
     """``CreateFile``"""
     STAT = 17

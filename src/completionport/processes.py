@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .errors import system_error
-from .interface import CompletionPort, Handle
+from .interface import CompletionPort, Handle, HasFileno
 from .meaning import OwnDescriptor
 from .operation import Operation
 from .strand import Strand
@@ -26,11 +26,19 @@ def is_process(file: Any) -> bool:
 
 
 def watch_process(
-    port: CompletionPort, process: subprocess.Popen[Any], key: Any, strand: Strand | None
+    port: CompletionPort,
+    process: subprocess.Popen[Any],
+    key: Any,
+    strand: Strand | None,
+    end: HasFileno | None = None,
 ) -> Handle:
-    """A handle that gives one packet when the process has ended."""
-    descriptor = OwnDescriptor(_descriptor_of(process))
-    return ProcessHandle(port.associate(descriptor, key, strand=strand), process)
+    """A handle that gives one packet when the process has ended.
+
+    ``end``: what the port can wait for in the process's place; None for a pidfd.
+    """
+    if end is None:
+        end = OwnDescriptor(_descriptor_of(process))
+    return ProcessHandle(port.associate(end, key, strand=strand), process)
 
 
 def _descriptor_of(process: subprocess.Popen[Any]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from .errors import CompletionPortError
 if TYPE_CHECKING:
     from .interface import CompletionPort
     from .strand import Strand
+
+CONSOLE_SIGNALS = ("SIGINT", "SIGBREAK")
+"""What Windows tells a process of: Ctrl-C, and Ctrl-Break or the end of its console."""
 
 Previous = Any
 """What `signal.signal` returned: a function, SIG_DFL, SIG_IGN, None for a handler not of Python."""
@@ -56,7 +60,7 @@ def _apply(previous: Previous, signum: int, frame: Any) -> None:
     if callable(previous):
         previous(signum, frame)
     elif previous == signal.SIG_DFL:
-        os.kill(os.getpid(), signum)
+        signal.raise_signal(signum)  # os.kill would end the process on Windows, whatever the signal
 
 
 class SignalWatch:
@@ -132,6 +136,12 @@ def watch_signal(port: CompletionPort, signum: int, key: Any, strand: Strand | N
     number = int(signum)
     if number not in signal.valid_signals():
         raise ValueError(f"signum must be the number of a signal, not {number}")
+    if sys.platform == "win32" and signal.Signals(number).name not in CONSOLE_SIGNALS:
+        raise ValueError(
+            f"no {signal.Signals(number).name} ever comes from outside on Windows, which tells a "
+            "process of SIGINT (Ctrl-C) and SIGBREAK (Ctrl-Break, the console is closed) only: "
+            "take one of these, or post() what this process has to tell itself"
+        )
     if not _in_main_thread():
         raise RuntimeError(
             "associate_signal() works in the main thread only, as signal.signal() does"

@@ -29,8 +29,6 @@ FILE_OPERATIONS = (Operation.FSYNC, Operation.ALLOCATE, Operation.STAT)
 class Channel(Protocol):
     """A descriptor of an engine, as its handle sees it."""
 
-    has_file_operations: bool
-    """Whether there are fsync, allocate and stat."""
     is_socket: bool
     is_regular: bool
     readable: bool
@@ -333,13 +331,12 @@ class PortableHandle(Handle):
             raise TypeError(
                 f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
             )
+        self._check_kind(operation)
+        return Request(operation, self)
+
+    def _check_kind(self, operation: Operation) -> None:
+        """Raise where files of this kind have no such operation."""
         if operation in FILE_OPERATIONS:
-            if not self._channel.has_file_operations:
-                raise system_error(
-                    errno.EOPNOTSUPP,
-                    f"this engine has no {operation.name.lower()}() of its own: submit() a "
-                    "function of the module os in its place",
-                )
             if not self._channel.is_regular:
                 raise system_error(
                     errno.EINVAL,
@@ -350,7 +347,6 @@ class PortableHandle(Handle):
                 errno.ENOTSOCK,
                 f"{operation.name.lower()}() needs a socket; use read() or write()",
             )
-        return Request(operation, self)
 
     def _start(self, request: Request, overlapped: Overlapped | None) -> Overlapped:
         operation = Overlapped() if overlapped is None else overlapped

@@ -16,6 +16,11 @@ from ..errors import system_error
 Items: TypeAlias = "list[tuple[int, int, bytes]]"
 
 RIGHTS = (socket.SOL_SOCKET, getattr(socket, "SCM_RIGHTS", -1))
+NO_ANCILLARY = (
+    "there is no ancillary data here: Windows' sockets carry no descriptors, and Python gives no "
+    "access to the rest. To hand a socket over, send the bytes of socket.share(); for another "
+    "handle see multiprocessing.reduction.DupHandle"
+)
 CLOSE_ON_EXEC: int = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -28,7 +33,7 @@ def prepared(ancillary: Any) -> Items:
             f"ancillary data is a sequence of (level, type, bytes-like data) tuples: {error}"
         ) from None
     if items and not hasattr(socket, "CMSG_SPACE"):
-        raise system_error(errno.EOPNOTSUPP, "on this system Python sends no ancillary data")
+        raise system_error(errno.EOPNOTSUPP, NO_ANCILLARY)
     size = sum(socket.CMSG_SPACE(len(data)) for _, _, data in items)
     if size > LARGEST_ANCILLARY:
         raise ValueError(f"ancillary data has at most {LARGEST_ANCILLARY} bytes, not {size}")

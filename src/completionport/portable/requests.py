@@ -30,7 +30,10 @@ if LARGEST_VECTOR <= 0:
     LARGEST_VECTOR = 16
 
 READING = frozenset(
-    {Operation.ACCEPT, Operation.RECV, Operation.READ, Operation.RECVFROM, Operation.RECVMSG}
+    {
+        *(Operation.ACCEPT, Operation.RECV, Operation.READ, Operation.CHANGES),
+        *(Operation.RECVFROM, Operation.RECVMSG),
+    }
 )
 
 

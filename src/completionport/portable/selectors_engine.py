@@ -58,8 +58,6 @@ class SelectorsChannel:
         "writes",
     )
 
-    has_file_operations = True
-
     def __init__(
         self, engine: SelectorsEngine, number: int, token: Hashable, skips_on_success: bool = False
     ) -> None:

@@ -6,6 +6,7 @@ the Windows driver kit's ``ntifs.h`` and ``wdm.h``.
 
 from __future__ import annotations
 
+import _overlapped  # type: ignore[import-not-found]  # a part of CPython, without stubs
 import ctypes
 import errno
 import socket
@@ -29,11 +30,16 @@ ERROR_HANDLE_EOF = 38
 ERROR_NETNAME_DELETED = 64
 ERROR_INVALID_PARAMETER = 87
 ERROR_BROKEN_PIPE = 109
+ERROR_PIPE_NOT_CONNECTED = 233
 ERROR_MORE_DATA = 234
 WAIT_TIMEOUT = 258
+ERROR_DELETE_PENDING = 303
+ERROR_PIPE_CONNECTED = 535
 ERROR_ABANDONED_WAIT_0 = 735
+ERROR_NOTIFY_CLEANUP = 745
 ERROR_OPERATION_ABORTED = 995
 ERROR_IO_PENDING = 997
+ERROR_NOTIFY_ENUM_DIR = 1022
 ERROR_NOT_FOUND = 1168
 WSABASEERR = 10000
 WSAEMSGSIZE = 10040
@@ -50,9 +56,15 @@ STATUS_HANDLES_CLOSED = 0x8000000A
 FILE_TYPE_DISK = 1
 FILE_TYPE_PIPE = 3
 FILE_FLAG_OVERLAPPED = 0x40000000
+FILE_FLAG_BACKUP_SEMANTICS = 0x02000000
+OPEN_EXISTING = 3
+FILE_STANDARD_INFO_CLASS = 1
+FILE_END_OF_FILE_INFO_CLASS = 6
+PIPE_SERVER_END = 1
 GENERIC_READ = 0x80000000
 GENERIC_WRITE = 0x40000000
 FILE_READ_DATA = 1
+FILE_LIST_DIRECTORY = 1
 FILE_WRITE_DATA = 2
 FILE_APPEND_DATA = 4
 FILE_SHARE_ALL = 7
@@ -128,6 +140,18 @@ class PUBLIC_OBJECT_BASIC_INFORMATION(ctypes.Structure):
     ]
 
 
+class FILE_STANDARD_INFO(ctypes.Structure):
+    """How long a file is, and whether it is a directory."""
+
+    _fields_ = [
+        ("AllocationSize", ctypes.c_longlong),
+        ("EndOfFile", ctypes.c_longlong),
+        ("NumberOfLinks", DWORD),
+        ("DeletePending", ctypes.c_ubyte),
+        ("Directory", ctypes.c_ubyte),
+    ]
+
+
 class FILE_COMPLETION_INFORMATION(ctypes.Structure):
     """The port of a file."""
 
@@ -176,6 +200,27 @@ CancelIoEx = _declare(_kernel32, "CancelIoEx", _BOOL, HANDLE, _POINTER)
 ReadFile = _declare(_kernel32, "ReadFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
 WriteFile = _declare(_kernel32, "WriteFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
 ReOpenFile = _declare(_kernel32, "ReOpenFile", HANDLE, HANDLE, DWORD, DWORD, DWORD)
+CreateFile = _declare(
+    _kernel32,
+    *("CreateFileW", HANDLE, wintypes.LPCWSTR, DWORD, DWORD, _POINTER, DWORD, DWORD, HANDLE),
+)
+ReadDirectoryChanges = _declare(
+    _kernel32,
+    *("ReadDirectoryChangesW", _BOOL, HANDLE, _POINTER, DWORD, _BOOL, DWORD),
+    *(_POINTER, _POINTER, _POINTER),
+)
+GetFileInformationByHandleEx = _declare(
+    _kernel32, "GetFileInformationByHandleEx", _BOOL, HANDLE, ctypes.c_int, _POINTER, DWORD
+)
+SetFileInformationByHandle = _declare(
+    _kernel32, "SetFileInformationByHandle", _BOOL, HANDLE, ctypes.c_int, _POINTER, DWORD
+)
+ConnectNamedPipe = _declare(_kernel32, "ConnectNamedPipe", _BOOL, HANDLE, _POINTER)
+DisconnectNamedPipe = _declare(_kernel32, "DisconnectNamedPipe", _BOOL, HANDLE)
+GetNamedPipeInfo = _declare(
+    _kernel32, "GetNamedPipeInfo", _BOOL, HANDLE, _POINTER, _POINTER, _POINTER, _POINTER
+)
+WaitForSingleObject = _declare(_kernel32, "WaitForSingleObject", DWORD, HANDLE, DWORD)
 GetFileType = _declare(_kernel32, "GetFileType", DWORD, HANDLE)
 GetHandleInformation = _declare(_kernel32, "GetHandleInformation", _BOOL, HANDLE, _POINTER)
 SetFilePointerEx = _declare(
@@ -328,6 +373,9 @@ def error(code: int, text: str = "") -> OSError:
         if not text or text.startswith("<no desc"):
             text = TEXTS.get(code, f"error {code}")
     failure = OSError(0, text, None, code)
+    if code == ERROR_PIPE_NOT_CONNECTED:
+        failure = BrokenPipeError(errno.EPIPE, text)
+        failure.winerror = code
     if code == WSAESHUTDOWN:
         failure.errno = errno.EPIPE  # the number of its class, `BrokenPipeError`
     codes = codes_of(failure.errno)
@@ -394,6 +442,55 @@ def file_size(handle: int) -> int:
     if not GetFileSizeEx(handle, ctypes.addressof(size)):
         raise error(last_error())
     return size.value
+
+
+def standard_info(handle: int) -> FILE_STANDARD_INFO:
+    """The size of a file, and so on."""
+    info = FILE_STANDARD_INFO()
+    if not GetFileInformationByHandleEx(
+        handle, FILE_STANDARD_INFO_CLASS, ctypes.addressof(info), ctypes.sizeof(info)
+    ):
+        raise error(last_error())
+    return info
+
+
+def set_length(handle: int, length: int) -> None:
+    """Set where a file ends; its own position stays."""
+    value = ctypes.c_longlong(length)
+    if not SetFileInformationByHandle(
+        handle, FILE_END_OF_FILE_INFO_CLASS, ctypes.addressof(value), ctypes.sizeof(value)
+    ):
+        raise error(last_error())
+
+
+def is_pipe_server(handle: int) -> bool:
+    """Whether it is that end of a named pipe that CreateNamedPipe has made."""
+    flags = DWORD()
+    known = GetNamedPipeInfo(handle, ctypes.addressof(flags), None, None, None)
+    return bool(known and flags.value & PIPE_SERVER_END)
+
+
+def register_wait(handle: int, port: int, overlapped: int) -> int:
+    """Have the system's thread pool post to a port once the object is signaled.
+
+    No Python runs in that thread: CPython's C code makes the packet, with the key 0.
+    """
+    return int(_overlapped.RegisterWaitWithQueue(handle, port, overlapped, INFINITE))
+
+
+def unregister_wait(wait: int, and_see_it_out: bool) -> None:
+    """End such a wait. To see it out means that it posts nothing any more from then on."""
+    event = _overlapped.INVALID_HANDLE_VALUE if and_see_it_out else 0
+    try:
+        _overlapped.UnregisterWaitEx(wait, event)
+    except OSError as failure:
+        if failure.winerror != ERROR_IO_PENDING:  # it is posting, and goes by itself then
+            raise
+
+
+def is_signaled(handle: int) -> bool:
+    """Whether an object of the kernel is, as a process that has ended."""
+    return bool(WaitForSingleObject(handle, 0) == 0)
 
 
 def address_of(value: Any) -> int:

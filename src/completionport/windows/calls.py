@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from .. import addresses
 from ..errors import system_error
 from ..operation import Operation
+from ..portable.messages import NO_ANCILLARY
 from ..portable.requests import READING, Request
-from . import api
+from . import api, changes, pipes, pool_calls
 from .flights import Flight
 
 if TYPE_CHECKING:
@@ -42,15 +43,25 @@ MSG_PARTIAL = 0x8000
 _extensions: dict[tuple[str, int, int], Any] = {}  # one step each to look and to set
 
 
-_ALONE = (Operation.CONNECT, Operation.DISCONNECT, Operation.SHUTDOWN, Operation.SENDFILE)
+_ALONE = (
+    *(Operation.CONNECT, Operation.DISCONNECT, Operation.SHUTDOWN, Operation.SENDFILE),
+    *(Operation.FSYNC, Operation.ALLOCATE),
+)
 
 
 def goes_alone(channel: IocpChannel, request: Request) -> bool:
     """Whether the kernel must have nothing else of its direction while it has this request."""
     operation = request.operation
+    if operation is Operation.CHANGES:
+        return False
     if operation in _ALONE:
-        # A send behind a connect would fail; an end overtakes what is being sent.
+        # A send behind a connect would fail; an end overtakes what is being sent; what is to
+        # reach the disk is written first.
         return True
+    if operation is Operation.ACCEPT:
+        return not channel.is_socket  # a pipe has nothing to read before
+    if operation is Operation.STAT:
+        return False
     if channel.is_regular:
         # The file's position moves with each; one at an offset has its place, but takes
         # several calls where there are several buffers.
@@ -80,10 +91,8 @@ def prepare(channel: IocpChannel, flight: Flight) -> Call:
             return _receive(channel, flight)
         if operation in (Operation.SEND, Operation.WRITE):
             return _send(channel, flight)
-    if operation not in _CALLS:
-        raise system_error(
-            errno.EOPNOTSUPP, f"the engine iocp has no {operation.name.lower()}() yet"
-        )
+    elif operation in _PIPE_CALLS:
+        return _PIPE_CALLS[operation](channel, flight)
     return _CALLS[operation](channel, flight)
 
 
@@ -109,7 +118,8 @@ def finish(channel: IocpChannel, flight: Flight, code: int) -> None:
     """
     request = flight.request
     try:
-        _FINISHES.get(request.operation, _finish_other)(channel, flight, code)
+        finishes = _FINISHES if channel.is_socket or channel.is_regular else _PIPE_FINISHES
+        finishes.get(request.operation, _finish_other)(channel, flight, code)
     except Exception as error:
         request.fail(error)
 
@@ -197,8 +207,10 @@ def _send(channel: IocpChannel, flight: Flight) -> Call:
 
 
 def _receive_message(channel: IocpChannel, flight: Flight) -> Call:
-    """A message and who sent it. Winsock's ancillary data are not looked at: none comes."""
+    """A message and who sent it."""
     request = flight.request
+    if request.ancillary_size:
+        raise system_error(errno.EOPNOTSUPP, NO_ANCILLARY)
     flags = request.flags & ~socket.MSG_WAITALL if channel.is_stream else request.flags
     if _wants_nothing(channel, request):
         flags |= socket.MSG_PEEK
@@ -251,8 +263,6 @@ def _finish_message(channel: IocpChannel, flight: Flight, code: int) -> None:
 
 def _send_message(channel: IocpChannel, flight: Flight) -> Call:
     request = flight.request
-    if request.ancillary:
-        raise system_error(errno.EOPNOTSUPP, "Windows sends no ancillary data")
     if request.address is None:
         return _send(channel, flight)
     sock = channel.sock
@@ -618,6 +628,14 @@ _CALLS: dict[Operation, Callable[[IocpChannel, Flight], Call]] = {
     Operation.SENDFILE: _send_file,
     Operation.READ: _read,
     Operation.WRITE: _write,
+    Operation.FSYNC: pool_calls.prepare,
+    Operation.ALLOCATE: pool_calls.prepare,
+    Operation.STAT: pool_calls.prepare,
+    Operation.CHANGES: changes.read_changes,
+}
+_PIPE_CALLS: dict[Operation, Callable[[IocpChannel, Flight], Call]] = {
+    Operation.ACCEPT: pipes.accept,
+    Operation.DISCONNECT: pipes.disconnect,
 }
 _FINISHES: dict[Operation, Callable[[IocpChannel, Flight, int], None]] = {
     Operation.ACCEPT: _finish_accept,
@@ -627,4 +645,11 @@ _FINISHES: dict[Operation, Callable[[IocpChannel, Flight, int], None]] = {
     Operation.RECVMSG: _finish_message,
     Operation.SHUTDOWN: _finish_shutdown,
     Operation.SENDFILE: _finish_file,
+    Operation.FSYNC: pool_calls.finish,
+    Operation.ALLOCATE: pool_calls.finish,
+    Operation.STAT: pool_calls.finish,
+    Operation.CHANGES: changes.finish,
+}
+_PIPE_FINISHES: dict[Operation, Callable[[IocpChannel, Flight, int], None]] = {
+    Operation.ACCEPT: pipes.finish_accept,
 }

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING
 
 from .. import association
 from ..errors import HandleClosed
+from ..operation import Operation
 from ..portable.chores import Chores
 from ..portable.requests import READING, Request
 from . import api, calls
 from .flights import Flight
+from .pool_calls import PoolCall
 
 if TYPE_CHECKING:
     from ..overlapped import Overlapped
+    from ..portable.offload import Offload
     from .files import Resolved
     from .scheduler import KernelScheduler
 
@@ -34,19 +37,26 @@ class IocpChannel:
     __slots__ = (
         "__weakref__",
         "appends",
+        "asides",
+        "at_pool",
         "chores",
         "closed",
         "ended",
         "gone",
         "handle",
+        "is_directory",
+        "is_pipe_server",
         "is_regular",
         "is_socket",
         "is_stream",
         "lock",
+        "offload",
         "original",
+        "pool_is_done",
         "position",
         "readable",
         "reads",
+        "recursive",
         "scheduler",
         "skips",
         "sock",
@@ -56,22 +66,24 @@ class IocpChannel:
         "writes",
     )
 
-    has_file_operations = False
-
     def __init__(
         self,
         scheduler: KernelScheduler,
+        offload: Offload,
         source: Resolved,
         token: Hashable,
         gone: Callable[[IocpChannel], None],
     ) -> None:
         self.scheduler = scheduler
+        self.offload = offload
         self.token = token
         self.source = source
         self.gone = gone
         self.is_socket = source.is_socket
         self.is_stream = source.sock is not None and source.sock.type == socket.SOCK_STREAM
         self.is_regular = source.is_regular
+        self.is_directory = source.is_directory
+        self.is_pipe_server = source.is_pipe_server
         self.readable = source.readable
         self.writable = source.writable
         self.appends = source.appends
@@ -79,6 +91,11 @@ class IocpChannel:
         self.chores = Chores(self.lock)
         self.reads: deque[Request] = deque()
         self.writes: deque[Request] = deque()
+        self.asides: deque[Request] = deque()  # what waits for nothing, and nothing waits for
+        self.at_pool = 0  # calls that the pool has
+        self.pool_is_done = threading.Event()  # set while that is none
+        self.pool_is_done.set()
+        self.recursive: bool | None = None  # of a directory: as its first read of changes was
         self.closed = False
         self.ended = False  # disconnected: what is received is the end of the stream
         self.sock = source.sock  # of ours, a duplicate
@@ -97,6 +114,17 @@ class IocpChannel:
     def pending(self) -> int:
         """How many requests wait for those before them; the scheduler counts the kernel's."""
         return sum(request.flight is None for request in (*self.reads, *self.writes))
+
+    def begin_pool_call(self) -> None:
+        """The pool has one more. Lock held."""
+        self.at_pool += 1
+        self.pool_is_done.clear()
+
+    def end_pool_call(self) -> None:
+        """And one less. Lock held."""
+        self.at_pool -= 1
+        if not self.at_pool:
+            self.pool_is_done.set()
 
     def start(self, request: Request) -> bool:
         request.alone = calls.goes_alone(self, request)
@@ -121,7 +149,7 @@ class IocpChannel:
     def cancel(self, overlapped: Overlapped | None) -> int:
         count = 0
         with self.lock:
-            for queue in (self.reads, self.writes):
+            for queue in (self.reads, self.writes, self.asides):
                 for request in list(queue):
                     if overlapped is None or request.overlapped is overlapped:
                         count += self._cancel(queue, request)
@@ -133,7 +161,7 @@ class IocpChannel:
         self.chores.add(partial(self._detach, reason))
 
     def wait_for_pool(self) -> None:
-        """It has none of them."""
+        self.pool_is_done.wait()
 
     def close_descriptor(self) -> None:
         """Let the duplicates go."""
@@ -183,6 +211,10 @@ class IocpChannel:
                 api.CancelIoEx(self.handle, request.flight.address)
 
     def _queue(self, request: Request) -> deque[Request]:
+        if request.operation is Operation.STAT:
+            return self.asides
+        if self.is_regular and request.operation is Operation.READ and request.offset is None:
+            return self.writes  # they move the same position
         return self.reads if request.operation in READING else self.writes
 
     def _launch(self, request: Request) -> None:
@@ -243,6 +275,10 @@ class IocpChannel:
             calls.stop(request)
             self.scheduler.put(request)
             return 1
+        if isinstance(request.flight.extra, PoolCall):
+            request.flight.extra.take_back()
+            asked, request.reason = request.reason is None, "the operation was cancelled"
+            return int(asked)
         asked = bool(api.CancelIoEx(self.handle, request.flight.address))
         if asked or calls.has_steps(self, request):
             request.reason = "the operation was cancelled"
@@ -255,11 +291,13 @@ class IocpChannel:
             return
         self.closed = True
         waiting = []
-        for queue in (self.reads, self.writes):
+        for queue in (self.reads, self.writes, self.asides):
             for request in queue:
                 request.reason = reason
                 if request.flight is None:
                     waiting.append(request)
+                elif isinstance(request.flight.extra, PoolCall):
+                    request.flight.extra.take_back()
             queue.clear()
         api.CancelIoEx(self.handle, None)
         self.source.part(self.handle)

@@ -8,6 +8,7 @@ has it, and is moved from here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import msvcrt
 import os
 import socket
@@ -30,6 +31,8 @@ class Resolved:
     __slots__ = (
         "appends",
         "handle",
+        "is_directory",
+        "is_pipe_server",
         "is_regular",
         "is_socket",
         "kind",
@@ -45,7 +48,8 @@ class Resolved:
         self.sock: socket.socket | None = None
         self.original: int | None = None
         self.is_socket = self.kind == "socket"
-        self.is_regular = False
+        self.is_regular = False  # or a directory, or a disk
+        self.is_directory = self.is_pipe_server = False
         self.readable = self.writable = True
         self.appends = False
         if self.is_socket:
@@ -85,6 +89,8 @@ class Resolved:
     def _open(self, file: Any, number: int) -> None:
         source = msvcrt.get_osfhandle(number) if self.kind == "descriptor" else number
         self.is_regular = api.GetFileType(source) == api.FILE_TYPE_DISK
+        self.is_directory = self.is_regular and bool(api.standard_info(source).Directory)
+        self.is_pipe_server = api.is_pipe_server(source)
         access = api.granted_access(source)
         if access is not None:
             self.readable = bool(access & api.FILE_READ_DATA)
@@ -96,7 +102,10 @@ class Resolved:
             return
         wanted = api.GENERIC_READ if self.readable else 0
         wanted |= api.GENERIC_WRITE if self.writable else 0
-        handle = api.ReOpenFile(source, wanted, api.FILE_SHARE_ALL, api.FILE_FLAG_OVERLAPPED)
+        flags = api.FILE_FLAG_OVERLAPPED
+        if self.is_directory:
+            flags |= api.FILE_FLAG_BACKUP_SEMANTICS
+        handle = api.ReOpenFile(source, wanted, api.FILE_SHARE_ALL, flags)
         if handle in (None, api.INVALID_HANDLE_VALUE):
             code = api.last_error()
             raise api.error(code, f"{file!r} can't be used with a completion port: {REMEDY}")
@@ -106,6 +115,26 @@ class Resolved:
         except BaseException:
             api.CloseHandle(handle)
             raise
+
+
+def open_directory(path: str) -> int:
+    """A descriptor of a directory, overlapped. Nobody is kept from anything by it."""
+    flags = api.FILE_FLAG_BACKUP_SEMANTICS | api.FILE_FLAG_OVERLAPPED
+    handle = api.CreateFile(
+        path, api.FILE_LIST_DIRECTORY, api.FILE_SHARE_ALL, None, api.OPEN_EXISTING, flags, None
+    )
+    if handle in (None, api.INVALID_HANDLE_VALUE):
+        code = api.last_error()
+        failure = api.error(code)
+        failure.filename = path
+        raise failure
+    try:
+        if not api.standard_info(handle).Directory:
+            raise NotADirectoryError(errno.ENOTDIR, "it is no directory", path)
+        return msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_NOINHERIT)
+    except BaseException:
+        api.CloseHandle(handle)
+        raise
 
 
 def register(file: Any) -> tuple[Any, int]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..portable.requests import Request
     from .channel import IocpChannel
+    from .waits import WaitChannel
 
 _SIMPLE = 0
 _WRITABLE = 1
@@ -73,7 +74,7 @@ class Flight:
         "space",
     )
 
-    def __init__(self, channel: IocpChannel, request: Request) -> None:
+    def __init__(self, channel: IocpChannel | WaitChannel, request: Request) -> None:
         self.channel = channel
         self.request = request
         self._overlapped = OVERLAPPED()

@@ -9,13 +9,17 @@ from typing import Any
 from .. import association
 from ..errors import AlreadyAssociated
 from ..interface import CompletionPort, Handle
-from ..portable.handle import PortableHandle
+from ..portable.handle import Channel, PortableHandle
 from ..portable.port import Core, PortablePort
 from ..portable.strand import PortableStrand
+from ..processes import is_process, watch_process
+from ..strand import Strand
 from . import api
 from .channel import IocpChannel
 from .files import Resolved, register
+from .handle import IocpHandle
 from .scheduler import KernelScheduler
+from .waits import ProcessEnd, WaitChannel
 
 
 class IocpCore(Core):
@@ -34,12 +38,14 @@ class IocpCore(Core):
     ) -> Handle:
         assert not skips_on_success  # for Win32's names elsewhere: on Windows they are the system's
         self.check()
+        if isinstance(file, ProcessEnd):
+            return self._watch(file, key, strand)
         token, number = register(file)
         try:
             source = Resolved(file, number)
             try:
                 self._bind(file, source)
-                channel = IocpChannel(self.scheduler, source, token, self._gone)
+                channel = IocpChannel(self.scheduler, self.offload, source, token, self._gone)
             except BaseException:
                 source.let_go()
                 raise
@@ -47,7 +53,7 @@ class IocpCore(Core):
             association.release(token)
             raise
         self.channels[channel] = None
-        handle = PortableHandle(self, channel, file, number, key, strand)
+        handle = IocpHandle(self, channel, file, number, key, strand)
         # A close() that did not see the channel in its list is seen here.
         self.check()
         return handle
@@ -80,7 +86,14 @@ class IocpCore(Core):
         if code:
             raise api.error(code)
 
-    def _gone(self, channel: IocpChannel) -> None:
+    def _watch(self, end: ProcessEnd, key: Any, strand: PortableStrand | None) -> Handle:
+        channel = WaitChannel(self.scheduler, end.fileno(), self._gone)
+        self.channels[channel] = None
+        handle = PortableHandle(self, channel, end, end.fileno(), key, strand)
+        self.check()
+        return handle
+
+    def _gone(self, channel: Channel) -> None:
         self.channels.pop(channel, None)
 
 
@@ -89,3 +102,8 @@ class IocpPort(PortablePort):
 
     ENGINE = "iocp"
     CORE = IocpCore
+
+    def associate(self, file: Any, key: Any, *, strand: Strand | None = None) -> Handle:
+        if not hasattr(file, "fileno") and is_process(file):
+            return watch_process(self, file, key, strand, ProcessEnd(file))
+        return super().associate(file, key, strand=strand)

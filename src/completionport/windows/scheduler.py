@@ -26,6 +26,7 @@ from ..portable.recorder import NOT_MEASURED, Recorder
 from ..portable.requests import Packet, Request
 from ..portable.strand import PortableStrand
 from ..portable.timers import PortableTimer, TimerQueue
+from . import api
 from .api import INFINITE
 from .flights import Flight
 from .kernel_port import Harvest, KernelPort
@@ -147,7 +148,17 @@ class KernelScheduler:
     def repost(self, flight: Flight) -> None:
         """Make a packet of a flight that the kernel gives none for. Never blocks."""
         with self._lock:
-            self._hand(OWN, flight.address)
+            if self.kernel.handle is not None:
+                self._hand(OWN, flight.address)
+                return
+        self._drop_flight(flight.address)
+
+    def register_wait(self, handle: int, address: int) -> int:
+        """Have the system post a packet of the address, once the object is signaled."""
+        with self._lock:
+            self.check()
+            assert self.kernel.handle is not None
+            return api.register_wait(handle, self.kernel.handle, address)
 
     def note(self, note: Note) -> None:
         """What a thread did. Never blocks."""
@@ -379,13 +390,16 @@ class KernelScheduler:
     def _drop(self, harvest: Harvest) -> None:
         """Nobody takes these: the port is closed."""
         while (entry := harvest.entry()) is not None:
-            flight = self.flights.pop(entry.lpOverlapped, None)
-            if flight is not None:
-                if flight.sock is not None:
-                    flight.sock.close()
-                flight.let_go()
-                flight.request.drop()
+            self._drop_flight(entry.lpOverlapped)
             harvest.next += 1
+
+    def _drop_flight(self, address: int) -> None:
+        flight = self.flights.pop(address, None)
+        if flight is not None:
+            if flight.sock is not None:
+                flight.sock.close()
+            flight.let_go()
+            flight.request.drop()
 
     def dismiss_watchers(self) -> None:
         """Make every `wait_until_stuck` return."""

@@ -1,0 +1,46 @@
+"""A handle of the engine ``iocp``: what Windows' files can do besides."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from ..arguments import check_count
+from ..changes import LEAST_SIZE, MOST_SIZE, NO_DIRECTORY
+from ..errors import system_error
+from ..operation import Operation
+from ..portable.handle import PortableHandle
+from .changes import Changes
+from .channel import IocpChannel
+
+if TYPE_CHECKING:
+    from ..overlapped import Overlapped
+
+
+class IocpHandle(PortableHandle):
+    """A handle whose channel is an `IocpChannel`."""
+
+    __slots__ = ()
+
+    _channel: IocpChannel
+
+    def read_changes(
+        self, recursive: bool = False, overlapped: Overlapped | None = None, *, size: int = 65536
+    ) -> Overlapped:
+        check_count("size", size, LEAST_SIZE, MOST_SIZE)
+        request = self._request(Operation.CHANGES, overlapped)
+        request.meaning = Changes(self)
+        request.flags = bool(recursive)
+        request.prepare_input(size)
+        return self._start(request, overlapped)
+
+    def _check_kind(self, operation: Operation) -> None:
+        if operation is Operation.CHANGES:
+            if not self._channel.is_directory:
+                raise system_error(errno.ENOTDIR, NO_DIRECTORY)
+            if not self._channel.readable:
+                raise system_error(errno.EBADF, "the directory is not open for reading")
+        elif not (
+            self._channel.is_pipe_server and operation in (Operation.ACCEPT, Operation.DISCONNECT)
+        ):
+            super()._check_kind(operation)
