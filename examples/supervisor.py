@@ -24,6 +24,7 @@ from completionport import Completion, CompletionPort, Handle
 SIZE = 65536
 WINDOWS = sys.platform == "win32"
 if sys.platform == "win32":
+    import ctypes
     import msvcrt
     from asyncio import windows_utils
 
@@ -79,7 +80,10 @@ class Run:
         """Ask it to end."""
         with contextlib.suppress(OSError):
             if sys.platform == "win32":
-                self.process.send_signal(signal.CTRL_BREAK_EVENT)
+                # Not os.kill, which ends the process where the console can't pass it on.
+                ctypes.windll.kernel32.GenerateConsoleCtrlEvent(
+                    signal.CTRL_BREAK_EVENT, self.process.pid
+                )
             else:
                 os.killpg(self.process.pid, signal.SIGTERM)
 
