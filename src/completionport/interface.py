@@ -161,7 +161,7 @@ class Handle:
         once the packet was taken. Those of a packet that is never taken are closed.
         With a size of 0 the message is not taken, and there is no ancillary data.
 
-        Raised: `OSError` (``EOPNOTSUPP``) where the operating system has no ancillary data.
+        On Windows no ancillary data comes, whatever room there is: Python has none there.
         """
         raise NotImplementedError
 
@@ -212,7 +212,8 @@ class Handle:
         Descriptors in ``SCM_RIGHTS`` are duplicated at the call: the program may close its own
         at once.
 
-        Raised: `OSError` (``EOPNOTSUPP``) where the operating system has no ancillary data.
+        Raised: `OSError` (``EOPNOTSUPP``) for ancillary data on Windows, where sockets carry no
+        descriptors: send what `socket.socket.share` gives, as data.
         """
         raise NotImplementedError
 

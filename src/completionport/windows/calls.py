@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from .. import addresses
 from ..errors import system_error
 from ..operation import Operation
-from ..portable.messages import NO_ANCILLARY
 from ..portable.requests import READING, Request
 from . import api, changes, pipes, pool_calls
 from .flights import Flight
@@ -207,10 +206,8 @@ def _send(channel: IocpChannel, flight: Flight) -> Call:
 
 
 def _receive_message(channel: IocpChannel, flight: Flight) -> Call:
-    """A message and who sent it."""
+    """A message and who sent it. Winsock's ancillary data are not looked at: none comes."""
     request = flight.request
-    if request.ancillary_size:
-        raise system_error(errno.EOPNOTSUPP, NO_ANCILLARY)
     flags = request.flags & ~socket.MSG_WAITALL if channel.is_stream else request.flags
     if _wants_nothing(channel, request):
         flags |= socket.MSG_PEEK
