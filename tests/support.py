@@ -52,12 +52,11 @@ needs_concurrency = pytest.mark.skipif(
 wine_serves_the_first = pytest.mark.skipif(
     WINE, reason="Wine serves the thread that came first; documented is the one that came last"
 )
-kernel_tells_late = pytest.mark.skipif(
-    WINDOWS,
-    reason="the kernel tells of a completion when a thread takes it, and not before",
-)
 wine_keeps_ports = pytest.mark.skipif(
     WINE, reason="Wine has no FileReplaceCompletionInformation, which takes a file from its port"
+)
+wine_tells_no_refusal = pytest.mark.skipif(
+    WINE, reason="Wine's sockets do not tell of a refused datagram (WSAECONNRESET is documented)"
 )
 needs_descriptors = pytest.mark.skipif(
     WINDOWS, reason="pipes with a mode, fifos and open directories are a matter of Unix"
@@ -300,6 +299,16 @@ def descriptors() -> dict[int, str]:
     return {number: what for number, what in found.items() if not what.endswith("/fd")}
 
 
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    if WINDOWS:
+        return windows_support.resident()
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("the kernel does not tell")
+
+
 def under_number(sock: socket.socket, number: int) -> socket.socket:
     """The same socket under a descriptor number that has become free, as chance might have it."""
     if number in descriptors():
@@ -319,7 +328,8 @@ def native_threads() -> dict[int, str]:
     """
     found = {}
     if WINDOWS:
-        return {}  # the engine iocp has none
+        # The engine iocp has none but Python's. Windows may start others, for itself.
+        return {thread.native_id or 0: thread.name for thread in threading.enumerate()}
     for name in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):
             found[int(name)] = Path(f"/proc/self/task/{name}/comm").read_text().strip()

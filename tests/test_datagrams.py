@@ -26,7 +26,6 @@ from completionport import (
 from support import (
     LONG,
     WINDOWS,
-    WINE,
     Background,
     assert_quiet,
     descriptors,
@@ -43,6 +42,7 @@ from support import (
     take_one,
     wait_for_stats,
     wait_until,
+    wine_tells_no_refusal,
 )
 
 RIGHTS = (socket.SOL_SOCKET, getattr(socket, "SCM_RIGHTS", -1))
@@ -214,7 +214,7 @@ class TestReceiveFrom:
             take_one(port)
             assert following.result()[0] == b"hello"
 
-    @pytest.mark.skipif(WINE, reason="Wine does not tell of a refused datagram")
+    @wine_tells_no_refusal
     def test_a_refused_datagram_is_an_error_and_receiving_goes_on(self, port, nothing_left):
         with bound_socket("udp") as near, bound_socket("udp") as far:
             gone = bound_socket("udp")

@@ -30,6 +30,7 @@ from support import (
     Background,
     assert_quiet,
     local_pair,
+    needs_unix_sockets,
     pattern,
     tcp_pair,
     wait_until,
@@ -422,6 +423,7 @@ def test_a_port_that_closes_in_the_middle_takes_everybody_along(engine):
             operation.data.extend(b"may be resized")
 
 
+@needs_unix_sockets
 def test_no_datagram_is_lost_doubled_or_mixed(engine):
     """Sends and receives of every kind, cancelled at will, on a pair of Unix datagram sockets."""
     seed = new_seed()

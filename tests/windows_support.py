@@ -66,6 +66,29 @@ _kernel32 = ctypes.WinDLL("kernel32")
 _depth, _flags = ctypes.c_long(), ctypes.c_ulong()  # what nobody looks at
 
 
+class _PROCESS_MEMORY_COUNTERS(ctypes.Structure):
+    _fields_ = [("cb", ctypes.c_ulong), ("PageFaultCount", ctypes.c_ulong)] + [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("PeakWorkingSetSize", "WorkingSetSize"),
+            *("QuotaPeakPagedPoolUsage", "QuotaPagedPoolUsage"),
+            *("QuotaPeakNonPagedPoolUsage", "QuotaNonPagedPoolUsage"),
+            *("PagefileUsage", "PeakPagefileUsage"),
+        )
+    ]
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    counters = _PROCESS_MEMORY_COUNTERS()
+    assert _kernel32.K32GetProcessMemoryInfo(
+        ctypes.c_void_p(api.GetCurrentProcess()),
+        ctypes.byref(counters),
+        ctypes.sizeof(counters),
+    )
+    return int(counters.WorkingSetSize)
+
+
 def under_number(sock: socket.socket, number: int) -> socket.socket:
     """The same socket under a handle that has become free, where Winsock takes that one."""
     if is_handle(number):
