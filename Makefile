@@ -17,7 +17,7 @@ test: $(VENV)/tested
 
 # The Windows side, under Wine: the tool says what that takes.
 test-windows: $(VENV)/built
-	$(BIN)/python tools/windows_python.py run -m pytest -p no:cacheprovider $(ARGS)
+	$(BIN)/python tools/windows_tests.py $(ARGS)
 
 lint: $(VENV)/linted
 	$(BIN)/ruff check .

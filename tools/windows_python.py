@@ -116,7 +116,7 @@ class WindowsPython:
         environment["PYTHONPYCACHEPREFIX"] = windows_path(self.folder / "bytecode")
         environment["PYTHONUTF8"] = "1"
         environment["PYTHONUNBUFFERED"] = "1"
-        with self._wine_ends(), self._lock("running", fcntl.LOCK_SH), relay() as outputs:
+        with self.session(), relay() as outputs:
             process = subprocess.Popen(
                 [*wine(), str(self.python / "python.exe"), *arguments],
                 env=environment,
@@ -137,6 +137,12 @@ class WindowsPython:
                     process.wait()
                 if process.stdin is not None:
                     process.stdin.close()
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Until its end Wine's server stays, which every run would have to wait for otherwise."""
+        with self._wine_ends(), self._lock("running", fcntl.LOCK_SH):
+            yield
 
     def _add_interpreter(self) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -234,6 +240,16 @@ def main() -> int:
     end = words.index("run") + 1 if "run" in words else len(words)
     options = _parser().parse_args(words[:end])
     windows = WindowsPython(options.folder.resolve(), options.version)
+    if status := prepare(windows):
+        return status
+    if options.command == "prepare":
+        print(windows.folder)
+        return 0
+    return windows.run(words[end:], options.timeout)
+
+
+def prepare(windows: WindowsPython) -> int:
+    """Make it ready. Returned: 0, or the exit status where that can't be; why is printed."""
     try:
         windows.prepare()
     except NotToBeHad as reason:
@@ -242,10 +258,7 @@ def main() -> int:
     except StepFailed as reason:
         print(f"windows_python: {reason}", file=sys.stderr)
         return 1
-    if options.command == "prepare":
-        print(windows.folder)
-        return 0
-    return windows.run(words[end:], options.timeout)
+    return 0
 
 
 @contextlib.contextmanager
@@ -370,10 +383,8 @@ def say(step: str) -> None:
     print(f"windows_python: {step}", file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those that say which Windows CPython it is."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     parser.add_argument(
         "--folder",
@@ -384,6 +395,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", default="3.11", help="of CPython: 3.11, 3.13 or 3.13t (%(default)s)"
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
     parser.add_argument(
         "--timeout", type=float, default=900.0, metavar="SECONDS", help="for run (%(default)s)"
     )

@@ -24,6 +24,8 @@ from libc.stdint cimport int64_t
 
 from .address_cache cimport LONGEST_ADDRESS, AddressCache
 from .atomics cimport (
+    cp_count,
+    cp_count_locked,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
@@ -43,7 +45,6 @@ from .datagrams cimport (
 )
 from .engine cimport DatagramHead, Engine, Stream
 from .scheduler cimport FOREVER, enter, leave, push
-from .times cimport add_to_shared_stats, add_to_stats
 from .worker cimport WorkingCore, overridden
 
 from ..datagram_handler import DatagramHandler
@@ -218,7 +219,7 @@ cdef class DatagramCore(WorkingCore):
         if size >= 0:
             head = <DatagramHead*> data
             if head.flags & MSG_TRUNC:
-                add_to_shared_stats(&self.truncated, 1)
+                cp_count(&self.truncated, 1)
             else:
                 payload = PyBytes_FromStringAndSize(data + before, size - before)
                 address = self.addresses.find(data + sizeof(DatagramHead), head.name_size)
@@ -237,8 +238,8 @@ cdef class DatagramCore(WorkingCore):
         cp_mutex_unlock(&stream.channel.lock)
         leave(self.core.scheduler)
         if payload is not None:
-            add_to_shared_stats(&self.received_packets, 1)
-            add_to_shared_stats(&self.received_bytes, len(payload))
+            cp_count(&self.received_packets, 1)
+            cp_count(&self.received_bytes, len(payload))
             try:
                 self.on_received(endpoint, payload, address)
             except BaseException:
@@ -363,7 +364,7 @@ cdef class Endpoint:
                     else:
                         error = ENOBUFS
                 if error == ENOBUFS:
-                    add_to_stats(&stream.datagrams.dropped, 1)
+                    cp_count_locked(&stream.datagrams.dropped, 1)
             cp_mutex_unlock(&stream.channel.lock)
             if queued:
                 stream.channel.engine.type.submit(stream.channel.engine)
