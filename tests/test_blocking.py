@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import queue
 import select
 import socket
@@ -42,6 +43,12 @@ def sees_who_blocks(engine):
     """Only on engines that find out by themselves."""
     if engine == "selectors":
         pytest.skip("this engine can't see who blocks")
+
+
+@pytest.fixture
+def weighs_wake_ups(engine):
+    if engine not in ("io_uring", "epoll"):
+        pytest.skip("this engine does not ask what it costs to wake a thread")
 
 
 @pytest.fixture
@@ -405,6 +412,30 @@ class TestFoundOut:
             wait_for_stats(port, running=0, blocked=0, waiting=2)
         assert port.stats()["replaced"] >= 1 or not tells_who_blocks
 
+    def test_another_one_is_let_go_within_a_few_milliseconds(self, make_port, serve):
+        port = make_port(1)
+        delays, over = [], threading.Semaphore(0)
+        began, go_on = 0.0, threading.Event()
+
+        def target(done):
+            nonlocal began
+            if done.transferred == "block":
+                began = time.monotonic()
+                go_on.wait(LONG)
+            else:
+                delays.append(time.monotonic() - began)
+                go_on.set()
+            over.release()
+
+        serve(port, target, 2)
+        for _ in range(25):
+            go_on.clear()
+            port.post("block")
+            port.post("serve")
+            for _ in range(2):
+                assert over.acquire(timeout=LONG)
+        assert statistics.median(delays) < 0.05
+
     @needs_to_be_told
     def test_one_that_runs_again_counts_again(self, make_port, serve):
         port = make_port(1)
@@ -665,6 +696,64 @@ class TestCost:
         assert port.get(0) is None  # and now there is a place for it
         port.post("last")
         assert sleeper.outcome().transferred == "last"
+
+    def test_a_returning_thread_takes_the_next_packet_without_a_context_switch(self, make_port):
+        resource = pytest.importorskip("resource")
+        port = make_port(1)
+        port.post("first")
+        take_one(port)
+        sleeper = Background(port.get)
+        compute_for_stats(port, waiting=1, running=1)
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        for number in range(1000):
+            port.post(number)
+            assert port.get().transferred == number
+        slept = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+        assert slept <= 20  # of the whole process: a lock of the memory's, a page
+        port.post("last")
+        assert port.get().transferred == "last"
+        assert port.get(0) is None
+        port.post("for the one that waits")
+        assert sleeper.outcome().transferred == "for the one that waits"
+
+    @pytest.mark.usefixtures("weighs_wake_ups")
+    def test_short_packets_are_left_to_the_thread_that_is_awake(self, make_port, serve):
+        """To wake another one for them would take longer than they do."""
+        port, bursts, over = make_port(2), 40, threading.Event()
+
+        def target(done):
+            if done.transferred == bursts:
+                over.set()
+            elif done.transferred is not None:
+                for _ in range(50):
+                    port.post(None)
+                port.post(done.transferred + 1)
+
+        serve(port, target, 2)
+        before = port.stats()["wakeups"]
+        port.post(0)
+        assert over.wait(LONG)
+        assert port.stats()["wakeups"] - before <= bursts  # of 2,000 packets
+
+    @pytest.mark.usefixtures("weighs_wake_ups")
+    def test_long_packets_are_shared_out(self, make_port, serve):
+        """What takes longer than waking another thread does not wait for the packet before it."""
+        port, taken = make_port(2), []
+        data, over = bytes(400_000), threading.Semaphore(0)
+
+        def target(done):
+            hashlib.sha256(data).digest()  # computes without the GIL
+            taken.append(threading.get_ident())
+            over.release()
+
+        serve(port, target, 2)
+        for _ in range(200):
+            port.post()
+        for _ in range(200):
+            assert over.acquire(timeout=LONG)
+        fewest = min(taken.count(thread) for thread in set(taken))
+        assert len(set(taken)) == 2
+        assert fewest >= 20
 
     @wine_serves_the_first
     def test_a_thread_that_keeps_up_is_the_only_one_awake(self, make_port):

@@ -513,6 +513,17 @@ class TestNames:
         with pytest.raises(socket.gaierror):
             operation.result()
 
+    def test_it_may_be_cancelled_as_it_begins(self, make_port):
+        """Its thread must not look at an operation that is another one's by then."""
+        port = make_port(pool_threads=2)
+        for _ in range(3000):
+            lookups = [port.getaddrinfo("127.0.0.1", 80) for _ in range(3)]
+            for lookup in lookups:
+                lookup.cancel()
+            del lookup, lookups
+            for done in take(port, 3):
+                assert done.error is None or isinstance(done.error, OperationAborted)
+
     def test_nobody_waits_for_a_name_server(self, engine, tmp_path):
         """A resolver that never answers: cancelling, closing and ending take no time."""
         compiler = shutil.which("cc")

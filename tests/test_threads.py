@@ -7,6 +7,7 @@ import itertools
 import os
 import queue
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -336,6 +337,58 @@ class TestConcurrency:
         first.close()
         second.post(2)
         assert take_one(second).transferred == 2
+
+
+def seconds_of(function, times_in_each):
+    """How long threads take that call the function so many times each, all at once."""
+
+    def work(times):
+        for _ in range(times):
+            function()
+
+    begun = time.monotonic()
+    for thread in [Background(work, times) for times in times_in_each]:
+        thread.outcome()
+    return time.monotonic() - begun
+
+
+@pytest.mark.skipif(
+    getattr(sys, "_is_gil_enabled", lambda: True)() or usable_processors() < 2,
+    reason="two threads that compute take two processors and an interpreter without a GIL",
+)
+class TestFreeThreaded:
+    def test_two_workers_get_as_much_done_as_two_threads_by_themselves(self, make_port, engine):
+        """Handlers of some 200 microseconds that share nothing: what the port adds is little."""
+        if engine == "selectors":
+            pytest.skip("its own Python code is more than a small part of so short a handler")
+        packets, gains = 400, []
+
+        def handle():
+            value = 1
+            for step in range(4000):
+                value = (value * 31 + step) & 0xFFFF
+
+        def seconds_of_workers(count):
+            port = make_port(count)
+            for _ in range(packets):
+                port.post(0)
+            for _ in range(count):
+                port.post(STOP)
+
+            def work():
+                while port.get(LONG).transferred is not STOP:
+                    handle()
+
+            begun = time.monotonic()
+            for worker in [Background(work) for _ in range(count)]:
+                worker.outcome()
+            return time.monotonic() - begun
+
+        for _ in range(9):
+            gain = seconds_of_workers(1) / seconds_of_workers(2)
+            bare = seconds_of(handle, [packets]) / seconds_of(handle, [packets // 2] * 2)
+            gains.append(gain / bare)
+        assert statistics.median(gains) > 0.75
 
 
 class TestEndedThreads:

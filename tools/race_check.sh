@@ -44,7 +44,8 @@ echo "== races: building with $CC -fsanitize=thread"
 mkdir -p "$folder/tree" build
 tar -c --exclude='*.so' --exclude='*.c' setup.py pyproject.toml README.md src tests tools \
     | tar -x -C "$folder/tree"
-(cd "$folder/tree" && CC=$CC CFLAGS="-fsanitize=thread -g" LDFLAGS=-fsanitize=thread \
+(cd "$folder/tree" && CC=$CC LDFLAGS=-fsanitize=thread \
+    CFLAGS="-fsanitize=thread -g -include $folder/tree/tools/tsan_python.h" \
     "$folder/venv/bin/python" setup.py --quiet build_ext --inplace >"$folder/build.log" 2>&1) \
     || { tail -n 50 "$folder/build.log"; exit 1; }
 (cd "$folder/tree" && watched -c 'import completionport.native.port' 2>"$folder/error") \
@@ -62,13 +63,16 @@ sys.exit(not probe('$engine').usable)" 2>/dev/null; then
 done
 echo "== races: tests"
 # The tool writes to the descriptor 2, past pytest. With the first thread it starts one of its own,
-# which the tests must not take for one that was left behind.
+# which the tests must not take for one that was left behind. The test that is left out has a LD_PRELOAD
+# of its own.
 watched -c 'import sys, threading, pytest
 first = threading.Thread(target=int)
 first.start()
 first.join()
 sys.exit(pytest.main(sys.argv[1:]))' -q --capture=sys -p no:cacheprovider --timeout 300 --engine io_uring --engine epoll \
     tests/test_random.py tests/test_threads.py tests/test_pool.py tests/test_cancel_and_close.py \
+    tests/test_timers.py tests/test_submit.py tests/test_datagram_server.py tests/test_strand.py \
+    -k 'not nobody_waits_for_a_name_server' \
     2>>"$folder/report" || failed=1
 
 cp "$folder/report" "$report"

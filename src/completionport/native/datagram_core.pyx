@@ -24,8 +24,6 @@ from libc.stdint cimport int64_t
 
 from .address_cache cimport LONGEST_ADDRESS, AddressCache
 from .atomics cimport (
-    cp_count,
-    cp_count_locked,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
@@ -45,6 +43,7 @@ from .datagrams cimport (
 )
 from .engine cimport DatagramHead, Engine, Stream
 from .scheduler cimport FOREVER, enter, leave, push
+from .times cimport add_to_shared_stats, add_to_stats
 from .worker cimport WorkingCore, overridden
 
 from ..datagram_handler import DatagramHandler
@@ -219,7 +218,7 @@ cdef class DatagramCore(WorkingCore):
         if size >= 0:
             head = <DatagramHead*> data
             if head.flags & MSG_TRUNC:
-                cp_count(&self.truncated, 1)
+                add_to_shared_stats(&self.truncated, 1)
             else:
                 payload = PyBytes_FromStringAndSize(data + before, size - before)
                 address = self.addresses.find(data + sizeof(DatagramHead), head.name_size)
@@ -238,8 +237,8 @@ cdef class DatagramCore(WorkingCore):
         cp_mutex_unlock(&stream.channel.lock)
         leave(self.core.scheduler)
         if payload is not None:
-            cp_count(&self.received_packets, 1)
-            cp_count(&self.received_bytes, len(payload))
+            add_to_shared_stats(&self.received_packets, 1)
+            add_to_shared_stats(&self.received_bytes, len(payload))
             try:
                 self.on_received(endpoint, payload, address)
             except BaseException:
@@ -364,7 +363,7 @@ cdef class Endpoint:
                     else:
                         error = ENOBUFS
                 if error == ENOBUFS:
-                    cp_count_locked(&stream.datagrams.dropped, 1)
+                    add_to_stats(&stream.datagrams.dropped, 1)
             cp_mutex_unlock(&stream.channel.lock)
             if queued:
                 stream.channel.engine.type.submit(stream.channel.engine)

@@ -11,7 +11,7 @@ meanwhile, so that the descriptor stays. What finds the socket full waits in blo
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from .atomics cimport cp_count_locked, cp_mutex_lock, cp_mutex_unlock
+from .atomics cimport cp_mutex_lock, cp_mutex_unlock
 from .channels cimport let_go_if_idle
 from .engine cimport (
     CP_SENDTO,
@@ -34,6 +34,7 @@ from .streams cimport (
     stream_schedule,
     stream_start_output,
 )
+from .times cimport add_to_stats
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -219,8 +220,8 @@ cdef int datagrams_try_send(
         stream_schedule(stream, True)
     if sent < 0:
         return <int> -sent
-    cp_count_locked(&stream.sent_bytes, size)
-    cp_count_locked(&stream.datagrams.sent, 1)
+    add_to_stats(&stream.sent_bytes, size)
+    add_to_stats(&stream.datagrams.sent, 1)
     return 0
 
 
@@ -250,12 +251,12 @@ cdef void settled(Channel* channel, bint wake) noexcept nogil:
         stream_schedule(stream, wake)
         return
     if error == ENOBUFS:
-        cp_count_locked(&stream.datagrams.dropped, 1)
+        add_to_stats(&stream.datagrams.dropped, 1)
     elif error != 0:
         stream.error = error
         stream_schedule(stream, wake)
     else:
-        cp_count_locked(&stream.datagrams.sent, 1)
+        add_to_stats(&stream.datagrams.sent, 1)
     if stream.first_block != NULL:
         stream_start_output(stream)
     elif stream.close_when_sent:

@@ -262,6 +262,7 @@ cdef void offload_disown(Channel* channel) noexcept nogil:
 cdef void* run(void* argument) noexcept nogil:
     cdef Offload* pool = <Offload*> argument
     cdef Operation* operation
+    cdef Lookup* lookup
     cdef cp_python python
     cdef uint32_t seen
     cdef int outcome = 0
@@ -272,13 +273,15 @@ cdef void* run(void* argument) noexcept nogil:
         operation = pool.first
         if operation != NULL:
             unlink(pool, operation)
-            if operation.code == CP_RESOLVE:
-                operation.lookup.state = RUNNING
+            lookup = operation.lookup if operation.code == CP_RESOLVE else NULL
+            if lookup != NULL:
+                # From here on the operation may be taken out, and be gone: see `resolve`.
+                lookup.state = RUNNING
             cp_mutex_unlock(&pool.lock)
-            cp_received(operation)
-            if operation.code != CP_RESOLVE:
+            if lookup == NULL:
+                cp_received(operation)
                 execute(pool, operation, &python)
-            elif not resolve(pool, operation):
+            elif not resolve(pool, operation, lookup):
                 release(pool)
                 cp_leave_python(&python)
                 return NULL
@@ -300,9 +303,11 @@ cdef void* run(void* argument) noexcept nogil:
     return NULL
 
 
-cdef bint resolve(Offload* pool, Operation* operation) noexcept nogil:
-    """Look a name up; False when the thread was left behind: then it counts no more, and ends."""
-    cdef Lookup* lookup = operation.lookup
+cdef bint resolve(Offload* pool, Operation* operation, Lookup* lookup) noexcept nogil:
+    """Look a name up; False when the thread was left behind: then it counts no more, and ends.
+
+    Until it is known that it was not, only the lookup is the thread's.
+    """
     cdef bint left_behind
     lookup_run(lookup)
     cp_mutex_lock(&pool.lock)
@@ -312,6 +317,7 @@ cdef bint resolve(Offload* pool, Operation* operation) noexcept nogil:
     if left_behind:
         lookup_free(lookup)
         return False
+    cp_received(operation)
     execute(pool, operation, NULL)
     return True
 

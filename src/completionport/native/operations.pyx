@@ -518,7 +518,8 @@ cdef class OverlappedBase:
 
 
 cdef inline bint brings_descriptor(Operation* operation) noexcept:
-    return operation.code == CP_ACCEPT or operation.code == CP_OPEN
+    cdef int code = cp_peek_int(&operation.code)
+    return code == CP_ACCEPT or code == CP_OPEN
 
 
 cdef inline bint is_sequence(object value) except -1:

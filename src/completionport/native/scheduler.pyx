@@ -14,7 +14,7 @@ from .atomics cimport (
     cp_now_ns,
     cp_store_release,
 )
-from .times cimport count_time
+from .times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
 
 cdef extern from "stdlib.h" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
@@ -47,8 +47,6 @@ cdef enum:
     # Two threads that work on tiny packets hinder each other, and each batch after that costs
     # another wake-up, until one of them is alone again: only so much of it is worth another thread, ns.
     BACKLOG_COST = 1000000
-    # In a busy port one packet of so many is measured (a power of 2), unless work takes long anyway.
-    MEASURE_EVERY = 16
     # While packets are short and many, one in so many (a power of 2) looks whether a timer is due.
     LOOK_AT_TIMERS_EVERY = 32
     CACHE_LINE = 64
@@ -177,9 +175,9 @@ cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
     me.started_ns = 0
     if s.to_measure > 0:
         s.to_measure -= 1
-        me.started_ns = cp_now_ns()
+        me.started_ns = measured_now_ns()
     elif s.head.queued_ns != 0 or s.work_ns >= WAKE_COST:
-        me.started_ns = cp_now_ns()
+        me.started_ns = measured_now_ns()
 
 
 cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
@@ -208,7 +206,7 @@ cdef bint start_blocking(Scheduler* s) noexcept nogil:
     me.declared += 1
     set_blocked(s, me, True)
     if s.newest != NULL and s.queued > s.woken:
-        s.replaced += 1
+        s.replaced += MEASURED
     unlock_and_wake(s)
     leave(s)
     return True
@@ -271,7 +269,7 @@ cdef inline void signal_thread(Scheduler* s, Waiter* waiter, Signals* signals) n
     stack_remove(s, waiter)
     waiter.signalled = True
     s.woken += 1
-    s.wakeups += 1
+    s.wakeups += MEASURED
     if waiter == s.leader:
         signals.leader = True
         return
@@ -367,7 +365,7 @@ cdef void unlock_and_help(Scheduler* s) noexcept nogil:
     ):
         signal_thread(s, s.newest, &signals)
         if s.blocked != 0:
-            s.replaced += 1
+            s.replaced += MEASURED
     if s.keepers != 0 and s.queued != 0 and s.running == 0 and s.newest == NULL:
         s.stuck += 1
         cp_futex_wake(&s.stuck, 1)
@@ -396,8 +394,8 @@ cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
 cdef inline void enqueue(Scheduler* s, Packet* packet) noexcept nogil:
     """Into the queue, or into its strand when that is busy. Lock."""
     packet.queued_ns = 0
-    if (s.running == 0 and s.queued == 0) or (s.posted + s.completed) & (MEASURE_EVERY - 1) == 0:
-        packet.queued_ns = cp_now_ns()
+    if (s.running == 0 and s.queued == 0) or is_sample(s.posted + s.completed, s.work_ns):
+        packet.queued_ns = measured_now_ns()
     if packet.strand != NULL:
         if packet.strand.busy:
             hold_back(s, packet)
@@ -409,7 +407,7 @@ cdef inline void enqueue(Scheduler* s, Packet* packet) noexcept nogil:
 cdef void push(Scheduler* s, Packet* packet, bint wake) noexcept nogil:
     """Queue a completion. With ``wake`` false the caller sees to `wake_threads` itself."""
     cp_mutex_lock(&s.lock)
-    s.completed += 1
+    s.completed += MEASURED
     enqueue(s, packet)
     if wake and s.newest != NULL:
         unlock_and_wake(s)
@@ -443,7 +441,7 @@ cdef bint post(
     posted.packet.strand = strand
     if strand != NULL:
         strand_retain(strand)
-    s.posted += 1
+    s.posted += MEASURED
     enqueue(s, &posted.packet)
     if s.newest != NULL or s.keepers != 0:
         unlock_and_wake_from_outside(s)
@@ -458,7 +456,7 @@ cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
     cp_mutex_lock(&s.lock)
     while packets != NULL:
         following = packets.next
-        s.posted += 1
+        s.posted += MEASURED
         enqueue(s, packets)
         packets = following
     if wake:
@@ -467,16 +465,17 @@ cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
         cp_mutex_unlock(&s.lock)
 
 
-cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken) noexcept nogil:
+cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken, int64_t now_ns) noexcept nogil:
+    """Take the packet at the head. `now_ns`: 0 where nobody has looked at the clock."""
     cdef Packet* packet = s.head
     cdef PostedPacket* posted
     set_head(s, packet.next)
     if s.head == NULL:
         s.tail = NULL
     s.queued -= 1
-    s.taken += 1
+    s.taken += MEASURED
     if packet.queued_ns != 0:
-        count_time(&s.queue_times, cp_now_ns() - packet.queued_ns)
+        count_time(&s.queue_times, (now_ns if now_ns != 0 else cp_now_ns()) - packet.queued_ns)
     if packet.strand != NULL:
         hold_strand(me, packet.strand)
         if packet.kind == PACKET_TIMER:
@@ -540,7 +539,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
                 take_place(s, me)
             start_turn(s, me)
         s.since_kernel += 1
-        pop(s, me, taken)
+        pop(s, me, taken, 0 if more else me.started_ns)
         found = True
         if s.newest != NULL or (s.queued != 0 and s.submits_late and s.attention != WATCHED):
             unlock_and_wake_from_outside(s)
@@ -593,7 +592,7 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             start_turn(s, me)
             s.since_kernel += 1
             cp_store_release(&me.returning, 1)
-            pop(s, me, taken)
+            pop(s, me, taken, me.started_ns)
             status = TAKE_PACKET
             break
         if error == EINTR:
@@ -728,7 +727,7 @@ cdef void hold_back(Scheduler* s, Packet* packet) noexcept nogil:
     cdef Strand* strand = packet.strand
     packet.next = NULL
     if packet.queued_ns == 0:
-        packet.queued_ns = cp_now_ns()
+        packet.queued_ns = measured_now_ns()
     if strand.tail == NULL:
         strand.head = packet
     else:

@@ -16,8 +16,6 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
 from .atomics cimport (
-    cp_count,
-    cp_count_locked,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
@@ -34,6 +32,7 @@ from .connection cimport ADDRESS_SIZE, Connection, ServerBase
 from .engine cimport Engine, Stream
 from .scheduler cimport FOREVER, enter, leave, push
 from .streams cimport stream_new
+from .times cimport add_to_shared_stats, add_to_stats
 from .worker cimport overridden
 
 from ..errors import system_error
@@ -297,7 +296,7 @@ cdef class ServerCore(ServerBase):
         with self.census_lock:
             self.connections.add(connection)
             self.all_closed.clear()
-        cp_count(&self.accepted, 1)
+        add_to_shared_stats(&self.accepted, 1)
         try:
             self.core.adopt(&stream.channel)
         except OSError as error:
@@ -354,8 +353,8 @@ cdef class ServerCore(ServerBase):
             else:
                 size = engine.type.next_input(engine, stream, scratch, self.buffer_size, &data)
                 if size > 0:
-                    cp_count_locked(&stream.received_bytes, size)
-                    cp_count_locked(&stream.received_packets, 1)
+                    add_to_stats(&stream.received_bytes, size)
+                    add_to_stats(&stream.received_packets, 1)
                     if self.keeps_time:
                         cp_set_64(&stream.active_ns, cp_now_ns())
                 elif size == -EAGAIN and connection.held is None and not (
@@ -471,9 +470,9 @@ cdef class ServerCore(ServerBase):
                 self.on_closed(connection, error)
             except BaseException:
                 logger.exception("%r: exception in closed()", connection)
-        cp_count(&self.sent_bytes, stream.sent_bytes)
-        cp_count(&self.received_bytes, stream.received_bytes)
-        cp_count(&self.received_packets, stream.received_packets)
+        add_to_shared_stats(&self.sent_bytes, stream.sent_bytes)
+        add_to_shared_stats(&self.received_bytes, stream.received_bytes)
+        add_to_shared_stats(&self.received_packets, stream.received_packets)
         if enter(self.core.scheduler):
             # Chunks that came in before the end hold buffers.
             cp_mutex_lock(&stream.channel.lock)

@@ -8,10 +8,11 @@ finished send needs no Python; large bytes objects are referenced, and given to 
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from .atomics cimport cp_count_locked, cp_count_size
+from .atomics cimport cp_count_size
 from .channels cimport append_operation, channel_init
 from .engine cimport CP_SEND, SOCKET, Channel, ChannelOwner, Operation
 from .scheduler cimport PACKET_STREAM, push
+from .times cimport add_to_stats
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -180,7 +181,7 @@ cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noex
     while True:
         sent = send(stream.channel.descriptor, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent >= 0:
-            cp_count_locked(&stream.sent_bytes, sent)
+            add_to_stats(&stream.sent_bytes, sent)
             return sent
         if errno == EAGAIN:
             return 0
@@ -248,7 +249,7 @@ cdef void stream_block_done(Stream* stream) noexcept nogil:
     """The block that was being sent is not needed any more."""
     cdef Block* block = stream.first_block
     stream.sending = False
-    cp_count_locked(&stream.sent_bytes, stream.output.transferred)
+    add_to_stats(&stream.sent_bytes, stream.output.transferred)
     cp_count_size(&stream.queued_bytes, -block.size)
     stream.first_block = block.next
     if block.next == NULL:
