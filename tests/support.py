@@ -195,6 +195,15 @@ def local_pair() -> tuple[socket.socket, socket.socket]:
 
 
 @contextlib.contextmanager
+def digits_file(folder: Path) -> Iterator[Any]:
+    """A file with ten digits in it, to read from and to write to, unbuffered."""
+    path = folder / "file"
+    path.write_bytes(b"0123456789")
+    with path.open("r+b", buffering=0) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
 def make_pipe() -> Iterator[tuple[Any, Any]]:
     """A pipe: a file to read from and one to write to, unbuffered."""
     if WINDOWS:

@@ -25,6 +25,7 @@ from support import (
     WINDOWS,
     Background,
     assert_quiet,
+    digits_file,
     needs_fork,
     needs_links,
     needs_linux,
@@ -40,9 +41,7 @@ from support import (
 
 @pytest.fixture
 def file(tmp_path, nothing_left):
-    path = tmp_path / "file"
-    path.write_bytes(b"0123456789")
-    with path.open("r+b", buffering=0) as opened:
+    with digits_file(tmp_path) as opened:
         yield opened
 
 

@@ -12,6 +12,7 @@ from completionport import Operation, OperationAborted
 from support import (
     Background,
     assert_quiet,
+    digits_file,
     make_pipe,
     needs_descriptors,
     needs_linux,
@@ -24,9 +25,7 @@ from support import (
 
 @pytest.fixture
 def file(tmp_path, nothing_left):
-    path = tmp_path / "file"
-    path.write_bytes(b"0123456789")
-    with path.open("r+b", buffering=0) as opened:
+    with digits_file(tmp_path) as opened:
         yield opened
 
 

@@ -15,6 +15,7 @@ import completionport
 from completionport import win32
 from completionport.overlapped import Overlapped
 from completionport.service import Service
+from completionport.service_socket import ServiceSocket
 
 TARGET = Path(__file__).parent.parent / "docs" / "reference.md"
 ORDER = [
@@ -47,8 +48,12 @@ def text(thing: object) -> str:
 
 
 def members(cls: type) -> list[tuple[str, object]]:
-    # What servers have in common stands with each of them.
-    own = {**vars(Service), **vars(cls)} if issubclass(cls, Service) else vars(cls)
+    # What servers have in common, and their sockets, stands with each of them.
+    own: dict[str, object] = {}
+    for shared in (Service, ServiceSocket):
+        if issubclass(cls, shared):
+            own.update(vars(shared))
+    own.update(vars(cls))
     return [
         (name, member)
         for name, member in own.items()

@@ -35,12 +35,7 @@ def register(file: Any) -> Association:
     file, `AlreadyAssociated` when it is noted already.
     """
     number = descriptor_of(file)
-    try:
-        status = os.fstat(number)
-    except OSError:
-        raise ValueError(
-            f"the file is closed: {number} is not the number of an open descriptor"
-        ) from None
+    status = status_of(number)
     token: Hashable
     if stat.S_ISSOCK(status.st_mode):
         token = ("socket", status.st_dev, status.st_ino)
@@ -107,6 +102,16 @@ def descriptor_of(file: Any) -> int:
     if number > 0x7FFFFFFF:
         raise ValueError(f"a descriptor number from 0 to 2**31 - 1 was expected, not {number}")
     return int(number)
+
+
+def status_of(number: int) -> os.stat_result:
+    """What fstat(2) says of a descriptor; `ValueError` when it is not open."""
+    try:
+        return os.fstat(number)
+    except OSError:
+        raise ValueError(
+            f"the file is closed: {number} is not the number of an open descriptor"
+        ) from None
 
 
 if hasattr(os, "register_at_fork"):

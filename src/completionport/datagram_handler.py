@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any
 
+from .service_socket import ServiceSocket
+
 if TYPE_CHECKING:
     from .datagram_server import DatagramServer
     from .interface import Buffers
@@ -26,13 +28,10 @@ class DatagramHandler:
         """Receiving failed, or a datagram that was queued could not be sent. The server goes on."""
 
 
-class Endpoint(abc.ABC):
+class Endpoint(ServiceSocket):
     """The socket of a `DatagramServer`. Every method may be called from any thread, at any time."""
 
     __slots__ = ()
-
-    state: Any
-    """Yours: any object. None at first."""
 
     @property
     @abc.abstractmethod
@@ -41,18 +40,8 @@ class Endpoint(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def sockname(self) -> Any:
-        """This side's address."""
-
-    @property
-    @abc.abstractmethod
     def closing(self) -> bool:
         """True once the server stops."""
-
-    @property
-    @abc.abstractmethod
-    def send_queue_size(self) -> int:
-        """Bytes given to `send` that the kernel has not taken yet."""
 
     @abc.abstractmethod
     def send(self, data: Buffers, address: Any) -> bool:

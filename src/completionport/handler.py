@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any
 
+from .service_socket import ServiceSocket
+
 if TYPE_CHECKING:
     from .interface import Buffers
     from .server import Server
@@ -41,13 +43,10 @@ class Handler:
         """
 
 
-class Connection(abc.ABC):
+class Connection(ServiceSocket):
     """One client of a `Server`. Every method may be called from any thread, at any time."""
 
     __slots__ = ()
-
-    state: Any
-    """Yours: any object (per-handle data). None at first."""
 
     @property
     @abc.abstractmethod
@@ -61,18 +60,8 @@ class Connection(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def sockname(self) -> Any:
-        """This side's address."""
-
-    @property
-    @abc.abstractmethod
     def closing(self) -> bool:
         """True once `close` or `abort` was called, or the connection has failed."""
-
-    @property
-    @abc.abstractmethod
-    def send_queue_size(self) -> int:
-        """Bytes given to `send` that the kernel has not taken yet."""
 
     @abc.abstractmethod
     def send(self, data: Buffers) -> None:

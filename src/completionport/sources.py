@@ -9,7 +9,7 @@ import stat
 from typing import Any
 
 from .arguments import check_count
-from .association import descriptor_of
+from .association import descriptor_of, status_of
 from .errors import system_error
 
 LARGEST_OFFSET = 2**63 - 1
@@ -27,12 +27,7 @@ def open_source(file: Any, offset: Any, count: Any) -> tuple[int, int, int]:
     number = descriptor_of(file)
     if isinstance(file, socket.socket):  # whose number is no descriptor on Windows
         raise system_error(errno.EINVAL, NO_FILE)
-    try:
-        status = os.fstat(number)
-    except OSError:
-        raise ValueError(
-            f"the file is closed: {number} is not the number of an open descriptor"
-        ) from None
+    status = status_of(number)
     if not stat.S_ISREG(status.st_mode):
         raise system_error(errno.EINVAL, NO_FILE)
     left = max(status.st_size - offset, 0)

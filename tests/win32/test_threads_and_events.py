@@ -137,9 +137,9 @@ def test_the_table_of_codes_says_what_windows_says():
     translate = ctypes.WinDLL("ntdll").RtlNtStatusToDosError
     translate.restype, translate.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
     differing = {
-        name: (hex(codes.status), codes.windows, translate(codes.status))
-        for name, codes in error_codes._NAMED.items()
-        if translate(codes.status) != codes.windows
+        name: (hex(status), windows, translate(status))
+        for name, (status, windows) in error_codes.STATUSES.items()
+        if translate(status) != windows
     }
     assert differing == {}
 

@@ -1,24 +1,13 @@
-import socket
-
 from completionport.datagram_handler import DatagramHandler
 from completionport.datagram_server import DatagramServer
 from completionport.interface import CompletionPort
+from completionport.service import Core
 
-class DatagramCore:
-    def __init__(
-        self,
-        port: CompletionPort,
-        handler: DatagramHandler,
-        server: DatagramServer,
-        *,
-        buffer_size: int,
-        send_limit: int,
-    ) -> None: ...
-    def listen(self, sock: socket.socket) -> None: ...
-    def stop_listening(self) -> None: ...
-    def close_connections(self) -> None: ...
-    def abort_connections(self) -> None: ...
-    def wait_closed(self, timeout: float | None = None) -> bool: ...
-    def post_stop(self) -> None: ...
-    def work(self) -> None: ...
-    def stats(self) -> dict[str, int]: ...
+def DatagramCore(
+    port: CompletionPort,
+    handler: DatagramHandler,
+    server: DatagramServer,
+    *,
+    buffer_size: int,
+    send_limit: int,
+) -> Core: ...

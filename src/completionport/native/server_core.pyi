@@ -1,26 +1,15 @@
-import socket
-
 from completionport.handler import Handler
 from completionport.interface import CompletionPort
 from completionport.server import Server
+from completionport.service import Core
 
-class ServerCore:
-    def __init__(
-        self,
-        port: CompletionPort,
-        handler: Handler,
-        server: Server,
-        *,
-        buffer_size: int,
-        max_connections: int | None,
-        idle_timeout: float | None,
-        send_limit: int,
-    ) -> None: ...
-    def listen(self, sock: socket.socket) -> None: ...
-    def stop_listening(self) -> None: ...
-    def close_connections(self) -> None: ...
-    def abort_connections(self) -> None: ...
-    def wait_closed(self, timeout: float | None = None) -> bool: ...
-    def post_stop(self) -> None: ...
-    def work(self) -> None: ...
-    def stats(self) -> dict[str, int]: ...
+def ServerCore(
+    port: CompletionPort,
+    handler: Handler,
+    server: Server,
+    *,
+    buffer_size: int,
+    max_connections: int | None,
+    idle_timeout: float | None,
+    send_limit: int,
+) -> Core: ...

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import logging
 import socket
 import threading
 import time
@@ -29,12 +28,11 @@ from ..errors import (
 )
 from ..handler import Connection, Handler
 from ..overlapped import Completion, Overlapped
+from .worker import WorkingCore, logger
 
 if TYPE_CHECKING:
     from ..interface import CompletionPort, Handle
     from ..server import Server
-
-logger = logging.getLogger("completionport")
 
 SENT_AT_ONCE = 1 << 18
 """About so many bytes go into one send operation, so that the queue is seen to shrink."""
@@ -397,7 +395,7 @@ class PortableConnection(Connection):
         self._handle.close()
 
 
-class ServerCore:
+class ServerCore(WorkingCore):
     """Packets to callbacks for one `completionport.Server`."""
 
     def __init__(
@@ -411,16 +409,15 @@ class ServerCore:
         idle_timeout: float | None,
         send_limit: int,
     ) -> None:
-        self.port = port
+        super().__init__(port)
         self.handler = handler
         self.server = server
         self.buffer_size = buffer_size
         self.idle_timeout = idle_timeout
         self.send_limit = send_limit
         self._max_connections = max_connections
-        self._stop = object()  # the packet that ends a worker
         self._accept_operation = Overlapped()
-        self._changed = threading.Condition(threading.RLock())  # its lock guards what follows
+        # The lock of `_changed` guards what follows, and `_due` of the base.
         self._listener: Handle | None = None
         self._accepting = False  # an accept is under way, or its packet is
         self._starved = False  # accepting waits for descriptors, or for a moment
@@ -430,7 +427,6 @@ class ServerCore:
         self._waiting: deque[socket.socket] = deque()
         # From birth to the end of `closed`.
         self._connections: dict[PortableConnection, None] = {}
-        self._due: float | None = None  # when `_tick` has something to do
         self._accepted = 0
         # Of connections that have ended.
         self._received_packets = 0
@@ -444,31 +440,12 @@ class ServerCore:
         self._listener = self.port.associate(sock, self)
         self._accept_more()
 
-    def work(self) -> None:
-        """The body of a worker thread; returns when it takes a stop packet."""
-        get = self.port.get
-        while True:
-            due = self._due
-            try:
-                completion = get(None if due is None else max(due - time.monotonic(), 0.0))
-            except PortClosed:
-                return
-            try:
-                if due is not None and time.monotonic() >= due:
-                    self._tick()
-                if completion is None:
-                    continue
-                key = completion.key
-                if type(key) is PortableConnection:
-                    key.take(completion)
-                elif completion.transferred is self._stop:
-                    return
-                elif completion.overlapped is self._accept_operation:
-                    self._take_accepted(completion)
-            except Exception:
-                logger.exception("completionport: error in a worker, which goes on")
-            # Not to be kept alive while this thread waits.
-            completion = key = None
+    def _serve(self, completion: Completion) -> None:
+        key = completion.key
+        if type(key) is PortableConnection:
+            key.take(completion)
+        elif completion.overlapped is self._accept_operation:
+            self._take_accepted(completion)
 
     def stop_listening(self) -> None:
         """Close the listening socket."""
@@ -491,16 +468,8 @@ class ServerCore:
         for connection in self._all():
             connection.abort()
 
-    def wait_closed(self, timeout: float | None = None) -> bool:
-        """Wait until the last `closed` has run; False when the time is over before."""
-        with self._changed:
-            return self._changed.wait_for(
-                lambda: not self._connections and not self._accepting, timeout
-            )
-
-    def post_stop(self) -> None:
-        """End one worker."""
-        self.port.post(self._stop, self, None)
+    def _is_over(self) -> bool:
+        return not self._connections and not self._accepting
 
     def stats(self) -> dict[str, int]:
         """Numbers for a look inside."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import errno
-import logging
 import socket
-import threading
 from typing import TYPE_CHECKING, Any
 
 from ..datagram_handler import DatagramHandler, Endpoint
 from ..errors import ConnectionClosed, HandleClosed, OperationAborted, PortClosed
 from ..overlapped import Completion, Overlapped
+from .worker import WorkingCore, logger
 
 if TYPE_CHECKING:
     from ..datagram_server import DatagramServer
     from ..interface import CompletionPort, Handle
-
-logger = logging.getLogger("completionport")
 
 OUTSTANDING = 16
 """Receives under way: so many workers can be at a datagram each while the next one is received."""
@@ -66,7 +63,7 @@ class PortableEndpoint(Endpoint):
         return self._core.send(data, address)
 
 
-class DatagramCore:
+class DatagramCore(WorkingCore):
     """Packets to callbacks for one `completionport.DatagramServer`."""
 
     def __init__(
@@ -78,13 +75,12 @@ class DatagramCore:
         buffer_size: int,
         send_limit: int,
     ) -> None:
-        self.port = port
+        super().__init__(port)
         self.handler = handler
         self.server = server
         self._buffer_size = buffer_size
         self._send_limit = send_limit
-        self._stop = object()  # the packet that ends a worker
-        self._changed = threading.Condition(threading.RLock())  # its lock guards what follows
+        # The lock of `_changed` guards what follows.
         self._handle: Handle | None = None
         self._sock: socket.socket | None = None  # what the handle works on; non-blocking
         self._endpoint = PortableEndpoint(self, None)
@@ -121,25 +117,11 @@ class DatagramCore:
         for _ in range(OUTSTANDING):
             self._receive(Overlapped())
 
-    def work(self) -> None:
-        """The body of a worker thread; returns when it takes a stop packet."""
-        while True:
-            try:
-                completion = self.port.get()
-            except PortClosed:
-                return
-            assert completion is not None
-            if completion.transferred is self._stop:
-                return
-            try:
-                if completion.overlapped in self._receiving:
-                    self._take_received(completion)
-                else:
-                    self._take_sent(completion)
-            except Exception:
-                logger.exception("completionport: error in a worker, which goes on")
-            # Not to be kept alive while this thread waits.
-            completion = None
+    def _serve(self, completion: Completion) -> None:
+        if completion.overlapped in self._receiving:
+            self._take_received(completion)
+        else:
+            self._take_sent(completion)
 
     def stop_listening(self) -> None:
         """Take nothing new."""
@@ -162,16 +144,8 @@ class DatagramCore:
             self._closing = True
             self._close()
 
-    def wait_closed(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is under way; False when the time is over before."""
-        with self._changed:
-            return self._changed.wait_for(
-                lambda: not self._receiving and not self._sending, timeout
-            )
-
-    def post_stop(self) -> None:
-        """End one worker."""
-        self.port.post(self._stop, self, None)
+    def _is_over(self) -> bool:
+        return not self._receiving and not self._sending
 
     def stats(self) -> dict[str, int]:
         """Numbers for a look inside."""

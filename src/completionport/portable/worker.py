@@ -1,0 +1,71 @@
+"""What the cores of servers have in common: their workers, and waiting for the end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ..errors import PortClosed
+from ..overlapped import Completion
+
+if TYPE_CHECKING:
+    from ..interface import CompletionPort
+
+logger = logging.getLogger("completionport")
+
+
+class WorkingCore:
+    """Packets to callbacks for one server."""
+
+    def __init__(self, port: CompletionPort) -> None:
+        self.port = port
+        self._stop = object()  # the packet that ends a worker
+        # Its lock guards `_due`, and what a core adds that says so.
+        self._changed = threading.Condition(threading.RLock())
+        # When `_tick` has something to do. Also read without the lock: `_tick` looks again.
+        self._due: float | None = None
+
+    def _serve(self, completion: Completion) -> None:
+        """One worker's turn with a packet."""
+        raise NotImplementedError
+
+    def _tick(self) -> None:
+        """What is done by the clock."""
+        raise NotImplementedError
+
+    def _is_over(self) -> bool:
+        """Whether all has ended; who makes it so notifies `_changed`. Lock held."""
+        raise NotImplementedError
+
+    def work(self) -> None:
+        """The body of a worker thread; returns when it takes a stop packet."""
+        get = self.port.get
+        while True:
+            due = self._due
+            try:
+                completion = get(None if due is None else max(due - time.monotonic(), 0.0))
+            except PortClosed:
+                return
+            try:
+                if due is not None and time.monotonic() >= due:
+                    self._tick()
+                if completion is None:
+                    continue
+                if completion.transferred is self._stop:
+                    return
+                self._serve(completion)
+            except Exception:
+                logger.exception("completionport: error in a worker, which goes on")
+            # Not to be kept alive while this thread waits.
+            completion = None
+
+    def post_stop(self) -> None:
+        """End one worker."""
+        self.port.post(self._stop, self, None)
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until all has ended; False when the time is over before."""
+        with self._changed:
+            return self._changed.wait_for(self._is_over, timeout)
