@@ -121,10 +121,10 @@ class Tail:
         self.files = files
         self.every = every
         self.printed: File | None = None
+        self.unwatched = {file.directory for file in files}
         for number in STOP_SIGNALS:
             port.associate_signal(number, self)
-        for directory in sorted({file.directory for file in files}):
-            port.associate(open_directory(directory), directory).read_changes()
+        self.watch()
         port.post_after(0, key=None)
 
     def run(self) -> None:
@@ -134,6 +134,8 @@ class Tail:
 
     def serve(self, packet: Completion) -> None:
         if packet.key is None:
+            with contextlib.suppress(FileNotFoundError):
+                self.watch()
             for file in self.files:
                 file.look(self.port)
             self.port.post_after(self.every, key=None)
@@ -145,6 +147,12 @@ class Tail:
         else:
             raise OSError(packet.error.errno, packet.error.strerror, packet.key.path)
 
+    def watch(self) -> None:
+        """Be told what changes in the directories of which that is not so."""
+        for directory in sorted(self.unwatched):
+            self.port.associate(open_directory(directory), directory).read_changes()
+            self.unwatched.discard(directory)
+
     def changed(self, packet: Completion) -> None:
         names: set[str] | None = None
         if packet.error is None:
@@ -153,6 +161,11 @@ class Tail:
                 for change in packet.overlapped.result()
                 if change.action is not ChangeAction.RENAMED_OLD_NAME
             }
+        elif packet.error.errno == errno.ENOENT:
+            # The directory was deleted; it may come again.
+            packet.overlapped.handle.close()
+            self.unwatched.add(packet.key)
+            return
         elif packet.error.errno != errno.EOVERFLOW:
             raise packet.error
         for file in self.files:

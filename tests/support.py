@@ -68,9 +68,6 @@ needs_ancillary = pytest.mark.skipif(
     not hasattr(socket, "CMSG_SPACE"), reason="Windows tells Python no ancillary data and lengths"
 )
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-needs_inotify = pytest.mark.skipif(
-    WINDOWS, reason="read_changes() stands on inotify; the engine iocp has none yet"
-)
 needs_linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="it looks into /proc, or uses a device of Linux"
 )

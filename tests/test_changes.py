@@ -438,6 +438,23 @@ def test_what_is_no_directory_is_refused(port, tmp_path, tcp):
         handle.read_changes()
 
 
+@pytest.mark.parametrize("kind", [str, os.fsencode, lambda path: path])
+def test_a_directory_is_opened_by_each_kind_of_path_and_not_inherited(port, tmp_path, kind):
+    with port.associate(open_directory(kind(tmp_path)), "key") as handle:
+        assert not os.get_inheritable(handle.fileno())
+        handle.read_changes()
+        (tmp_path / "new").mkdir()
+        assert take_one(port).overlapped.result() == [(ADDED, "new")]
+
+
+def test_what_can_not_be_opened_as_a_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file"):
+        open_directory(tmp_path / "file")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        open_directory(tmp_path / "nothing")
+
+
 def test_wrong_arguments_are_refused(port, watched):
     for size in (0, 4095, 1 << 25):
         with pytest.raises(ValueError, match="size"):

@@ -6,6 +6,7 @@ import os
 import queue
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -160,6 +161,20 @@ class TestTail:
             assert [program.line() for _ in range(3)] == ["", f"==> {other} <==", "2"]
             append(other, "3\n")
             assert program.line() == "3"
+            assert program.stop() == []
+
+    @pytest.mark.skipif(WINDOWS, reason="a directory with an open file can't be deleted there")
+    def test_a_directory_that_is_deleted_and_made_again(self, engine, tmp_path):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        (folder / "log").write_text("old\n")
+        with Program("tail.py", "--every", 0.05, "--engine", engine, folder / "log") as program:
+            assert program.line() == "old"
+            shutil.rmtree(folder)
+            folder.mkdir()
+            for turn in range(3):
+                append(folder / "log", f"{turn}\n")
+                assert program.line() == f"{turn}"
             assert program.stop() == []
 
     @needs_links

@@ -54,6 +54,30 @@ for thread in threads:
 wait_until(lambda: packets > 100)
 """
 
+EVERYTHING_ELSE = """
+import os, subprocess, sys, threading
+from completionport import CompletionPort, open_directory
+
+port = CompletionPort(4)
+process = subprocess.Popen(
+    [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+)
+watched = port.associate(process, "process")
+directory = port.associate(open_directory("."), "directory")
+directory.read_changes()
+directory.read_changes()
+timer = port.post_after(600)
+path = os.path.join(os.environ["FOLDER"], "file")
+file = port.associate(open(path, "wb", 0), "file")
+for number in range(50):
+    file.write(b"x" * 1000)
+    file.fsync()
+    file.stat()
+threads = [threading.Thread(target=port.get, daemon=True) for _ in range(5)]
+for thread in threads:
+    thread.start()
+"""
+
 
 def run(script, engine, **options):
     done = run_python(script, engine=engine, timeout=30, **options)
@@ -80,6 +104,12 @@ class TestWorkersAtTheEnd:
     def test_again_and_again(self, engine, state):
         for _ in range(3):
             run(state, engine)
+
+
+@pytest.mark.parametrize("end", ["", "del port, watched, directory, timer, file, threads"])
+def test_everything_else_that_is_under_way(engine, tmp_path, end):
+    for _ in range(3):
+        run(EVERYTHING_ELSE + end, engine, FOLDER=str(tmp_path))
 
 
 def test_workers_that_are_no_daemons_end_when_the_port_is_closed(engine):

@@ -19,6 +19,7 @@ from completionport import (
     OperationAborted,
     Overlapped,
     PortClosed,
+    open_directory,
 )
 from support import (
     LONG,
@@ -135,6 +136,13 @@ class TestStat:
             assert operation.operation is Operation.STAT
             assert tuple(take_one(port)) == (0, "file", operation, None)
             assert_same_status(operation.result(), os.fstat(file.fileno()))
+
+    def test_of_an_open_directory(self, port, tmp_path):
+        with port.associate(open_directory(tmp_path), "directory") as handle:
+            operation = handle.stat()
+            assert take_one(port).key == "directory"
+            assert_same_status(operation.result(), os.fstat(handle.fileno()))
+            assert stat.S_ISDIR(operation.result().st_mode)
 
     @pytest.mark.parametrize("kind", [str, os.fsencode, lambda path: path])
     def test_of_a_name(self, port, tmp_path, kind):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from completionport import Operation, OperationAborted
+from completionport import Operation, OperationAborted, open_directory
 from support import (
     Background,
     assert_quiet,
@@ -146,10 +146,8 @@ class TestRegularFiles:
             assert error.errno == errno.EBADF
             assert_quiet(port)
 
-    @needs_descriptors
     def test_reading_a_directory_is_an_error(self, port, tmp_path):
-        descriptor = os.open(tmp_path, os.O_RDONLY)
-        with port.associate(descriptor, "directory") as handle:
+        with port.associate(open_directory(tmp_path), "directory") as handle:
             assert isinstance(outcome(port, lambda: handle.read(10, 0)), IsADirectoryError)
             assert_quiet(port)
 

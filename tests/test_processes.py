@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(
     not (WINDOWS or hasattr(os, "pidfd_open")), reason="this system has no pidfd_open(2)"
 )
 if WINDOWS:
+    import windows_support
     from completionport.windows import api
 
 needs_pidfd = pytest.mark.skipif(WINDOWS, reason="Windows waits for a process by its handle")
@@ -213,6 +214,25 @@ def test_what_the_program_drops_is_kept_until_the_packet(port):
     gc.collect()
     assert seen() is None
     assert handle() is None
+
+
+@pytest.mark.skipif(not WINDOWS, reason="elsewhere each test looks after what is left")
+def test_a_watch_leaves_no_handle_behind(port, endless):
+    def watch_often():
+        for _ in range(50):
+            port.associate(endless, "cancelled").cancel()
+            port.associate(endless, "closed").close()
+            process = start(0)
+            port.associate(process, "ended")
+            take(port, 3)
+            process.wait()
+        del process
+        gc.collect()
+
+    watch_often()  # what the system has once for all it has by then
+    before = windows_support.handle_count()
+    watch_often()
+    assert windows_support.handle_count() < before + 25
 
 
 def test_the_thread_that_associated_it_may_end(port, endless):

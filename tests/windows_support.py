@@ -45,6 +45,13 @@ def handles() -> dict[int, str]:
     return found
 
 
+def handle_count() -> int:
+    """How many handles this process has, of all kinds."""
+    count = ctypes.c_ulong()
+    assert _kernel32.GetProcessHandleCount(ctypes.c_void_p(-1), ctypes.byref(count))
+    return count.value
+
+
 def handles_of_file(path: Path) -> list[str]:
     """The names of the handles of this process that stand for a file, one for each."""
     name = ctypes.create_unicode_buffer(32768)

@@ -95,6 +95,10 @@ class Handle:
 
         The packet's ``transferred`` is 0 and ``overlapped.result()`` is the new
         `socket.socket`, in blocking mode and not inheritable. It belongs to no port yet.
+
+        On Windows also for the server's end of a named pipe: wait for a client
+        (``ConnectNamedPipe``). The result is the handle's ``file``, and reads that are posted
+        behind it wait for the client.
         """
         raise NotImplementedError
 
@@ -311,7 +315,11 @@ class Handle:
         raise NotImplementedError
 
     def disconnect(self, overlapped: Overlapped | None = None) -> Overlapped:
-        """Shut the connection down, both ways, after what was sent before (``DisconnectEx``)."""
+        """Shut the connection down, both ways, after what was sent before (``DisconnectEx``).
+
+        On Windows also for the server's end of a named pipe (``DisconnectNamedPipe``): another
+        client may come then. What the last one has not read by now is lost.
+        """
         raise NotImplementedError
 
     def read_changes(
@@ -459,7 +467,7 @@ class CompletionPort:
 
         Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed one,
         `AlreadyAssociated` when a port has this file already, `OSError` with ``ENOSYS`` for a
-        process where the system can't tell of its end through a descriptor (Linux can).
+        process where the system can't tell of its end (Linux and Windows can).
         """
         raise NotImplementedError
 

@@ -40,6 +40,8 @@ class IocpHandle(PortableHandle):
                 raise system_error(errno.ENOTDIR, NO_DIRECTORY)
             if not self._channel.readable:
                 raise system_error(errno.EBADF, "the directory is not open for reading")
+        elif operation is Operation.READ and self._channel.is_directory:
+            raise system_error(errno.EISDIR, "it is a directory: read_changes() is what it has")
         elif not (
             self._channel.is_pipe_server and operation in (Operation.ACCEPT, Operation.DISCONNECT)
         ):
