@@ -121,10 +121,11 @@ class Tail:
         self.files = files
         self.every = every
         self.printed: File | None = None
-        self.unwatched = {file.directory for file in files}
+        self.unwatched: set[str] = set()  # directories that were deleted
         for number in STOP_SIGNALS:
             port.associate_signal(number, self)
-        self.watch()
+        for directory in sorted({file.directory for file in files}):
+            self.watch(directory)
         port.post_after(0, key=None)
 
     def run(self) -> None:
@@ -134,8 +135,9 @@ class Tail:
 
     def serve(self, packet: Completion) -> None:
         if packet.key is None:
-            with contextlib.suppress(FileNotFoundError):
-                self.watch()
+            for directory in list(self.unwatched):
+                with contextlib.suppress(FileNotFoundError):
+                    self.watch(directory)
             for file in self.files:
                 file.look(self.port)
             self.port.post_after(self.every, key=None)
@@ -147,11 +149,20 @@ class Tail:
         else:
             raise OSError(packet.error.errno, packet.error.strerror, packet.key.path)
 
-    def watch(self) -> None:
-        """Be told what changes in the directories of which that is not so."""
-        for directory in sorted(self.unwatched):
-            self.port.associate(open_directory(directory), directory).read_changes()
-            self.unwatched.discard(directory)
+    def watch(self, directory: str) -> None:
+        """Be told what changes in it."""
+        handle = self.port.associate(open_directory(directory), directory)
+        try:
+            handle.read_changes()
+        except BaseException:
+            handle.close()
+            raise
+        self.unwatched.discard(directory)
+
+    def lost(self, handle: Handle) -> None:
+        """A directory was deleted; it may come again."""
+        handle.close()
+        self.unwatched.add(handle.key)
 
     def changed(self, packet: Completion) -> None:
         names: set[str] | None = None
@@ -162,9 +173,7 @@ class Tail:
                 if change.action is not ChangeAction.RENAMED_OLD_NAME
             }
         elif packet.error.errno == errno.ENOENT:
-            # The directory was deleted; it may come again.
-            packet.overlapped.handle.close()
-            self.unwatched.add(packet.key)
+            self.lost(packet.overlapped.handle)
             return
         elif packet.error.errno != errno.EOVERFLOW:
             raise packet.error
@@ -172,7 +181,10 @@ class Tail:
             # With changes lost, all are looked at.
             if file.directory == packet.key and (names is None or file.name in names):
                 file.look(self.port)
-        packet.overlapped.handle.read_changes(overlapped=packet.overlapped)
+        try:
+            packet.overlapped.handle.read_changes(overlapped=packet.overlapped)
+        except FileNotFoundError:
+            self.lost(packet.overlapped.handle)
 
     def print(self, file: File, data: bytes) -> None:
         if not data:
