@@ -32,7 +32,6 @@ from support import (
     assert_quiet,
     needs_fork,
     needs_links,
-    needs_linux,
     run_python,
     take,
     take_one,
@@ -41,7 +40,8 @@ from support import (
 )
 
 wine_keeps_deleted = pytest.mark.skipif(
-    WINE, reason="on Wine a directory that is open is deleted when it is closed, and not before"
+    WINE,
+    reason="Wine ends no call for a directory that is deleted (STATUS_DELETE_PENDING on Windows)",
 )
 wine_misses_folders = pytest.mark.skipif(
     WINE, reason="Wine misses what happens in folders that were there before the first call"
@@ -499,7 +499,7 @@ def test_a_directory_that_is_deleted_while_a_call_is_under_way_is_an_error(port,
     assert_quiet(port)
 
 
-@needs_linux
+@wine_keeps_deleted
 def test_a_directory_that_is_moved_is_still_watched_and_its_end_told(port, watched, tmp_path):
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     (tmp_path / "folder").mkdir()

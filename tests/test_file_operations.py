@@ -367,7 +367,7 @@ class TestWholeReads:
                 take_one(port)
                 assert len(operation.result()) == 1 << 16
 
-    @needs_linux
+    @pytest.mark.skipif(WINDOWS, reason="files have no non-blocking mode there")
     def test_a_file_in_non_blocking_mode(self, port, file):
         os.set_blocking(file.fileno(), False)
         with port.associate(file, "file") as handle:
@@ -377,7 +377,7 @@ class TestWholeReads:
             assert operation.result() == b"2345"
 
 
-@needs_linux
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no O_DIRECT")
 class TestDirect:
     @pytest.fixture
     def direct(self, tmp_path, nothing_left):
