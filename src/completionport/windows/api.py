@@ -171,12 +171,13 @@ WSAID_DISCONNECTEX = GUID(
     *(0x7FDA2E11, 0x8630, 0x436F), (0xA0, 0x31, 0xF5, 0x36, 0xA6, 0xEE, 0xC1, 0x57)
 )
 
-_kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
-_ws2_32 = ctypes.WinDLL("ws2_32", use_last_error=True)
+kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+ws2_32 = ctypes.WinDLL("ws2_32", use_last_error=True)
 _ntdll = ctypes.WinDLL("ntdll")
 
 
-def _declare(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+def declare(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """A function of a library with its types."""
     function = getattr(library, name)
     function.restype = result
     function.argtypes = arguments
@@ -186,99 +187,99 @@ def _declare(library: Any, name: str, result: Any, *arguments: Any) -> Any:
 _BOOL = wintypes.BOOL
 _POINTER = ctypes.c_void_p  # addresses are passed as numbers: what they point to is kept elsewhere
 
-CreateIoCompletionPort = _declare(
-    _kernel32, "CreateIoCompletionPort", HANDLE, HANDLE, HANDLE, ctypes.c_size_t, DWORD
+CreateIoCompletionPort = declare(
+    kernel32, "CreateIoCompletionPort", HANDLE, HANDLE, HANDLE, ctypes.c_size_t, DWORD
 )
-GetQueuedCompletionStatusEx = _declare(
-    _kernel32, "GetQueuedCompletionStatusEx", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, DWORD, _BOOL
+GetQueuedCompletionStatusEx = declare(
+    kernel32, "GetQueuedCompletionStatusEx", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, DWORD, _BOOL
 )
-PostQueuedCompletionStatus = _declare(
-    _kernel32, "PostQueuedCompletionStatus", _BOOL, HANDLE, DWORD, ctypes.c_size_t, _POINTER
+PostQueuedCompletionStatus = declare(
+    kernel32, "PostQueuedCompletionStatus", _BOOL, HANDLE, DWORD, ctypes.c_size_t, _POINTER
 )
-CloseHandle = _declare(_kernel32, "CloseHandle", _BOOL, HANDLE)
-CancelIoEx = _declare(_kernel32, "CancelIoEx", _BOOL, HANDLE, _POINTER)
-ReadFile = _declare(_kernel32, "ReadFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
-WriteFile = _declare(_kernel32, "WriteFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
-ReOpenFile = _declare(_kernel32, "ReOpenFile", HANDLE, HANDLE, DWORD, DWORD, DWORD)
-CreateFile = _declare(
-    _kernel32,
+CloseHandle = declare(kernel32, "CloseHandle", _BOOL, HANDLE)
+CancelIoEx = declare(kernel32, "CancelIoEx", _BOOL, HANDLE, _POINTER)
+ReadFile = declare(kernel32, "ReadFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
+WriteFile = declare(kernel32, "WriteFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
+ReOpenFile = declare(kernel32, "ReOpenFile", HANDLE, HANDLE, DWORD, DWORD, DWORD)
+CreateFile = declare(
+    kernel32,
     *("CreateFileW", HANDLE, wintypes.LPCWSTR, DWORD, DWORD, _POINTER, DWORD, DWORD, HANDLE),
 )
-ReadDirectoryChanges = _declare(
-    _kernel32,
+ReadDirectoryChanges = declare(
+    kernel32,
     *("ReadDirectoryChangesW", _BOOL, HANDLE, _POINTER, DWORD, _BOOL, DWORD),
     *(_POINTER, _POINTER, _POINTER),
 )
-GetFileInformationByHandleEx = _declare(
-    _kernel32, "GetFileInformationByHandleEx", _BOOL, HANDLE, ctypes.c_int, _POINTER, DWORD
+GetFileInformationByHandleEx = declare(
+    kernel32, "GetFileInformationByHandleEx", _BOOL, HANDLE, ctypes.c_int, _POINTER, DWORD
 )
-SetFileInformationByHandle = _declare(
-    _kernel32, "SetFileInformationByHandle", _BOOL, HANDLE, ctypes.c_int, _POINTER, DWORD
+SetFileInformationByHandle = declare(
+    kernel32, "SetFileInformationByHandle", _BOOL, HANDLE, ctypes.c_int, _POINTER, DWORD
 )
-ConnectNamedPipe = _declare(_kernel32, "ConnectNamedPipe", _BOOL, HANDLE, _POINTER)
-DisconnectNamedPipe = _declare(_kernel32, "DisconnectNamedPipe", _BOOL, HANDLE)
-GetNamedPipeInfo = _declare(
-    _kernel32, "GetNamedPipeInfo", _BOOL, HANDLE, _POINTER, _POINTER, _POINTER, _POINTER
+ConnectNamedPipe = declare(kernel32, "ConnectNamedPipe", _BOOL, HANDLE, _POINTER)
+DisconnectNamedPipe = declare(kernel32, "DisconnectNamedPipe", _BOOL, HANDLE)
+GetNamedPipeInfo = declare(
+    kernel32, "GetNamedPipeInfo", _BOOL, HANDLE, _POINTER, _POINTER, _POINTER, _POINTER
 )
-WaitForSingleObject = _declare(_kernel32, "WaitForSingleObject", DWORD, HANDLE, DWORD)
-GetFileType = _declare(_kernel32, "GetFileType", DWORD, HANDLE)
-GetHandleInformation = _declare(_kernel32, "GetHandleInformation", _BOOL, HANDLE, _POINTER)
-SetFilePointerEx = _declare(
-    _kernel32, "SetFilePointerEx", _BOOL, HANDLE, ctypes.c_longlong, _POINTER, DWORD
+WaitForSingleObject = declare(kernel32, "WaitForSingleObject", DWORD, HANDLE, DWORD)
+GetFileType = declare(kernel32, "GetFileType", DWORD, HANDLE)
+GetHandleInformation = declare(kernel32, "GetHandleInformation", _BOOL, HANDLE, _POINTER)
+SetFilePointerEx = declare(
+    kernel32, "SetFilePointerEx", _BOOL, HANDLE, ctypes.c_longlong, _POINTER, DWORD
 )
-GetFileSizeEx = _declare(_kernel32, "GetFileSizeEx", _BOOL, HANDLE, _POINTER)
-GetCurrentProcess = _declare(_kernel32, "GetCurrentProcess", HANDLE)
-DuplicateHandle = _declare(
-    _kernel32,
+GetFileSizeEx = declare(kernel32, "GetFileSizeEx", _BOOL, HANDLE, _POINTER)
+GetCurrentProcess = declare(kernel32, "GetCurrentProcess", HANDLE)
+DuplicateHandle = declare(
+    kernel32,
     *("DuplicateHandle", _BOOL, HANDLE, HANDLE, HANDLE, _POINTER),
     *(DWORD, _BOOL, DWORD),
 )
-WSARecv = _declare(
-    _ws2_32,
+WSARecv = declare(
+    ws2_32,
     *("WSARecv", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
     *(_POINTER, _POINTER, _POINTER),
 )
-WSASend = _declare(
-    _ws2_32,
+WSASend = declare(
+    ws2_32,
     *("WSASend", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
     *(DWORD, _POINTER, _POINTER),
 )
-WSARecvFrom = _declare(
-    _ws2_32,
+WSARecvFrom = declare(
+    ws2_32,
     *("WSARecvFrom", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
     *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
 )
-WSASendTo = _declare(
-    _ws2_32,
+WSASendTo = declare(
+    ws2_32,
     *("WSASendTo", ctypes.c_int, HANDLE, _POINTER, DWORD, _POINTER),
     *(DWORD, _POINTER, ctypes.c_int, _POINTER, _POINTER),
 )
 TransmitFile_TYPE = ctypes.WINFUNCTYPE(
     *(_BOOL, HANDLE, HANDLE, DWORD, DWORD, _POINTER, _POINTER, DWORD), use_last_error=True
 )
-_getsockopt = _declare(
-    _ws2_32,
+_getsockopt = declare(
+    ws2_32,
     *("getsockopt", ctypes.c_int, HANDLE, ctypes.c_int, ctypes.c_int, _POINTER, _POINTER),
 )
-WSAIoctl = _declare(
-    _ws2_32,
+WSAIoctl = declare(
+    ws2_32,
     *("WSAIoctl", ctypes.c_int, HANDLE, DWORD, _POINTER, DWORD, _POINTER),
     *(DWORD, _POINTER, _POINTER, _POINTER),
 )
 _NTSTATUS = ctypes.c_uint32
-NtQueryIoCompletion = _declare(
+NtQueryIoCompletion = declare(
     _ntdll, "NtQueryIoCompletion", _NTSTATUS, HANDLE, DWORD, _POINTER, DWORD, _POINTER
 )
-NtQueryInformationFile = _declare(
+NtQueryInformationFile = declare(
     _ntdll, "NtQueryInformationFile", _NTSTATUS, HANDLE, _POINTER, _POINTER, DWORD, DWORD
 )
-NtSetInformationFile = _declare(
+NtSetInformationFile = declare(
     _ntdll, "NtSetInformationFile", _NTSTATUS, HANDLE, _POINTER, _POINTER, DWORD, DWORD
 )
-NtQueryObject = _declare(
+NtQueryObject = declare(
     _ntdll, "NtQueryObject", _NTSTATUS, HANDLE, DWORD, _POINTER, DWORD, _POINTER
 )
-RtlNtStatusToDosError = _declare(_ntdll, "RtlNtStatusToDosError", DWORD, _NTSTATUS)
+RtlNtStatusToDosError = declare(_ntdll, "RtlNtStatusToDosError", DWORD, _NTSTATUS)
 
 last_error = ctypes.get_last_error
 """The error of the last call of this thread; Winsock keeps its own in the same place."""
@@ -428,7 +429,7 @@ def granted_access(handle: int) -> int | None:
 def same_object(one: int, other: int) -> bool:
     """Whether two handles are of one object; True where this Windows does not tell."""
     try:
-        compare = _declare(
+        compare = declare(
             ctypes.WinDLL("kernelbase"), "CompareObjectHandles", _BOOL, HANDLE, HANDLE
         )
     except (AttributeError, OSError):

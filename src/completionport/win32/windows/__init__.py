@@ -25,6 +25,30 @@ from typing import Any, TypeAlias
 assert sys.platform == "win32"
 
 from ...error_codes import codes_of
+from ...windows.api import (
+    DUPLICATE_SAME_ACCESS,
+    GUID,
+    OVERLAPPED_ENTRY,
+    SIO_GET_EXTENSION_FUNCTION_POINTER,
+    WSABUF,
+    CancelIoEx,
+    CloseHandle,
+    CreateFile,
+    CreateIoCompletionPort,
+    DuplicateHandle,
+    GetCurrentProcess,
+    GetQueuedCompletionStatusEx,
+    PostQueuedCompletionStatus,
+    ReadFile,
+    WriteFile,
+    WSAIoctl,
+    WSARecv,
+    WSARecvFrom,
+    WSASend,
+    WSASendTo,
+    last_error,
+)
+from ...windows.api import OVERLAPPED as OverlappedStructure
 from ..constants import (
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,
@@ -49,48 +73,26 @@ from .api import (
     NO_HANDLE_INHERIT,
     NO_SOCKET,
     POSTED,
-    SAME_ACCESS,
-    SIO_GET_EXTENSION_FUNCTION_POINTER,
     SOCKET_VALUE,
     STATUS_UNSUCCESSFUL,
-    BufferStructure,
-    EntryStructure,
-    Guid,
-    OverlappedStructure,
     SystemInfoStructure,
     TransmitBuffersStructure,
     accept_ex,
-    cancel_io,
-    close_handle,
     close_socket,
     create_event,
-    create_file,
-    create_port,
-    duplicate_handle,
     get_accept_addresses,
     get_result,
     get_status,
-    get_status_ex,
     get_system_info,
-    last_error,
-    post_status,
-    read_file,
     reset_event,
     set_event,
     set_notification_modes,
     set_option,
-    this_process,
     this_thread,
     transmit_file,
     wait_for,
-    write_file,
     wsa_cleanup,
     wsa_get_result,
-    wsa_ioctl,
-    wsa_recv,
-    wsa_recv_from,
-    wsa_send,
-    wsa_send_to,
     wsa_socket,
     wsa_startup,
 )
@@ -200,7 +202,7 @@ def memory_of(view: memoryview, memory: list[Any]) -> int:
 
 def buffers_of(views: list[memoryview], memory: list[Any]) -> Any:
     """An array of WSABUF."""
-    array = (BufferStructure * len(views))()
+    array = (WSABUF * len(views))()
     for entry, view in zip(array, views, strict=True):
         entry.len = view.nbytes
         entry.buf = memory_of(view, memory)
@@ -309,7 +311,7 @@ class WindowsSystem:
     # -- ports
 
     def create_port(self, concurrency: int) -> HANDLE:
-        value = create_port(NO_HANDLE, None, 0, concurrency)
+        value = CreateIoCompletionPort(NO_HANDLE, None, 0, concurrency)
         if not value:
             raise ctypes.WinError(last_error())
         return HANDLE(Port(value))
@@ -326,7 +328,7 @@ class WindowsSystem:
         # Before the call: a packet may come right behind it.
         _files[number] = found
         found.key, before = key, found.key
-        if not create_port(found.value, target.value, number, 0):
+        if not CreateIoCompletionPort(found.value, target.value, number, 0):
             code = last_error()
             found.key = before
             del _files[number]
@@ -348,9 +350,9 @@ class WindowsSystem:
                 return code, []
             return 0, [self._taken(source, size.value, key.value, address.value, code)]
         # More than this at once makes nothing faster, and takes memory.
-        entries = (EntryStructure * min(count, 1024))()
+        entries = (OVERLAPPED_ENTRY * min(count, 1024))()
         found = ULONG()
-        if not get_status_ex(
+        if not GetQueuedCompletionStatusEx(
             source.value, entries, len(entries), byref(found), milliseconds, alertable
         ):
             return last_error(), []
@@ -381,7 +383,7 @@ class WindowsSystem:
             return ERROR_INVALID_HANDLE
         number = new_number()
         target.posted[number] = (key, overlapped)
-        if post_status(target.value, count, POSTED, number):
+        if PostQueuedCompletionStatus(target.value, count, POSTED, number):
             return 0
         code = last_error()
         target.posted.pop(number, None)
@@ -401,11 +403,11 @@ class WindowsSystem:
         if found is None:
             return ERROR_INVALID_HANDLE
         if overlapped is None:
-            return code_unless(cancel_io(found.value, None))
+            return code_unless(CancelIoEx(found.value, None))
         io = overlapped._io
         if not isinstance(io, Io):
             return ERROR_NOT_FOUND
-        return code_unless(cancel_io(found.value, io.address))
+        return code_unless(CancelIoEx(found.value, io.address))
 
     def result(
         self, file: HANDLE | socket.socket, overlapped: OVERLAPPED, wait: bool, winsock: bool
@@ -433,7 +435,7 @@ class WindowsSystem:
         found, handle._object = handle._object, None
         if found is None:
             return ERROR_INVALID_HANDLE
-        code = code_unless(close_handle(found.value))
+        code = code_unless(CloseHandle(found.value))
         if isinstance(found, File):
             forget(found)
         elif isinstance(found, Port):
@@ -508,7 +510,7 @@ class WindowsSystem:
         array = buffers_of(views, memory)
 
         def call(value: int, count: Any, address: int) -> int:
-            done = wsa_recv(value, array, len(array), count, byref(memory[0]), address, None)
+            done = WSARecv(value, array, len(array), count, byref(memory[0]), address, None)
             return code_unless(done == 0)
 
         return on_socket(sock, overlapped, memory, call)
@@ -520,7 +522,7 @@ class WindowsSystem:
         array = buffers_of(views, memory)
 
         def call(value: int, count: Any, address: int) -> int:
-            return code_unless(wsa_send(value, array, len(array), count, flags, address, None) == 0)
+            return code_unless(WSASend(value, array, len(array), count, flags, address, None) == 0)
 
         return on_socket(sock, overlapped, memory, call)
 
@@ -539,7 +541,7 @@ class WindowsSystem:
 
         def call(value: int, count: Any, address: int) -> int:
             sizes = byref(memory[0]), where, byref(memory[1])
-            done = wsa_recv_from(value, array, len(array), count, *sizes, address, None)
+            done = WSARecvFrom(value, array, len(array), count, *sizes, address, None)
             return code_unless(done == 0)
 
         return on_socket(sock, overlapped, memory, call)
@@ -558,7 +560,7 @@ class WindowsSystem:
 
         def call(value: int, count: Any, address: int) -> int:
             target = where, size_of_name(name)
-            done = wsa_send_to(value, array, len(array), count, flags, *target, address, None)
+            done = WSASendTo(value, array, len(array), count, flags, *target, address, None)
             return code_unless(done == 0)
 
         return on_socket(sock, overlapped, memory, call)
@@ -649,13 +651,13 @@ class WindowsSystem:
 
         return on_socket(sock, overlapped, [], call)
 
-    def _extension(self, value: int, guid: Guid, kind: Any) -> Any:
+    def _extension(self, value: int, guid: GUID, kind: Any) -> Any:
         """A function that Winsock gives out by its GUID."""
-        key = guid.one
+        key = guid.Data1
         function = self._extensions.get(key)
         if function is None:
             pointer, size = c_void_p(), DWORD()
-            done = wsa_ioctl(
+            done = WSAIoctl(
                 value,
                 SIO_GET_EXTENSION_FUNCTION_POINTER,
                 byref(guid),
@@ -676,7 +678,7 @@ class WindowsSystem:
     def create_file(
         self, name: str, access: int, share: int, disposition: int, flags: int
     ) -> tuple[int, HANDLE | None]:
-        value = create_file(name, access, share, None, disposition, flags, None)
+        value = CreateFile(name, access, share, None, disposition, flags, None)
         if value is None or value == NO_HANDLE:
             return last_error(), None
         return 0, HANDLE(File(value))
@@ -684,12 +686,12 @@ class WindowsSystem:
     def read(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
     ) -> Started:
-        return self._read_or_write(read_file, file, view, overlapped)
+        return self._read_or_write(ReadFile, file, view, overlapped)
 
     def write(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
     ) -> Started:
-        return self._read_or_write(write_file, file, view, overlapped)
+        return self._read_or_write(WriteFile, file, view, overlapped)
 
     def _read_or_write(
         self, function: Any, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
@@ -713,8 +715,10 @@ class WindowsSystem:
 
         def run() -> None:
             value = HANDLE_VALUE()
-            process = this_process()
-            duplicate_handle(process, this_thread(), process, byref(value), 0, False, SAME_ACCESS)
+            process = GetCurrentProcess()
+            DuplicateHandle(
+                process, this_thread(), process, byref(value), 0, False, DUPLICATE_SAME_ACCESS
+            )
             thread.value = value.value or 0
             begun.set()
             code = 1  # of a thread that an exception has ended
