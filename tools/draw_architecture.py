@@ -36,9 +36,9 @@ def arrow(x1: int, y1: int, x2: int, y2: int, label: str, lx: int, ly: int) -> s
 def draw() -> str:
     shapes = [
         box(30, 60, 250, 230, KERNEL, "Kernel", "sockets, pipes, files", "",
-            "io_uring: one ring, at most the head", "of each queue of a channel is in it,",
-            "provided buffers for the server", "", "epoll: an edge says that a file",
-            "is ready"),
+            "io_uring: one ring; in it the head of", "each queue of a channel (of a file all",
+            "that need not wait), and buffers for", "the server", "",
+            "epoll: an edge says that a file", "is ready"),
         box(390, 60, 270, 230, SHARED, "Engine  (one file each)",
             "the leader waits here for everybody", "and reaps; it holds no lock meanwhile", "",
             "channel: a descriptor of its own, and", "the queues of reads and of writes",
@@ -47,7 +47,7 @@ def draw() -> str:
             "packets: first in, first out", "waiting threads: last in, first out",
             "places: at most `concurrency` threads", "hold a packet (scheduler lock)", "",
             "nothing here knows Python objects", "beyond the references it carries"),
-        box(770, 400, 280, 190, THREAD, "Workers", "threads in get(), or in Server.work()", "",
+        box(770, 400, 280, 190, THREAD, "Workers", "threads in get(), or a server's own", "",
             "running: holds a place", "leading: waits in the kernel",
             "parked: waits on its own futex"),
         box(390, 400, 270, 190, THREAD, "Connection  (a strand)",
