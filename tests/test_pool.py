@@ -15,6 +15,7 @@ from completionport import CompletionPort, Operation, PortClosed, Strand, Worker
 from support import (
     LONG,
     Background,
+    needs_concurrency,
     read_exactly,
     take,
     take_one,
@@ -123,6 +124,7 @@ class TestWork:
             port.post()
         assert seen == [daemon]
 
+    @needs_concurrency
     def test_no_more_targets_run_at_a_time_than_the_concurrency_lets(self, make_port):
         port = make_port(1)
         lock = threading.Lock()

@@ -26,6 +26,7 @@ from support import (
     compute_until,
     descriptors,
     has_ipv6,
+    needs_concurrency,
     needs_fork,
     needs_linux,
     needs_reuse_port,
@@ -467,6 +468,7 @@ class TestCallbacks:
         # A machine that is busy for a moment may spoil one of them.
         assert min(waited) < 0.1
 
+    @needs_concurrency
     def test_no_more_workers_run_than_the_concurrency_says(self, serve, dial):
         class Counting(Handler):
             running = most = 0
