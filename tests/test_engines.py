@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 
 import pytest
@@ -75,6 +76,15 @@ def test_each_engine_offers_everything_that_is_documented(port, tcp, cls):
                 assert member is not getattr(cls, name) or name in MADE_OF_THE_OTHERS, (
                     f"{implementation} lacks {name}"
                 )
+
+
+@pytest.mark.parametrize("name", ["post", "get", "get_many"])
+def test_what_is_called_for_each_packet_tells_its_arguments(port, name):
+    documented = inspect.signature(getattr(CompletionPort, name)).parameters.values()
+    offered = inspect.signature(getattr(port, name)).parameters.values()
+    assert [(one.name, one.kind, one.default) for one in offered] == [
+        (one.name, one.kind, one.default) for one in documented
+    ][1:]
 
 
 def test_none_takes_the_first_one_that_runs():

@@ -3,7 +3,8 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
-from .atomics cimport cp_futex_wait, cp_futex_wake, cp_mutex_lock, cp_mutex_unlock
+from .atomics cimport cp_futex_wait, cp_futex_wake
+from .light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from .scheduler cimport (
     TAKE_CLOSED,
     TAKE_INTERRUPTED,
@@ -25,9 +26,9 @@ cdef extern from "errno.h" nogil:
 
 cdef void dismiss_keepers(Scheduler* s) noexcept nogil:
     """Make all threads in `wait_until_stuck` return."""
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     s.stuck += 1
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     cp_futex_wake(&s.stuck, 0x7fffffff)
 
 
@@ -39,7 +40,7 @@ cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nog
     cdef uint32_t seen
     cdef int error
     cdef bint is_stuck
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     s.keepers += 1
     seen = s.stuck
     if s.leader == NULL:
@@ -49,10 +50,10 @@ cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nog
     error = cp_futex_wait(&s.stuck, seen, deadline_ns)
     if timers_are_due(s):
         fire_if_due(s)
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     s.keepers -= 1
     is_stuck = s.queued != 0 and s.running == 0 and s.newest == NULL
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     if is_closed(s):
         return TAKE_CLOSED
     if error == EINTR:

@@ -23,6 +23,7 @@ from .atomics cimport (
     cp_mutex_unlock,
     cp_now_ns,
 )
+from .light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from .scheduler cimport (
     DROWSY,
     FOREVER,
@@ -217,11 +218,11 @@ cdef bint look_at_all() noexcept nogil:
 
 cdef Attention relax(Scheduler* s) noexcept nogil:
     """Look less often, or not at all, unless the port wants it again."""
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     if not wants_watch(s):
         s.attention = DROWSY if s.blocked != 0 else UNWATCHED
     cdef Attention attention = s.attention
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     return attention
 
 
@@ -234,7 +235,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     cdef bint stuck
     cdef bint computing = process_computes
     cdef Waiter* thread
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     wanted = wants_watch(s)
     thread = s.holders
     stuck = thread != NULL
@@ -259,7 +260,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
             suspects[count].before_at_ns = thread.seen_at_ns
             count += 1
         thread = thread.next_holder
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     for i in range(count):
         look_at_thread(&suspects[i])
         if suspects[i].long_at_it:
@@ -277,7 +278,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     if stuck:
         # What those at work have started must not wait for them.
         s.kernel_submit(s.engine)
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     thread = s.holders
     while thread != NULL and count != 0:
         for i in range(count):
@@ -291,7 +292,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
     if stuck or s.blocked != 0:
         unlock_and_help(s)
     else:
-        cp_mutex_unlock(&s.lock)
+        cp_light_mutex_unlock(&s.lock)
     return wanted
 
 

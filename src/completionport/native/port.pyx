@@ -7,13 +7,14 @@ import sys
 import warnings
 import weakref
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
-from .atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
+from .atomics cimport cp_now_ns
 from .core cimport Core
 from .engine cimport CP_CALL
 from .errands cimport (
@@ -26,6 +27,7 @@ from .errands cimport (
     start_stat,
 )
 from .offload cimport offload_threads
+from .light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from .keepers cimport dismiss_keepers, wait_until_stuck as stuck
 from .operations cimport completion_of
 from .scheduler cimport (
@@ -195,6 +197,10 @@ cdef class Port:
         finally:
             self.core.end()
 
+    # `post` and `get` are method descriptors: Python calls them without a bound method in between.
+    @cython.binding(False)
+    @cython.embedsignature(True)
+    @cython.embedsignature.format("clinic")
     def post(self, transferred=0, key=None, overlapped=None, *, strand=None):
         cdef bint posted
         cdef CStrand* bound = NULL
@@ -226,6 +232,9 @@ cdef class Port:
             check_strand(strand, self)
         return new_timer(self.core, due_at(when), transferred, key, overlapped, strand)
 
+    @cython.binding(False)
+    @cython.embedsignature(True)
+    @cython.embedsignature.format("clinic")
     def get(self, timeout=None):
         cdef Taken taken
         cdef int64_t deadline = deadline_of(timeout) if timeout is not None else FOREVER
@@ -302,10 +311,10 @@ cdef class Port:
             # What is due counts as queued, though no thread has come by since.
             fire_if_due(s)
             leave(s)
-        cp_mutex_lock(&s.lock)
+        cp_light_mutex_lock(&s.lock)
         # What the lock guards, and not the lock itself, which others are writing to.
         memcpy(&copy.running, &s.running, <char*> (s + 1) - <char*> &s.running)
-        cp_mutex_unlock(&s.lock)
+        cp_light_mutex_unlock(&s.lock)
         return {
             "engine": self.engine_name,
             "concurrency": s.concurrency,

@@ -5,8 +5,9 @@ Nothing here touches a Python object: every function runs with or without the GI
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from .atomics cimport cp_load_acquire, cp_mutex, cp_now_ns, cp_peek_64
+from .atomics cimport cp_load_acquire, cp_now_ns, cp_peek_64
 from .guard cimport Guard, guard_enter, guard_leave, guard_wait_until_alone
+from .light_mutex cimport cp_light_mutex
 from .times cimport Times
 
 ctypedef enum PacketKind:
@@ -101,31 +102,31 @@ cdef struct Scheduler:
     void (*kernel_submit)(void* engine) noexcept nogil
     # When the next timer is due, else NO_TIMER: written under the lock of the timers, as an atomic.
     int64_t next_timer_ns
-    # All below: lock.
-    cp_mutex lock
+    # All below: lock. Who lets go of it has a reference, or is inside: it may not go before.
+    cp_light_mutex lock
     int running             # threads that hold a place that counts
     int woken               # signalled, not yet back under the lock
     int since_kernel        # packets taken since the kernel was last looked at
+    int to_measure          # so many turns are measured in any case
     Packet* head            # written by `set_head`: a stream's send peeks at it without the lock
     Packet* tail
     Waiter* newest          # stack of waiting threads, the leader included
     Waiter* leader          # written by `set_leader`: engines peek at it without the lock
     int64_t queued
-    int64_t taken
     # Second line.
+    int64_t taken
     int64_t posted
     int64_t completed
     # Running average of the time from get to get; written by `set_time`, read without the lock too.
     int64_t work_ns
     Waiter* holders         # threads that hold a place, whether it counts or not
-    uint64_t arrivals
-    int waiting
-    Attention attention     # the monitor's to this port
     PostedPacket* spare     # used PostedPackets, to be used again
     int spare_count
-    int blocked             # threads that hold a place that does not count
+    Attention attention     # the monitor's to this port
+    uint64_t arrivals
     # The rest.
-    int to_measure          # so many turns are measured in any case
+    int waiting
+    int blocked             # threads that hold a place that does not count
     Strand* strands
     int64_t held_back       # packets in strands
     int64_t wakeups
@@ -179,7 +180,6 @@ cdef void strand_retain(Strand* strand) noexcept nogil
 cdef void strand_release(Strand* strand) noexcept nogil
 cdef bint strand_let_go(Strand* strand) noexcept nogil
 # For the keepers and the monitor.
-cdef int64_t with_timers(Scheduler* s, int64_t deadline_ns) noexcept nogil
 cdef void unlock_and_wake(Scheduler* s) noexcept nogil
 cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil
 cdef bint wants_watch(Scheduler* s) noexcept nogil
@@ -224,6 +224,14 @@ cdef inline bint timers_are_due(Scheduler* s) noexcept nogil:
     """With no timer set it costs one comparison."""
     cdef int64_t next_ns = cp_peek_64(&s.next_timer_ns)
     return next_ns != NO_TIMER and next_ns <= cp_now_ns()
+
+
+cdef inline int64_t with_timers(Scheduler* s, int64_t deadline_ns) noexcept nogil:
+    """Until when a thread may sleep that wants to wait until `deadline_ns` (not POLL)."""
+    cdef int64_t next_ns = cp_peek_64(&s.next_timer_ns)
+    if next_ns == NO_TIMER or (deadline_ns != FOREVER and deadline_ns <= next_ns):
+        return deadline_ns
+    return next_ns
 
 
 cdef inline bint is_closed(Scheduler* s) noexcept nogil:

@@ -9,12 +9,12 @@ from .atomics cimport (
     cp_count_locked,
     cp_futex_wait,
     cp_futex_wake,
-    cp_mutex_lock,
-    cp_mutex_unlock,
     cp_now_ns,
     cp_store_release,
 )
 from .times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
+from .light_mutex cimport cp_light_mutex_lock as cp_mutex_lock
+from .light_mutex cimport cp_light_mutex_open, cp_light_mutex_unlock as cp_mutex_unlock
 
 cdef extern from "stdlib.h" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
@@ -63,6 +63,7 @@ cdef Scheduler* scheduler_new(int concurrency) noexcept nogil:
     cdef Scheduler* s = <Scheduler*> aligned_alloc(CACHE_LINE, size)
     if s != NULL:
         memset(s, 0, size)
+        cp_light_mutex_open(&s.lock)
         s.references = 1
         s.concurrency = concurrency
         s.next_timer_ns = NO_TIMER
@@ -104,18 +105,16 @@ cdef inline Waiter* current_thread() noexcept nogil:
 cdef void end_turn_elsewhere(Waiter* me) noexcept nogil:
     """Be done with what was taken from the port that was used before."""
     cdef Scheduler* s = me.held
+    cdef bint inside = me.holds_place and enter(s)
     if me.holds_place:
-        if enter(s):
-            cp_mutex_lock(&s.lock)
-            end_turn(s, me)
-            give_place_back(s, me)
+        cp_mutex_lock(&s.lock)
+        end_turn(s, me)
+        give_place_back(s, me)
+        if inside:
             unlock_and_wake(s)
             leave(s)
         else:
             # Nobody else looks at a closed port's places, but the holders must leave its list.
-            cp_mutex_lock(&s.lock)
-            end_turn(s, me)
-            give_place_back(s, me)
             cp_mutex_unlock(&s.lock)
 
 
@@ -502,14 +501,6 @@ cdef bint wants_timers(Scheduler* s) noexcept nogil:
     return (
         s.since_kernel & (LOOK_AT_TIMERS_EVERY - 1) == 0 or s.work_ns >= SHORT_WORK
     ) and timers_are_due(s)
-
-
-cdef int64_t with_timers(Scheduler* s, int64_t deadline_ns) noexcept nogil:
-    """Until when a thread may sleep that wants to wait until `deadline_ns` (not POLL)."""
-    cdef int64_t next_ns = cp_peek_64(&s.next_timer_ns)
-    if next_ns == NO_TIMER or (deadline_ns != FOREVER and deadline_ns <= next_ns):
-        return deadline_ns
-    return next_ns
 
 
 cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:

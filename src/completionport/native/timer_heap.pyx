@@ -24,6 +24,7 @@ from .atomics cimport (
     cp_peek_size,
     cp_set_64,
 )
+from .light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from .scheduler cimport (
     NO_TIMER,
     on_timers,
@@ -165,13 +166,13 @@ cdef void wait_no_longer(Scheduler* s, int64_t when_ns) noexcept nogil:
     """
     cdef bint wake = False
     cdef bint nudge = False
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     if s.leader != NULL:
         wake = s.leader_until_ns > when_ns
     elif s.keepers != 0:
         s.stuck += 1
         nudge = True
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     if wake:
         s.kernel_wake(s.engine)
     if nudge:
