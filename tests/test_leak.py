@@ -15,7 +15,7 @@ BATCH = 1000
 """Packets that are queued at a time."""
 
 
-SLOWER = {"selectors": 10, "iocp": 20}
+SLOWER = {"selectors": 10, "iocp": 25}
 """By how much an engine in Python has fewer packets; each is a call of the kernel on ``iocp``."""
 
 

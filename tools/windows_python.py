@@ -207,8 +207,9 @@ class WindowsPython:
         environment["WINEPREFIX"] = str(self.prefix)
         environment["WINEARCH"] = "win64"
         environment["WINEDEBUG"] = "-all"
-        # Nothing here needs .NET, HTML or menus, which Wine would ask for or make.
-        environment["WINEDLLOVERRIDES"] = "mscoree,mshtml=;winemenubuilder.exe=d"
+        # Nothing here needs .NET, HTML or menus, which Wine would ask for or make. And CPython 3.13
+        # asks WMI for the platform's name, on which Wine 8 aborts; without WMI it asks others.
+        environment["WINEDLLOVERRIDES"] = "mscoree,mshtml,wbemprox=;winemenubuilder.exe=d"
         return environment
 
     @contextlib.contextmanager

@@ -149,7 +149,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="FILE", help="(all)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="(%(default)s)")
+    # One more than there are processors: much of the time tests wait.
+    workers = (os.cpu_count() or 1) + 1
+    parser.add_argument("--workers", type=int, default=workers, help="(%(default)s)")
     parser.add_argument(
         "--limit", type=float, default=240.0, metavar="SECONDS", help="for a file (%(default)s)"
     )
