@@ -8,30 +8,10 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from .outcomes import Started, Taken
 from .structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO
-
-
-class Started(NamedTuple):
-    """How a call that starts an operation has ended."""
-
-    code: int
-    """0: it has succeeded already. ``ERROR_IO_PENDING``: it is under way. Else it was refused."""
-    transferred: int = 0
-    """Bytes, where it has succeeded."""
-
-
-class Taken(NamedTuple):
-    """One packet."""
-
-    transferred: int
-    key: Any
-    overlapped: Any
-    status: int
-    """NTSTATUS."""
-    code: int
-    """The Windows code, 0 for success."""
 
 
 class System(Protocol):

@@ -40,8 +40,8 @@ from ..constants import (
     WSAEINVAL,
     WSAENOTSOCK,
 )
+from ..outcomes import Started, Taken
 from ..structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO, sockaddr_of
-from ..system import Started, Taken
 from . import manager
 from .files import SUCCESS, FileObject, Launch, Port, Request, has_peer
 from .manager import Step

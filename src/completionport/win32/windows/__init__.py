@@ -64,8 +64,8 @@ from ..constants import (
     WSAEINVAL,
     WSAENOTSOCK,
 )
+from ..outcomes import Started, Taken
 from ..structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO, sockaddr_of
-from ..system import Started, Taken
 from .api import (
     CONNECT_EX,
     DISCONNECT_EX,
