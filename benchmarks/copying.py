@@ -1,12 +1,17 @@
 """`examples/file_copy.py` against `cp -r`: 10,000 small files, and one of 2 GiB.
 
-The source is in the page cache, the targets are on the same file system. Both start as programs,
-so the start of the interpreter counts.
+The targets are on the same file system as the source, which is in the page cache, or with
+``--cold`` dropped from it before each copy. All start as programs, so the start of the interpreter
+counts. Each round runs all of them, in another order each time, and with memory that was used just
+before. ``file_copy`` is without its check,
+as `cp` has none; ``with check`` is what the program does when it is not told otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import mmap
+import os
 import random
 import shutil
 import statistics
@@ -15,6 +20,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from report import middle_half
 
 PROGRAM = Path(__file__).parent.parent / "examples/file_copy.py"
 
@@ -35,6 +42,27 @@ def one_file(root: Path, size: int) -> None:
             file.write(block)
 
 
+def touch_memory(size: int) -> None:
+    """Use so much memory, and give it back.
+
+    A virtual machine has given back to its host what nobody has used for a while. To get a page
+    from there takes longer than to copy it, and who meets such a page is a matter of chance.
+    """
+    memory = mmap.mmap(-1, size)
+    for place in range(0, size, mmap.PAGESIZE):
+        memory[place] = 1
+    memory.close()
+
+
+def forget(root: Path) -> None:
+    """Have the page cache drop the files; what was written goes to the disk first."""
+    for path in root.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def seconds(command: list[str], target: Path) -> float:
     start = time.perf_counter()
     subprocess.run([*command, str(target)], check=True)
@@ -46,29 +74,45 @@ def seconds(command: list[str], target: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--engine", default="io_uring")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cold", action="store_true", help="the source is read from the disk")
+    parser.add_argument("--small", type=int, default=10_000, help="how many small files")
+    parser.add_argument("--mebibytes", type=int, default=2048, help="size of the one file")
     parser.add_argument("--folder", default="/var/tmp")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source, target = Path(folder) / "source", Path(folder) / "target"
-        ours = [sys.executable, str(PROGRAM), "--quiet", "--no-check", "--engine", options.engine]
+        ours = [sys.executable, str(PROGRAM), "--quiet", "--engine", options.engine, str(source)]
+        commands = {
+            "file_copy": [*ours, "--no-check"],
+            "with check": ours,
+            "cp -r": ["cp", "-r", str(source)],
+        }
         for name, make, amount in (
-            ("10,000 small files", small_files, 10_000),
-            ("one file of 2 GiB", one_file, 2 << 30),
+            (f"{options.small:,} small files", small_files, options.small),
+            (f"one file of {options.mebibytes} MiB", one_file, options.mebibytes << 20),
         ):
+            if not amount:
+                continue
             make(source, amount)
-            times: dict[str, list[float]] = {"file_copy": [], "cp -r": []}
+            times: dict[str, list[float]] = {command: [] for command in commands}
+            order = list(commands)
             for _ in range(options.rounds):
-                times["file_copy"].append(seconds([*ours, str(source)], target))
-                times["cp -r"].append(seconds(["cp", "-r", str(source)], target))
+                for command in order:
+                    if options.cold:
+                        forget(source)
+                    touch_memory(2 * max(options.mebibytes, 64) << 20)
+                    times[command].append(seconds(commands[command], target))
+                order = order[1:] + order[:1]
             shutil.rmtree(source)
-            ratio = statistics.median(
-                other / own for own, other in zip(times["file_copy"], times["cp -r"], strict=True)
-            )
-            print(
-                f"{name}: file_copy {statistics.median(times['file_copy']):.2f} s, cp -r "
-                f"{statistics.median(times['cp -r']):.2f} s, speed against cp -r {ratio:.2f}"
-            )
+            print(f"{name}, {'cold' if options.cold else 'in the page cache'}, {options.engine}")
+            for command, found in times.items():
+                ratios = [other / own for other, own in zip(times["cp -r"], found, strict=True)]
+                low, high = middle_half(ratios)
+                print(
+                    f"  {command:10} {statistics.median(found):5.2f} s, speed against cp -r "
+                    f"{statistics.median(ratios):.2f} (middle half {low:.2f} to {high:.2f})"
+                )
 
 
 if __name__ == "__main__":
