@@ -405,8 +405,9 @@ class CompletionPort:
     place of None.
 
     ``pool_threads``: the most threads, 1 to 1024, of the port's pool, which runs `submit` and
-    `getaddrinfo`, and what of files the engine can't do by itself. They are started as they are
-    needed and end after some seconds without work; they count for nobody's concurrency.
+    `getaddrinfo`, and what of files the engine can't do by itself. Up to four are started as they
+    are needed; more where those at work block while others wait in line. They end after some
+    seconds without work, and count for nobody's concurrency.
 
     Raised: `EngineUnavailable` when the engine asked for can't run, `ValueError` for an
     unknown engine, a negative concurrency or a number of threads out of range.
@@ -418,7 +419,7 @@ class CompletionPort:
     """
 
     def __new__(
-        cls, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 4
+        cls, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 64
     ) -> CompletionPort:
         if cls is CompletionPort:
             from .engines import port_class
@@ -596,10 +597,12 @@ class CompletionPort:
         Returned: the Overlapped. ``overlapped.result()`` is what the function returned, or raises
         what it raised; the packet's ``error`` is that exception.
 
-        The pool is for what blocks: its threads are as many as ``pool_threads`` of the port, and
-        what is more waits in line, where ``overlapped.cancel()`` takes it out. A function that runs
-        can't be cancelled, and `close` waits for it; the end of the interpreter does not. One
-        that closes its own port is not waited for, and its packet is dropped.
+        The pool is for what blocks: up to ``pool_threads`` of the port run at a time, and what is
+        more waits in line, where ``overlapped.cancel()`` takes it out. Four run at once; behind
+        functions that block another one starts every 5 ms, but none behind those that compute, or
+        wait for the GIL: they would be no quicker. A function that runs can't be cancelled, and
+        `close` waits for it; the end of the interpreter does not. One that closes its own port is
+        not waited for, and its packet is dropped.
 
         Raised: `TypeError` for what can't be called, `PortClosed`.
         """
@@ -642,7 +645,12 @@ class CompletionPort:
         The arguments are those of `os.open`. ``overlapped.result()`` is the number of a descriptor,
         not inheritable, which is the program's once the packet was taken: `associate` it, and
         close it with the handle. That of a packet that is never taken is closed. A named pipe
-        waits for its other side, and on the pool that can't be cancelled: use ``os.O_NONBLOCK``.
+        waits for its other side, but on ``io_uring``: there the kernel opens it as with
+        ``os.O_NONBLOCK``.
+
+        An open that is cancelled, or whose port is closed, gives its packet at once. On the pool
+        its thread is left behind, and closes what it may still come to open; with ``os.O_CREAT``
+        the file may have been made all the same.
         """
         raise NotImplementedError
 

@@ -34,6 +34,7 @@ from . import monitor  # the scheduler calls it
 
 from .. import association
 from ..errors import PortClosed, PortForked, system_error
+from ..workers import default_concurrency
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
 cdef object release_file = association.release
@@ -86,7 +87,7 @@ cdef class Core:
             error = epoll_new(self.scheduler, &self.engine)
         if error != 0:
             raise system_error(error, f"engine {engine}: {os.strerror(error)}")
-        self.engine.offload = offload_new(pool_threads)
+        self.engine.offload = offload_new(pool_threads, default_concurrency())
         self.errands = channel_new(self.engine, -1, ERRANDS)
         if self.engine.offload == NULL or self.errands == NULL:
             raise MemoryError

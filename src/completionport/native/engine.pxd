@@ -94,6 +94,7 @@ cdef struct Operation:
     void* address
     unsigned int address_size
     Lookup* lookup          # of a resolve; NULL once its thread was left behind with it
+    Opening* opening        # of an open that a thread of the pool is at, else NULL: the pool's lock
     void* control           # ancillary data to be sent, or room for it
     size_t control_size
     bint owns_control       # of sendmsg: descriptors in `control` are duplicates of our own
@@ -101,6 +102,15 @@ cdef struct Operation:
     Operation* next_in_line
     Operation* previous_in_line
     bint in_line
+
+cdef struct Opening:
+    # An open(2) that may be left behind: it owns all its memory. The state is the pool's lock's, the
+    # rest its thread's.
+    int state               # LookupState
+    char* path
+    int flags
+    unsigned mode
+    int result              # a descriptor, or minus an errno
 
 cdef struct ChannelOwner:
     # Who is told instead of the packet queue; a Handle's channel has none. Channel lock held.
@@ -243,6 +253,8 @@ cdef struct Offload:
     int references          # atomic: one of the port's, one of each thread's
     # Constant after creation:
     int limit               # the most threads
+    int base                # so many are let work at once, without a look at what they do
+    int processors          # how many threads can run Python at a time
     # A Python function, which needs a thread state.
     void (*call)(Operation* operation) noexcept nogil
     void (*drop)(Operation* operation) noexcept nogil
@@ -251,10 +263,15 @@ cdef struct Offload:
     Operation* first
     Operation* last
     int in_line
+    uint32_t taken          # operations that a thread took out of the line so far
     int threads
-    int idle                # threads that wait, and those that were woken and are not back
+    int asleep              # of them, those that wait and were not called
+    int called              # of them, those on their way to the line
+    int width               # how many may be at work: base to limit
+    int quick               # operations since the width changed that blocked nobody
+    int watch               # `Watch`: who looks whether the line stands still
     bint closed
-    uint32_t signal         # futex word of the idle: counts. Written under the lock, waited on without
+    uint32_t signal         # futex word of those asleep: counts. Written under the lock, waited on without
 
 cdef struct Engine:
     const EngineType* type

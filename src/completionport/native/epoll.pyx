@@ -1,9 +1,9 @@
 # cython: language_level=3, freethreading_compatible=True
 """The engine on epoll(7): readiness from the kernel, completions made here.
 
-Nothing is ever in the kernel here, and cancelling is taking from a queue: `in_kernel` counts what
-the port's pool has, which is what would have to wait for a disk, and the sends of a datagram server,
-while they are made without the lock.
+Nothing but reads past the page cache is ever in the kernel here (`aio`), and cancelling is taking from
+a queue. Else `in_kernel` counts what the port's pool has, which is what would have to wait for a disk,
+and the sends of a datagram server, while they are made without the lock.
 """
 
 import os
@@ -11,11 +11,13 @@ import os
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from .aio cimport Aio, aio_close, aio_collect, aio_open, aio_start
 from .channels cimport side_by_side
 from .datagrams cimport datagrams_receive, datagrams_release
 from .engine cimport Channel, EngineType, Operation, Stream
 from .offload cimport offload_cancel, offload_start
 from .readiness cimport (
+    WAKER,
     Readiness,
     readiness_add,
     readiness_close,
@@ -48,10 +50,14 @@ cdef struct Epoll:
     Engine engine               # first
     int wake_descriptor
     Readiness readiness
+    Aio aio                     # opened with the first file that has O_DIRECT
 
 
 cdef int open_channel(Engine* engine, Channel* channel) noexcept nogil:
-    return readiness_add(&(<Epoll*> engine).readiness, channel)
+    cdef Epoll* epoll = <Epoll*> engine
+    if channel.direct:
+        aio_open(&epoll.aio, epoll.readiness.descriptor, WAKER)
+    return readiness_add(&epoll.readiness, channel)
 
 
 cdef void close_channel(Engine* engine, Channel* channel) noexcept nogil:
@@ -68,14 +74,16 @@ cdef bint is_native(Operation* operation) noexcept nogil:
 cdef void start(Engine* engine, Operation* operation) noexcept nogil:
     # The next edge carries it on. Where there is none to come, one is asked for; a file has none.
     if side_by_side(operation.channel):
-        offload_start(operation)
+        if not aio_start(&(<Epoll*> engine).aio, operation):
+            offload_start(operation)
     elif operation.gives_way:
         operation.gives_way = False
         readiness_repeat(&(<Epoll*> engine).readiness, operation.channel)
 
 
 cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:
-    return not operation.offloaded or offload_cancel(operation)
+    # A request of `aio` tells by its completion.
+    return operation.offloaded and offload_cancel(operation)
 
 
 cdef void submit(Engine* engine) noexcept nogil:
@@ -118,8 +126,11 @@ cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:
 
 
 cdef int wait(Engine* engine, int64_t deadline_ns) noexcept nogil:
+    cdef Epoll* epoll = <Epoll*> engine
     cdef bint woken
-    cdef int result = readiness_wait(&(<Epoll*> engine).readiness, deadline_ns, &woken)
+    cdef int result = readiness_wait(&epoll.readiness, deadline_ns, &woken)
+    if woken:
+        aio_collect(&epoll.aio)
     if woken and deadline_ns == POLL and somebody_leads(engine.scheduler):
         # Not the leader, but it has taken what was to wake the leader.
         wake(engine)
@@ -134,6 +145,7 @@ cdef void wake(Engine* engine) noexcept nogil:
 
 
 cdef void reap(Engine* engine, bint pause) noexcept nogil:
+    aio_collect(&(<Epoll*> engine).aio)
     wake_threads(engine.scheduler)
 
 
@@ -143,6 +155,7 @@ cdef void reap(Engine* engine, bint pause) noexcept nogil:
 cdef void destroy(Engine* engine) noexcept nogil:
     cdef Epoll* epoll = <Epoll*> engine
     readiness_close(&epoll.readiness)
+    aio_close(&epoll.aio)
     close(epoll.wake_descriptor)
     free(epoll)
 
@@ -190,6 +203,8 @@ cdef int epoll_new(Scheduler* scheduler, Engine** engine) noexcept nogil:
 def probe():
     """``(reason, remedy, features)``: an empty reason means that the engine runs here."""
     cdef Engine* engine = NULL
+    cdef Epoll* epoll
+    cdef bint direct
     cdef int error = epoll_new(NULL, &engine)
     if error != 0:
         return (
@@ -197,5 +212,9 @@ def probe():
             "Raise the limit of open files (ulimit -n), or use engine='selectors'",
             {},
         )
+    epoll = <Epoll*> engine
+    direct = aio_open(&epoll.aio, epoll.readiness.descriptor, WAKER)
     destroy(engine)
-    return "", "", {"edge-triggered events": True, "wake-up by eventfd": True}
+    return "", "", {
+        "edge-triggered events": True, "wake-up by eventfd": True, "reads past the page cache": direct,
+    }

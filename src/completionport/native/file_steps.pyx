@@ -7,7 +7,6 @@ from .engine cimport (
     CP_ALLOCATE,
     CP_CLOSE,
     CP_FSYNC,
-    CP_OPEN,
     CP_READ,
     CP_STAT,
     CP_WRITE,
@@ -39,16 +38,11 @@ cdef extern from * nogil:
     """
     #include <fcntl.h>
     #include <sys/stat.h>
-    static inline int cp_open(const char *path, int flags, unsigned mode)
-    {
-        return open(path, flags, mode);
-    }
     static inline int cp_statx(int descriptor, const char *path, int flags, void *status)
     {
         return statx(descriptor, path, flags, STATX_BASIC_STATS, (struct statx *)status);
     }
     """
-    int cp_open(const char* path, int flags, unsigned mode)
     int cp_statx(int descriptor, const char* path, int flags, void* status)
     int fallocate(int descriptor, int mode, int64_t offset, int64_t size)
     enum:
@@ -81,10 +75,6 @@ cdef int64_t call(Operation* operation) noexcept nogil:
         result = fdatasync(descriptor) if operation.flags else fsync(descriptor)
     elif operation.code == CP_ALLOCATE:
         result = fallocate(descriptor, 0, operation.offset, operation.extent)
-    elif operation.code == CP_OPEN:
-        result = cp_open(
-            <const char*> operation.address, operation.flags, <unsigned> operation.extent
-        )
     elif operation.code == CP_STAT:
         if operation.channel.kind == ERRANDS:
             descriptor = AT_FDCWD

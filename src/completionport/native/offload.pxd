@@ -6,8 +6,8 @@ they never wait for packets, so they count for nobody's concurrency.
 
 from .engine cimport Channel, Offload, Operation
 
-# NULL without memory.
-cdef Offload* offload_new(int limit) noexcept nogil
+# NULL without memory. `limit`: the most threads. `processors`: how many threads can run Python at a time.
+cdef Offload* offload_new(int limit, int processors) noexcept nogil
 # Dismiss the threads, which end in their own time, and give the port's reference back.
 # Nothing is in line any more.
 cdef void offload_close(Offload* pool) noexcept nogil

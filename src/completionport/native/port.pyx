@@ -125,7 +125,7 @@ cdef class Port:
     cdef PyObject* last_core     # the same: the collector may have cleared `core` at the end
     cdef object engine_name
 
-    def __init__(self, concurrency=0, *, engine=None, pool_threads=4):
+    def __init__(self, concurrency=0, *, engine=None, pool_threads=64):
         if self.core is not None:
             raise RuntimeError("a completion port is initialised once")
         if not isinstance(concurrency, int):

@@ -5,6 +5,9 @@ from libc.stdint cimport int64_t, uint32_t
 from .atomics cimport cp_mutex
 from .engine cimport Channel
 
+cdef enum:
+    WAKER = 0xffffffff          # as a slot number: what tells only that somebody is to come back
+
 cdef struct Slot:
     Channel* channel
     uint32_t generation

@@ -74,7 +74,6 @@ cdef extern from * nogil:
 cdef enum:
     EVENTS_AT_ONCE = 256
     NO_SLOT = 0xffffffff
-    WAKER = 0xffffffff          # as a slot number
 
 
 cdef int readiness_open(Readiness* table, int waker, unsigned flags) noexcept nogil:

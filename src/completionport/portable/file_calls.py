@@ -86,10 +86,6 @@ def _stat(descriptor: int, request: Request) -> None:
         request.value = os.stat(request.path, follow_symlinks=not request.flags)
 
 
-def _open(descriptor: int, request: Request) -> None:
-    request.value = os.open(request.path, request.flags, request.extent)
-
-
 def _close(descriptor: int, request: Request) -> None:
     assert request.offset is not None
     os.close(request.offset)
@@ -107,7 +103,6 @@ CALLS: dict[Operation, Callable[[int, Request], None]] = {
     Operation.FSYNC: _sync,
     Operation.ALLOCATE: _allocate,
     Operation.STAT: _stat,
-    Operation.OPEN: _open,
     Operation.CLOSE: _close,
     Operation.CALL: _call,
 }

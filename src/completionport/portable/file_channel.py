@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +44,20 @@ def executes_for(line: SideBySide) -> bool:
     return getattr(_executing, "line", None) is line
 
 
+class Turn:
+    """A request's turn on the pool."""
+
+    __slots__ = ("_carry_out", "_request", "function")
+
+    def __init__(self, carry_out: Callable[[Request], bool], request: Request) -> None:
+        self._carry_out = carry_out
+        self._request = request
+        self.function = request.operation is Operation.CALL
+
+    def __call__(self) -> bool:
+        return self._carry_out(self._request)
+
+
 class SideBySide:
     """Requests of one descriptor, or of the port: what does not depend on each other is started."""
 
@@ -62,7 +77,7 @@ class SideBySide:
         self._lock = threading.Lock()  # guards everything below
         self._chores = Chores(self._lock)
         self._queue: list[Request] = []  # not complete, in the order in which they came
-        self._work: dict[Request, Callable[[], bool]] = {}  # of them, those the pool has
+        self._work: dict[Request, Turn] = {}  # of them, those the pool has
         self._gone: Callable[[], None] | None = None  # closed: called when the pool has none
         self._reason = ""
         self._finished = threading.Event()
@@ -132,10 +147,11 @@ class SideBySide:
             closing()
         self._gone = gone
         self._reason = reason
-        for request in list(self._queue):
-            if self._take_back(request):
-                request.abort(reason)
-                self._complete(request)
+        # From the end: no thread is to start for the next one in the place of one left behind.
+        taken = [request for request in reversed(self._queue) if self._take_back(request)]
+        for request in reversed(taken):
+            request.abort(reason)
+            self._complete(request)
         self._finish_closing()
 
     def _finish_closing(self) -> None:
@@ -149,7 +165,7 @@ class SideBySide:
 
     def _start(self, request: Request) -> None:
         """Lock held."""
-        work = self._work[request] = partial(self._carry_out, request)
+        work = self._work[request] = Turn(self._carry_out, request)
         try:
             self._offload.start(work)
         except BaseException:
@@ -161,7 +177,7 @@ class SideBySide:
         work = self._work.get(request)
         if work is not None:
             if not self._offload.cancel(work):
-                if request.operation is not Operation.RESOLVE:
+                if request.operation not in (Operation.RESOLVE, Operation.OPEN):
                     return False
                 # Nobody can interrupt it: its thread is left behind with it.
                 self._offload.leave_behind()
@@ -190,6 +206,8 @@ class SideBySide:
         """On a thread of the pool, which has the request to itself. True: it was left behind."""
         if request.operation is Operation.RESOLVE:
             return self._look_up(request)
+        if request.operation is Operation.OPEN:
+            return self._open(request)
         _executing.line = self
         try:
             CALLS[request.operation](self.descriptor, request)
@@ -225,6 +243,26 @@ class SideBySide:
             self._carried_out(request)
         self._chores.run()
         return False
+
+    def _open(self, request: Request) -> bool:
+        """As `_look_up`: a named pipe waits for its other side, as long as that takes."""
+        value, failure = -1, None
+        try:
+            value = os.open(request.path, request.flags, request.extent)
+        except BaseException as error:
+            failure = error
+        with self._lock:
+            left_behind = request not in self._work
+            if not left_behind:
+                if failure is None:
+                    request.value = value
+                else:
+                    request.fail(failure)
+                self._carried_out(request)
+        if left_behind and failure is None:
+            os.close(value)
+        self._chores.run()
+        return left_behind
 
     def _carried_out(self, request: Request) -> None:
         """Lock held."""

@@ -128,7 +128,7 @@ class PortablePort(CompletionPort):
     _core: Core | None = None
 
     def __init__(
-        self, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 4
+        self, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 64
     ) -> None:
         check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
         try:

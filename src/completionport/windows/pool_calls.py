@@ -28,6 +28,8 @@ POOLED = (Operation.FSYNC, Operation.ALLOCATE, Operation.STAT)
 class PoolCall:
     """One such call. It belongs to whoever takes it out of the pool's line."""
 
+    function = False
+
     __slots__ = ("_channel", "_flight", "_handle", "error", "taken_back")
 
     def __init__(self, channel: IocpChannel, flight: Flight) -> None:

@@ -1,0 +1,236 @@
+"""File operations that wait: several are carried out at a time, and how many threads that takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from completionport import OperationAborted
+from support import (
+    LONG,
+    Background,
+    assert_quiet,
+    native_threads,
+    needs_descriptors,
+    needs_linux,
+    run_python,
+    take,
+    take_one,
+    wait_until,
+)
+
+pytestmark = needs_descriptors
+
+
+def threads_of_pools() -> int:
+    """Compiled ones name themselves for the kernel, those in Python for `threading`."""
+    native = list(native_threads().values()).count("cp-offload")
+    return max(native, [thread.name for thread in threading.enumerate()].count("cp-offload"))
+
+
+def somebody_waits_for_a_partner() -> bool:
+    """As the kernel calls what open() of a named pipe does."""
+    for number in native_threads():
+        with contextlib.suppress(OSError):
+            if "partner" in Path(f"/proc/self/task/{number}/wchan").read_text():
+                return True
+    return False
+
+
+@pytest.fixture
+def pool_opens(engine):
+    """The kernel opens a named pipe for io_uring as with O_NONBLOCK, and waits for nobody."""
+    if engine == "io_uring":
+        pytest.skip("here the kernel opens files, and a named pipe without waiting")
+
+
+@pytest.fixture
+def fifos(tmp_path):
+    paths = [tmp_path / f"fifo {number}" for number in range(40)]
+    for path in paths:
+        os.mkfifo(path)
+    return paths
+
+
+def close_results(packets):
+    for done in packets:
+        os.close(done.overlapped.result())
+
+
+class TestOverlap:
+    """A named pipe is open when both sides are: one `open` that waits is ended by another one."""
+
+    def test_two_opens_wait_for_each_other(self, pool_opens, port, fifos):
+        reading = port.open(fifos[0], os.O_RDONLY)
+        writing = port.open(fifos[0], os.O_WRONLY)
+        packets = take(port, 2)
+        assert {done.overlapped for done in packets} == {reading, writing}
+        assert all(stat.S_ISFIFO(os.fstat(done.overlapped.result()).st_mode) for done in packets)
+        close_results(packets)
+
+    def test_two_opens_of_different_pipes_are_ended_in_the_other_order(
+        self, pool_opens, port, fifos
+    ):
+        port.open(fifos[0], os.O_RDONLY, key="first")
+        port.open(fifos[1], os.O_RDONLY, key="second")
+        port.open(fifos[1], os.O_WRONLY, key="second")
+        second = take(port, 2)
+        assert [done.key for done in second] == ["second"] * 2
+        port.open(fifos[0], os.O_WRONLY, key="first")
+        close_results(second + take(port, 2))
+
+    def test_more_of_them_than_the_pool_begins_with(self, pool_opens, port, fifos):
+        """Each of the first forty waits for one of the second forty, behind them in line."""
+        for path in fifos:
+            port.open(path, os.O_RDONLY)
+        for path in fifos:
+            port.open(path, os.O_WRONLY)
+        close_results(take(port, 2 * len(fifos)))
+        assert_quiet(port)
+
+    def test_a_file_is_read_while_opens_wait(self, pool_opens, port, fifos, tmp_path):
+        waiting = [port.open(path, os.O_RDONLY, key="fifo") for path in fifos[:6]]
+        (tmp_path / "file").write_bytes(b"content")
+        with (tmp_path / "file").open("rb") as file, port.associate(file, "file") as handle:
+            handle.read(100, 0)
+            done = take_one(port)
+            assert (done.key, done.overlapped.result()) == ("file", b"content")
+        for path in fifos[:6]:
+            port.open(path, os.O_WRONLY, key="fifo")
+        packets = take(port, 12)
+        assert {done.overlapped for done in packets} > set(waiting)
+        close_results(packets)
+
+    def test_functions_that_wait_for_each_other(self, port):
+        """More than the pool begins with: the last one lets all of them go."""
+        barrier = threading.Barrier(12)
+        for _ in range(12):
+            port.submit(barrier.wait, LONG)
+        assert [done.error for done in take(port, 12)] == [None] * 12
+
+
+class TestHowManyThreads:
+    def test_one_operation_after_another_lets_nobody_be_added(self, make_port, tmp_path):
+        """A thread may not be back when the next one comes: hence up to those it begins with."""
+        port = make_port(pool_threads=64)
+        (tmp_path / "file").write_bytes(bytes(4096))
+        before = threads_of_pools()
+        with (tmp_path / "file").open("rb") as file, port.associate(file, None) as handle:
+            for _ in range(200):
+                handle.read(100, 0)
+                take_one(port)
+            assert threads_of_pools() - before <= 4
+
+    @needs_linux
+    def test_what_is_in_the_page_cache_does_not_need_a_thread_for_each_read(
+        self, make_port, tmp_path
+    ):
+        """Four, and one that watches whether the line stands still, as it may on a busy machine."""
+        port = make_port(pool_threads=64)
+        path = tmp_path / "file"
+        path.write_bytes(bytes(1 << 20))
+        before, most = threads_of_pools(), 0
+        with path.open("rb") as file, port.associate(file, None) as handle:
+            for index in range(64):
+                handle.read(4096, index * 4096)
+            for index in range(5000):
+                done = take_one(port)
+                handle.read(4096, index % 256 * 4096, done.overlapped)
+                if index % 100 == 0:
+                    most = max(most, threads_of_pools() - before)
+            take(port, 64)
+        assert most < 32
+
+    def test_no_more_than_it_was_given(self, pool_opens, make_port, fifos):
+        port = make_port(pool_threads=6)
+        before = threads_of_pools()
+        for path in fifos[:10]:
+            port.open(path, os.O_RDONLY)
+        wait_until(lambda: threads_of_pools() - before == 6, "six threads wait in open()")
+        writers = [Background(os.open, path, os.O_WRONLY) for path in fifos[:10]]
+        close_results(take(port, 10))
+        assert threads_of_pools() - before <= 6
+        for writer in writers:
+            os.close(writer.outcome())
+
+
+@pytest.fixture
+def stuck(pool_opens, make_port, fifos):
+    """A port that is opening a named pipe whose other side comes at the end of the test."""
+    port = make_port(pool_threads=2)
+    operation = port.open(fifos[0], os.O_RDONLY, key="pipe")
+    wait_until(somebody_waits_for_a_partner, "a thread of the pool waits in open()")
+    yield port, operation
+    # Open for both, which waits for nobody, lets the thread that was left behind go.
+    os.close(os.open(fifos[0], os.O_RDWR))
+
+
+@needs_linux
+class TestNamedPipesWithoutAnOtherSide:
+    def test_an_open_is_cancelled(self, stuck):
+        port, operation = stuck
+        assert operation.cancel()
+        done = take_one(port)
+        assert (done.key, done.overlapped) == ("pipe", operation)
+        assert isinstance(done.error, OperationAborted)
+        port.open(os.devnull, os.O_RDONLY, overlapped=operation)
+        close_results(take(port, 1))
+        assert_quiet(port)
+
+    def test_the_port_closes_at_once(self, stuck):
+        port, operation = stuck
+        Background(port.close).outcome()
+        assert not operation.pending
+
+    def test_what_is_opened_too_late_is_closed(self, stuck, fifos):
+        port, operation = stuck
+        operation.cancel()
+        take_one(port)
+        # The thread that was left behind is the other side, until it closes what it has opened.
+        writer = os.open(fifos[0], os.O_WRONLY)
+        try:
+            wait_until(lambda: reader_is_gone(writer), "the late descriptor is closed")
+        finally:
+            os.close(writer)
+
+    def test_the_interpreter_ends(self, engine, tmp_path):
+        os.mkfifo(tmp_path / "fifo")
+        script = f"""
+            import os
+            from completionport import CompletionPort
+            port = CompletionPort(pool_threads=3)
+            for _ in range(3):
+                port.open({str(tmp_path / "fifo")!r}, os.O_RDONLY)
+            print("end")
+        """
+        for way in ("", "port.close()", "del port", "os._exit(0)"):
+            done = run_python(textwrap.dedent(script) + way, engine=engine, timeout=30)
+            assert "Fatal" not in done.stderr
+
+    def test_a_child_of_fork_ends(self, engine, tmp_path):
+        os.mkfifo(tmp_path / "fifo")
+        script = f"""
+            import os
+            from completionport import CompletionPort
+            with CompletionPort() as port:
+                port.open({str(tmp_path / "fifo")!r}, os.O_RDONLY)
+                child = os.fork()
+                if child == 0:
+                    os._exit(3)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        """
+        run_python(textwrap.dedent(script), engine=engine, timeout=30)
+
+
+def reader_is_gone(writer: int) -> bool:
+    try:
+        os.write(writer, b"x")
+    except BrokenPipeError:
+        return True
+    return False
