@@ -89,6 +89,12 @@ class TestSync:
             assert order[-1] is sync
             assert set(map(id, order[:-1])) == set(map(id, writes))
 
+    def test_a_file_opened_for_reading(self, port, file):
+        """Linux writes what others have changed; Windows does not let one ask for that."""
+        with open(file.name, "rb") as opened, port.associate(opened, "file") as handle:
+            error = outcome(port, handle.fsync)
+            assert (error and error.errno) == (errno.EBADF if WINDOWS else None)
+
     def test_what_is_no_file_has_nothing_to_sync(self, port, tcp):
         with port.associate(tcp[0], "socket") as handle:
             for start in (handle.fsync, handle.stat, lambda: handle.allocate(0, 1)):

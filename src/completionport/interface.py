@@ -288,7 +288,8 @@ class Handle:
         ``data_only``: leave out what is not needed to read the data again, as the time of the
         last change (``fdatasync``). A packet without an error says that the data is there.
 
-        Raised: `OSError` (``EINVAL``) for what is no file.
+        Raised: `OSError` (``EINVAL``) for what is no file, on Windows (``EBADF``) for one that is
+        not open for writing.
         """
         raise NotImplementedError
 

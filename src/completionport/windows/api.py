@@ -141,7 +141,7 @@ class PUBLIC_OBJECT_BASIC_INFORMATION(ctypes.Structure):
 
 
 class FILE_STANDARD_INFO(ctypes.Structure):
-    """How long a file is, and whether it is a directory."""
+    """How long a file is, and so on."""
 
     _fields_ = [
         ("AllocationSize", ctypes.c_longlong),
@@ -445,14 +445,13 @@ def file_size(handle: int) -> int:
     return size.value
 
 
-def standard_info(handle: int) -> FILE_STANDARD_INFO:
-    """The size of a file, and so on."""
+def is_directory(handle: int) -> bool:
+    """Whether it is one; a disk, which does not tell, is none."""
     info = FILE_STANDARD_INFO()
-    if not GetFileInformationByHandleEx(
+    known = GetFileInformationByHandleEx(
         handle, FILE_STANDARD_INFO_CLASS, ctypes.addressof(info), ctypes.sizeof(info)
-    ):
-        raise error(last_error())
-    return info
+    )
+    return bool(known and info.Directory)
 
 
 def set_length(handle: int, length: int) -> None:

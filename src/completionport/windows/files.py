@@ -89,7 +89,7 @@ class Resolved:
     def _open(self, file: Any, number: int) -> None:
         source = msvcrt.get_osfhandle(number) if self.kind == "descriptor" else number
         self.is_regular = api.GetFileType(source) == api.FILE_TYPE_DISK
-        self.is_directory = self.is_regular and bool(api.standard_info(source).Directory)
+        self.is_directory = self.is_regular and api.is_directory(source)
         self.is_pipe_server = api.is_pipe_server(source)
         access = api.granted_access(source)
         if access is not None:
@@ -129,7 +129,7 @@ def open_directory(path: str) -> int:
         failure.filename = path
         raise failure
     try:
-        if not api.standard_info(handle).Directory:
+        if not api.is_directory(handle):
             raise NotADirectoryError(errno.ENOTDIR, "it is no directory", path)
         return msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_NOINHERIT)
     except BaseException:

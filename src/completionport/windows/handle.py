@@ -40,6 +40,11 @@ class IocpHandle(PortableHandle):
                 raise system_error(errno.ENOTDIR, NO_DIRECTORY)
             if not self._channel.readable:
                 raise system_error(errno.EBADF, "the directory is not open for reading")
+        elif operation is Operation.FSYNC and self._channel.is_regular:
+            if not self._channel.writable:
+                raise system_error(
+                    errno.EBADF, "fsync() on Windows needs a file that is open for writing"
+                )
         elif operation is Operation.READ and self._channel.is_directory:
             raise system_error(errno.EISDIR, "it is a directory: read_changes() is what it has")
         elif not (
