@@ -155,7 +155,8 @@ class Flight:
     def unpin(self) -> None:
         """The kernel needs the buffers no more."""
         while self._pins:
-            _release_buffer(ctypes.addressof(self._pins.pop()))
+            pin = self._pins.pop()  # named, so that it is there as long as the call is at it
+            _release_buffer(ctypes.addressof(pin))
 
     def let_go(self) -> None:
         """The kernel is done with it, or never got it. The second call does nothing."""
