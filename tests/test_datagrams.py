@@ -471,6 +471,35 @@ class TestMessages:
             assert at_end(pipe[0])
 
     @needs_unix_sockets
+    @needs_fork
+    def test_a_message_that_a_child_of_fork_is_refused_leaves_no_descriptor(self, engine):
+        run_python(
+            """
+            import array, os, socket, warnings
+            from completionport import CompletionPort, PortForked
+            from support import descriptors
+            warnings.simplefilter("ignore")
+            near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            port = CompletionPort()
+            handle = port.associate(near, "key")
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1]))]
+            child = os.fork()
+            if child == 0:
+                before = descriptors()
+                try:
+                    handle.sendmsg(b"x", rights)
+                except PortForked:
+                    os._exit(0 if descriptors() == before else 2)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            handle.sendmsg(b"x", rights)
+            assert port.get(20).error is None
+            port.close()
+            """,
+            engine=engine,
+        )
+
+    @needs_unix_sockets
     def test_a_wrong_descriptor_raises_and_none_is_left(self, port, messages, pipe):
         near, _far = messages
         with port.associate(near, "key") as handle:

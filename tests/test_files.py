@@ -381,6 +381,21 @@ class TestTerminals:
             done = take_one(port)
             assert done.error.errno == errno.EIO if done.error else done.transferred == 0
 
+    @pytest.mark.timeout(30)
+    @pytest.mark.parametrize("parts", [1, 2])
+    def test_a_write_that_finds_too_little_room_does_not_hold_up_its_caller(
+        self, port, terminal, parts
+    ):
+        near, _far = terminal
+        data = pattern(100_000)
+        with port.associate(near, "key") as handle:
+            operation = handle.write([data] if parts == 1 else [data[:9], data[9:]])
+            assert port.get(0.05) is None
+            assert operation.cancel()
+            done = take_one(port)
+            assert isinstance(done.error, OperationAborted)
+            assert done.transferred < len(data)
+
     def test_what_a_terminal_has_no_room_for_is_written_later(self, port, terminal):
         near, far = terminal
         data = pattern(100_000)

@@ -320,6 +320,27 @@ while True:
 
 
 @needs_fork
+def test_the_child_of_a_fork_is_refused(engine):
+    run_python(
+        """
+        import os, signal, warnings
+        from completionport import CompletionPort, PortForked
+        warnings.simplefilter("ignore")
+        port = CompletionPort()
+        child = os.fork()
+        if child == 0:
+            try:
+                port.associate_signal(signal.SIGUSR1, "key")
+            except PortForked:
+                os._exit(0 if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL else 2)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        port.close()
+        """,
+        engine=engine,
+    )
+
+
 def test_the_child_of_a_fork_treats_the_signal_as_before(engine):
     done = run_python(
         """

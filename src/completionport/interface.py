@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from mmap import mmap
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from .errors import PortClosed
 from .overlapped import Completion, Overlapped
 from .strand import Strand, check_strand
 from .timer import Timer
@@ -573,8 +572,7 @@ class CompletionPort:
         is no signal, or one that Windows never sends, `OSError` for one that can't be caught
         (``SIGKILL``), `PortClosed`.
         """
-        if self.closed:
-            raise PortClosed("this completion port is closed")
+        self._check()
         check_strand(strand, self)
         from .signals import watch_signal
 
@@ -698,6 +696,10 @@ class CompletionPort:
         blocks; ``wakeups``: how often a thread was woken. ``queue_time`` and ``work_time`` are
         `Histogram` objects: how long packets waited, and how long threads took from `get` to `get`.
         """
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Raise `PortForked` or `PortClosed` where one of them is due."""
         raise NotImplementedError
 
     def _new_strand(self) -> Strand:

@@ -134,6 +134,7 @@ cdef struct Channel:
     Strand* strand          # that its packets are bound to, one reference, or NULL
     bint readable           # opened for it
     bint writable
+    bint is_device          # a character device: a terminal
     bint skips_on_success   # what succeeds at once gives no packet
     int direct              # O_DIRECT: what addresses, offsets and sizes are multiples of, else 0
     bint appends            # O_APPEND: each write goes to the end

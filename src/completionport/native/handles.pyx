@@ -143,6 +143,7 @@ cdef class Handle(HandleBase):
                 self.family = socket_option(duplicate, SO_DOMAIN)
                 self.type = socket_option(duplicate, SO_TYPE)
                 self.channel.keeps_messages = self.type != SOCK_STREAM
+            self.channel.is_device = stat.S_ISCHR(mode)
             self.channel.readable = access != os.O_WRONLY
             self.channel.writable = access != os.O_RDONLY
             self.channel.skips_on_success = skips_on_success
@@ -217,9 +218,15 @@ cdef class Handle(HandleBase):
                 f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
             )
         if cp_peek(&self.channel.closing):
-            raise HandleClosed("this handle is closed: associate a new file with the port")
+            self.refuse_closed()
         operation.claim(self, code)
         return operation
+
+    cdef int refuse_closed(self) except -1:
+        """Raise what is due: the whole port may be closed, or be the parent's."""
+        self.core.begin()
+        self.core.end()
+        raise HandleClosed("this handle is closed: associate a new file with the port")
 
     cdef object launch(self, OverlappedBase operation):
         """Start a prepared operation: it is under way, or an exception says why not."""
@@ -244,7 +251,7 @@ cdef class Handle(HandleBase):
                 operation.set_idle()
                 return None
             if error == EBADF and cp_peek(&self.channel.closing):
-                raise HandleClosed("this handle is closed: associate a new file with the port")
+                self.refuse_closed()
             raise refusal(error)
         return operation
 

@@ -337,6 +337,10 @@ cdef class Port:
     def blocking(self):
         return Blocking(self.core)
 
+    def _check(self):
+        self.core.begin()
+        self.core.end()
+
     def _new_strand(self):
         self.core.begin()
         try:

@@ -207,7 +207,9 @@ cdef void let_sources_go(Operation* operation) noexcept nogil:
         close(operation.source)
         operation.source = -1
     elif operation.code == CP_SENDMSG and operation.owns_control:
-        prepare_message(operation)
+        # One that was refused at the call has no channel yet.
+        operation.message.msg_control = operation.control
+        operation.message.msg_controllen = operation.control_size
         close_passed_descriptors(&operation.message)
         operation.owns_control = False
 

@@ -48,8 +48,12 @@ cdef enum:
 
 
 cdef bint is_native(Operation* operation) noexcept nogil:
-    if operation.code == CP_READ or operation.code == CP_WRITE:
+    if operation.code == CP_READ:
         return operation.channel.kind != SOCKET and not operation.probe_only
+    if operation.code == CP_WRITE:
+        # The kernel writes to a terminal that has some room until all is written, in the thread that
+        # submits it.
+        return operation.channel.kind != SOCKET and not operation.channel.is_device
     return operation.code == CP_ACCEPT
 
 

@@ -337,6 +337,9 @@ class PortablePort(CompletionPort):
     def stats(self) -> dict[str, Any]:
         return self._inside.numbers()
 
+    def _check(self) -> None:
+        self._inside.check()
+
     def _new_strand(self) -> Strand:
         core = self._inside
         core.check()
