@@ -108,10 +108,11 @@ def test_the_page_about_win32_names_every_function():
         assert re.search(rf"\b{name}\b", page), name
 
 
-@pytest.mark.skipif(WINDOWS, reason="it is made where the compiled engines are, which it describes")
-def test_the_reference_is_made_from_todays_docstrings():
+@pytest.mark.skipif(WINDOWS, reason="made where the compiled engines are, which they describe")
+@pytest.mark.parametrize("tool", ["make_reference", "make_rules"])
+def test_pages_that_are_made_from_the_code_are_made_from_todays(tool):
     done = subprocess.run(
-        [sys.executable, ROOT / "tools/make_reference.py", "--check"],
+        [sys.executable, ROOT / f"tools/{tool}.py", "--check"],
         capture_output=True,
         text=True,
         timeout=60,

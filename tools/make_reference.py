@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from pathlib import Path
+
+from made_page import write_or_check
 
 import completionport
 from completionport import win32
@@ -17,7 +18,6 @@ from completionport.overlapped import Overlapped
 from completionport.service import Service
 from completionport.service_socket import ServiceSocket
 
-TARGET = Path(__file__).parent.parent / "docs" / "reference.md"
 ORDER = [
     "CompletionPort",
     "Handle",
@@ -110,15 +110,5 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def main() -> int:
-    if "--check" in sys.argv:
-        if TARGET.read_text() == render():
-            return 0
-        print("docs/reference.md is out of date: run python tools/make_reference.py")
-        return 1
-    TARGET.write_text(render())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check("reference.md", render(), "make_reference.py"))

@@ -1,0 +1,217 @@
+"""Rows of timers, processes, signals and directories."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from typing import Any, ClassVar
+
+from completionport import Change, ChangeAction, Overlapped
+
+from .base import FAR_AWAY, KEY, NO_FILE, NO_HANDLE, NO_MODE, NO_OVERLAPPED, ONE_EACH, Row, Wrong
+
+WITHOUT_OVERLAPPED = {
+    "test_an_object_that_is_pending_is_refused": NO_OVERLAPPED,
+    "test_one_object_can_be_used_again": NO_OVERLAPPED,
+    "test_what_is_dropped_lives_until_its_packet": NO_OVERLAPPED,
+}
+
+
+class After(Row):
+    id = "post_after"
+    title = "`post_after`, `post_at`"
+    has_overlapped = False
+    cancel_gives_a_packet = False
+    without: ClassVar[dict[str, str]] = {
+        **WITHOUT_OVERLAPPED,
+        "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
+        "test_a_closed_handle_refuses": NO_HANDLE,
+        "test_a_close_may_meet_the_end": NO_HANDLE,
+        "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
+        "test_files_in_any_mode_work_alike": NO_MODE,
+    }
+    wrong: ClassVar[list[Wrong]] = [
+        (lambda row: row.port.post_after(-1), ValueError, "seconds must be"),
+        (lambda row: row.port.post_after(float("nan")), ValueError, "seconds must be"),
+        (lambda row: row.port.post_after("1"), TypeError, "seconds must be"),
+        (lambda row: row.port.post_at(float("inf")), ValueError, "when must be"),
+        (lambda row: row.port.post_at(None), TypeError, "when must be"),
+    ]
+
+    def set_up(self) -> None:
+        self.waits = False
+        self.stays = True
+        self.begun = 0
+        self.timers: list[Any] = []
+
+    def start(self, overlapped: Overlapped | None = None) -> Any:
+        return self.set(0.005)
+
+    def start_for_good(self) -> Any:
+        return self.set(FAR_AWAY)
+
+    def set(self, seconds: float) -> Any:
+        number, self.begun = self.begun, self.begun + 1
+        if number % 2:
+            timer = self.port.post_at(time.monotonic() + seconds, number, KEY)
+        else:
+            timer = self.port.post_after(seconds, number, KEY)
+        self.timers.append(timer)
+        return timer
+
+    def complete(self) -> None:
+        """Time does."""
+
+    def value(self, done: Any) -> Any:
+        return done.transferred
+
+    def expected(self, number: int) -> Any:
+        return number
+
+    def close(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+
+
+class Process(Row):
+    id = "process"
+    title = "the end of a process"
+    has_overlapped = False
+    without: ClassVar[dict[str, str]] = {
+        **WITHOUT_OVERLAPPED,
+        "test_they_are_carried_out_in_order": ONE_EACH,
+        "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
+        "test_files_in_any_mode_work_alike": NO_MODE,
+        "test_a_closed_handle_refuses": ONE_EACH,
+    }
+    wrong: ClassVar[list[Wrong]] = [
+        (lambda row: row.port.associate(row.processes[0]), TypeError, "key"),
+        (lambda row: row.handles[0].read(1), OSError, "only be waited for"),
+        (lambda row: row.handles[0].cancel(5), TypeError, "Overlapped"),
+    ]
+
+    def set_up(self) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, overlapped: Overlapped | None = None) -> Any:
+        command = ["/bin/sh", "-c", f"read line; exit {len(self.processes)}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        self.stack.enter_context(process)
+        self.stack.callback(process.kill)
+        self.processes.append(process)
+        return self.associate(process)
+
+    def complete(self) -> None:
+        stdin = self.processes[self.completed].stdin
+        assert stdin is not None
+        stdin.close()
+        self.completed += 1
+
+    def value(self, done: Any) -> Any:
+        assert done.overlapped.result() == done.transferred
+        return done.transferred
+
+    def expected(self, number: int) -> Any:
+        return number
+
+    def cancel(self, operation: Any) -> bool:
+        return operation.cancel() == 1
+
+    def absorb(self, done: Any) -> None:
+        self.complete()  # it is still there
+
+
+class Signal(Row):
+    id = "signal"
+    title = "a signal"
+    several = 1
+    has_overlapped = False
+    cancel_gives_a_packet = False
+    without: ClassVar[dict[str, str]] = {
+        **WITHOUT_OVERLAPPED,
+        "test_they_are_carried_out_in_order": "signals of one number count as one",
+        "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
+        "test_a_closed_handle_refuses": NO_HANDLE,
+        "test_a_close_may_meet_the_end": NO_HANDLE,
+        "test_a_cancel_may_come_too_late": "a watch has no end of its own",
+        "test_the_thread_that_began_it_may_end": "only the main thread may begin it",
+        "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
+        "test_files_in_any_mode_work_alike": NO_MODE,
+    }
+    wrong: ClassVar[list[Wrong]] = [
+        (lambda row: row.port.associate_signal("x", KEY), TypeError, "signum must be"),
+        (lambda row: row.port.associate_signal(9999, KEY), ValueError, "signum must be"),
+        (lambda row: row.port.associate_signal(signal.SIGUSR1), TypeError, "key"),
+    ]
+
+    def set_up(self) -> None:
+        before = signal.signal(signal.SIGUSR1, lambda *_: None)
+        self.stack.callback(signal.signal, signal.SIGUSR1, before)
+
+    def start(self, overlapped: Overlapped | None = None) -> Any:
+        self.close()
+        watch = self.port.associate_signal(signal.SIGUSR1, KEY)
+        self.handles.append(watch)
+        return watch
+
+    def complete(self) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def value(self, done: Any) -> Any:
+        return done.transferred
+
+    def expected(self, number: int) -> Any:
+        return int(signal.SIGUSR1)
+
+    def cancel(self, operation: Any) -> bool:
+        operation.close()
+        return True
+
+
+class Changes(Row):
+    id = "read_changes"
+    title = "`read_changes` of a directory"
+    several = 1
+    without: ClassVar[dict[str, str]] = {
+        "test_they_are_carried_out_in_order": "what happens meanwhile comes in one packet",
+        "test_files_in_any_mode_work_alike": NO_MODE,
+    }
+    wrong: ClassVar[list[Wrong]] = [
+        (lambda row: row.handle.read_changes(size=1), ValueError, "size must be"),
+        (lambda row: row.handle.read_changes(size="x"), TypeError, "size must be"),
+        (lambda row: row.handle.read_changes(True), ValueError, "recursive"),
+        (lambda row: row.handle.read_changes(False, 5), TypeError, "Overlapped"),
+    ]
+
+    def set_up(self) -> None:
+        self.folder = self.stack.enter_context(tempfile.TemporaryDirectory())
+        self.handle = self.associate(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY))
+
+    def start(self, overlapped: Overlapped | None = None) -> Any:
+        return self.handle.read_changes(overlapped=overlapped)
+
+    def take(self, count: int) -> list[Any]:
+        return [self.with_changes(done) for done in super().take(count)]
+
+    def with_changes(self, done: Any) -> Any:
+        """Now and then the kernel tells of the directory itself: a packet without changes."""
+        while done.error is None and not done.overlapped.result():
+            done.overlapped.handle.read_changes(overlapped=done.overlapped)
+            [done] = super().take(1)
+        return done
+
+    def assert_nothing_comes(self, seconds: float = 0) -> None:
+        done = self.port.get(seconds)
+        if done is not None:
+            assert (done.error, done.overlapped.result()) == (None, [])
+            self.handle.read_changes(overlapped=done.overlapped)
+
+    def complete(self) -> None:
+        os.mkdir(os.path.join(self.folder, str(self.completed)))
+        self.completed += 1
+
+    def expected(self, number: int) -> Any:
+        return [Change(ChangeAction.ADDED, str(number))]
