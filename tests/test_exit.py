@@ -195,6 +195,20 @@ def test_a_port_in_a_thread_local(engine):
     )
 
 
+def test_a_descriptor_that_outlives_the_names_of_its_module():
+    done = run_python(
+        """
+        import os
+        from completionport import meaning
+        kept = meaning.OwnDescriptor(os.open(os.devnull, os.O_RDONLY))
+        for name in list(vars(meaning)):
+            if not name.startswith("__"):
+                setattr(meaning, name, None)
+        """
+    )
+    assert done.stderr == ""
+
+
 def test_an_exit_hook_that_uses_the_port(engine):
     output = run(
         """

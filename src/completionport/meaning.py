@@ -6,8 +6,8 @@ when the packet is taken.
 
 from __future__ import annotations
 
-import contextlib
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -48,9 +48,13 @@ class OwnDescriptor:
         except IndexError:
             return -1
 
-    def close(self) -> None:
-        with contextlib.suppress(IndexError):
-            os.close(self._number.pop())
+    def close(self, _close: Callable[[int], None] = os.close) -> None:
+        # At the end of the interpreter the names of this module may be gone.
+        try:
+            number = self._number.pop()
+        except IndexError:
+            return
+        _close(number)
 
     def __del__(self) -> None:
         self.close()
