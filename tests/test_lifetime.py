@@ -13,6 +13,7 @@ import pytest
 
 from completionport import CompletionPort, Overlapped, PortClosed
 from support import (
+    WINDOWS,
     Background,
     assert_quiet,
     descriptors,
@@ -46,6 +47,32 @@ class Buffer(bytearray):
 def collected(reference):
     gc.collect()
     return reference() is None
+
+
+@pytest.mark.skipif(not WINDOWS, reason="the other engines pin buffers without ctypes")
+def test_the_record_of_a_pinned_buffer_is_there_until_it_was_released(port, pair, monkeypatch):
+    from completionport.windows import flights
+
+    records, at_release = [], []
+
+    class Record(flights._Buffer):
+        def __init__(self):
+            records.append(weakref.ref(self))
+
+    release = flights._release_buffer
+
+    def noting_release(address):
+        at_release.append(records[-1]() is not None)
+        release(address)
+
+    monkeypatch.setattr(flights, "_Buffer", Record)
+    monkeypatch.setattr(flights, "_release_buffer", noting_release)
+    near, far = pair
+    with port.associate(near, "key") as handle:
+        handle.recv(bytearray(10))
+        far.sendall(b"hello")
+        assert take_one(port).transferred == 5
+    assert at_release == [True]
 
 
 class TestDroppedReferences:
