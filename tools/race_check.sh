@@ -63,8 +63,9 @@ sys.exit(not probe('$engine').usable)" 2>/dev/null; then
 done
 echo "== races: tests"
 # The tool writes to the descriptor 2, past pytest. With the first thread it starts one of its own,
-# which the tests must not take for one that was left behind. The test that is left out has a LD_PRELOAD
-# of its own.
+# which the tests must not take for one that was left behind. Left out: a test with a LD_PRELOAD of its own,
+# those that end a server by a signal (the tool keeps it back while a thread is in a futex), and one that starts
+# threads after a fork (the tool can't).
 watched -c 'import sys, threading, pytest
 first = threading.Thread(target=int)
 first.start()
@@ -72,7 +73,7 @@ first.join()
 sys.exit(pytest.main(sys.argv[1:]))' -q --capture=sys -p no:cacheprovider --timeout 300 --engine io_uring --engine epoll \
     tests/test_random.py tests/test_threads.py tests/test_pool.py tests/test_cancel_and_close.py \
     tests/test_timers.py tests/test_submit.py tests/test_datagram_server.py tests/test_strand.py \
-    -k 'not nobody_waits_for_a_name_server' \
+    -k 'not nobody_waits_for_a_name_server and not serve_forever and not child_has_no_pool' \
     2>>"$folder/report" || failed=1
 
 cp "$folder/report" "$report"

@@ -663,6 +663,7 @@ cdef int drop_packet(Packet* packet) except -1:
         release_values(<TimedPacket*> packet)
         if packet.strand != NULL:
             strand_release(packet.strand)
+        cp_passed_on((<TimedPacket*> packet).timer)
         Py_XDECREF(<PyObject*> (<TimedPacket*> packet).timer)
     # A stream's packet lies in the stream, which its server lets go.
     return 0
