@@ -50,7 +50,7 @@ $(VENV)/built: $(BIN)/python $(SOURCES)
 	touch $@
 
 $(VENV)/tested: $(VENV)/built
-	$(BIN)/python -m pip install --quiet 'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100'
+	$(BIN)/python -m pip install --quiet 'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100' 'rich>=13'
 	touch $@
 
 $(VENV)/linted: $(VENV)/built

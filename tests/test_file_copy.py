@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +100,46 @@ def test_what_is_no_file_is_refused(engine, tmp_path):
     os.mkfifo(source)
     done = copy(source, tmp_path / "copy", "--engine", engine, status=1)
     assert "neither a file" in done.stderr
+
+
+def on_a_terminal(*arguments: object) -> str:
+    """What the program shows on standard error, which is a terminal of 100 columns."""
+    pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
+    outside, inside = pty.openpty()
+    with (
+        open(outside, "rb", buffering=0) as terminal,
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), *map(str, arguments)],
+            stderr=inside,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+        ) as program,
+    ):
+        os.close(inside)
+        shown = b""
+        # The end of the program is an error here: there is no other side any more.
+        with contextlib.suppress(OSError):
+            while piece := terminal.read(65536):
+                shown += piece
+        assert program.wait(60) == 0, shown
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+@needs_descriptors
+class TestProgressBar:
+    def test_it_shows_how_much_is_copied_and_checked(self, engine, tree, tmp_path):
+        pytest.importorskip("rich", reason="without rich there is no bar")
+        shown = on_a_terminal(tree / "big", tmp_path / "copy", "--engine", engine)
+        last = shown.rstrip().splitlines()[-1]
+        assert last.startswith("copy, check")
+        assert "100%" in last
+        assert "10.0/10.0 MB" in last  # each byte counts once written and once read back
+        assert_same(tree / "big", tmp_path / "copy")
+
+    def test_without_the_check_each_byte_counts_once(self, engine, tree, tmp_path):
+        pytest.importorskip("rich", reason="without rich there is no bar")
+        shown = on_a_terminal(tree / "big", tmp_path / "copy", "--engine", engine, "--no-check")
+        assert "5.0/5.0 MB" in shown.rstrip().splitlines()[-1]
+
+    def test_quiet_shows_none(self, engine, tree, tmp_path):
+        assert on_a_terminal(tree / "big", tmp_path / "copy", "--engine", engine, "--quiet") == ""
