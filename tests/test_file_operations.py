@@ -319,6 +319,23 @@ class TestSideBySide:
             assert read_at(file, len(expected) + 1, 0) == expected
             assert file.tell() == position
 
+    def test_ten_thousand_changes_are_pending(self, port, file):
+        """First each at a place of its own, in no order; then all at one; then a sync."""
+        places = list(range(10_000))
+        random.Random(1).shuffle(places)
+        with port.associate(file, "file") as handle:
+            for place in places:
+                handle.write(b"%04d" % place, 4 * place)
+            for number in range(10_000):
+                handle.write(b"%08d" % number, 100)
+            sync = handle.fsync()
+            packets = take(port, 20_001)
+            assert {done.error for done in packets} == {None}
+            assert packets[-1].overlapped is sync
+            expected = bytearray(b"".join(b"%04d" % place for place in range(10_000)))
+            expected[100:108] = b"00009999"
+            assert os.pread(file.fileno(), 50_000, 0) == expected
+
     def test_reads_and_writes_at_the_position_keep_one_order(self, port, file):
         with port.associate(file, "file") as handle:
             first = handle.read(2)

@@ -520,3 +520,147 @@ def outcome_of_a_late_receive(receiver, receives):
     operation.cancel()
     wait_until(lambda: not operation.pending)
     return operation.error is None
+
+
+SLOT, SLOTS = 512, 40
+"""Of the file that the next test writes to: each thread has as many slots of its own."""
+
+
+class Writer:
+    """A thread that asks things of one file, and cancels some of them."""
+
+    def __init__(self, port, path, handles, number, seed):
+        self.port = port
+        self.path = path
+        self.handles = handles
+        self.number = number
+        self.chance = random.Random(f"{seed} file {number}")
+        self.everything = []
+        self.writes = [[] for _ in range(SLOTS)]  # of each slot, in the order of the calls
+
+    def place(self, slot):
+        return (self.number * SLOTS + slot) * SLOT
+
+    def run(self, stop):
+        while not stop.is_set():
+            self.start_one()
+            if self.chance.randrange(4) == 0:
+                self.chance.choice(self.everything[-20:]).cancel()
+            wait_until(
+                lambda: stop.is_set() or sum(one.pending for one in self.everything[-100:]) < 40
+            )
+
+    def start_one(self):
+        kind = self.chance.randrange(12)
+        slot = self.chance.randrange(SLOTS)
+        handle = self.handles[self.number]
+        operation = Recorded(None)
+        if kind < 5:
+            operation.data = pattern(SLOT, self.chance.randrange(256))
+            middle = self.chance.randrange(SLOT)
+            parts = [operation.data[:middle], operation.data[middle:]]
+            data = operation.data if kind else parts
+            self.writes[slot].append(operation)
+            handle.write(data, self.place(slot), operation)
+        elif kind < 8:
+            handle.read(SLOT, self.place(slot), operation)
+        elif kind == 8:
+            handle.fsync(overlapped=operation)
+        elif kind == 9:
+            handle.stat(operation)
+        elif kind == 10:
+            self.port.open(self.path, os.O_RDONLY, overlapped=operation)
+        else:
+            self.port.stat(self.path, overlapped=operation)
+        self.everything.append(operation)
+
+    def check(self, content):
+        for slot, writes in enumerate(self.writes):
+            made = [one.data for one in writes if one.error is None]
+            found = content[self.place(slot) : self.place(slot) + SLOT]
+            assert found == (made[-1] if made else bytes(SLOT)), slot
+        for operation in self.everything:
+            assert operation.packets.qsize() == 1, operation
+            done = operation.packets.get()
+            assert done.error is operation.error
+            assert done.error is None or isinstance(done.error, OperationAborted), done
+
+
+def test_a_file_has_what_was_written_last_whatever_is_cancelled(engine, tmp_path):
+    """Reads, writes, syncs and names from several threads; opened files are closed by the port."""
+    seed = new_seed()
+    stop = threading.Event()
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 * SLOTS * SLOT))
+    closes = itertools.count()
+
+    def take(port):
+        while (done := port.get(LONG)).transferred is not STOP:
+            if done.key == "close":
+                assert done.error is None
+                next(closes)
+                continue
+            done.overlapped.packets.put(done)
+            if done.overlapped.operation is Operation.OPEN and done.error is None:
+                port.close_descriptor(done.overlapped.result(), key="close")
+
+    with CompletionPort(4, engine=engine) as port, contextlib.ExitStack() as files:
+        # Of one file, each thread's handle its own.
+        handles = [
+            files.enter_context(port.associate(os.open(path, os.O_RDWR), index))
+            for index in range(3)
+        ]
+        writers = [Writer(port, path, handles, number, seed) for number in range(3)]
+        takers = [Background(take, port) for _ in range(3)]
+        threads = [Background(writer.run, stop) for writer in writers]
+        time.sleep(SECONDS)  # how long the storm lasts
+        stop.set()
+        for thread in threads:
+            thread.outcome()
+        everything = [operation for writer in writers for operation in writer.everything]
+        wait_until(lambda: all(one.packets.qsize() for one in everything), "each has its packet")
+        wait_until(lambda: port.stats()["pending"] == 0, "all descriptors are closed")
+        for _ in takers:
+            port.post(STOP)
+        for taker in takers:
+            taker.outcome()
+        assert_quiet(port)
+    content = path.read_bytes()
+    for writer in writers:
+        writer.check(content)
+    print(f"{len(everything)} operations, {next(closes)} files opened and closed")
+
+
+def close_opened(done):
+    """What a packet has brought is the program's."""
+    if done is not None and done.overlapped.operation is Operation.OPEN and done.error is None:
+        os.close(done.overlapped.result())
+
+
+def test_a_port_that_closes_with_files_at_work(engine, tmp_path):
+    """Handles and the port are closed while threads start what they can: nobody hangs."""
+    seed = new_seed()
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 * SLOTS * SLOT))
+    for number in range(max(5, int(SECONDS * 5))):
+        port = CompletionPort(4, engine=engine)
+        handles = [port.associate(os.open(path, os.O_RDWR), index) for index in range(3)]
+        writers = [Writer(port, path, handles, index, f"{seed} {number}") for index in range(3)]
+
+        def work(writer):
+            with contextlib.suppress(PortClosed, HandleClosed):
+                while True:
+                    writer.start_one()
+                    if writer.chance.randrange(4) == 0:
+                        writer.chance.choice(writer.everything[-20:]).cancel()
+                    close_opened(writer.port.get(0))
+
+        threads = [Background(work, writer) for writer in writers]
+        wait_until(lambda writers=writers: all(len(one.everything) > 20 for one in writers))
+        handles[number % 3].close()
+        port.close()
+        for thread in threads:
+            thread.outcome()
+        for handle in handles:
+            handle.close()
+        assert not any(one.pending for writer in writers for one in writer.everything)

@@ -17,6 +17,7 @@ from .atomics cimport (
 )
 from .engine cimport (
     CP_ACCEPT,
+    CP_FSYNC,
     CP_OPEN,
     CP_READ,
     CP_RECV,
@@ -26,7 +27,7 @@ from .engine cimport (
     DONE,
 )
 from .messages cimport close_passed_descriptors
-from .precedence cimport is_in_turn
+from .precedence cimport hides, is_in_turn, note_gone, note_queued, note_started
 from .scheduler cimport push, strand_release
 from .steps cimport FINISHED, WAIT, let_sources_go, step
 
@@ -131,6 +132,8 @@ cdef Operation* pop_operation(OperationQueue* queue) noexcept nogil:
 
 
 cdef void remove_operation(OperationQueue* queue, Operation* operation) noexcept nogil:
+    if side_by_side(operation.channel):
+        note_gone(queue, operation)
     if queue.head == operation:
         pop_operation(queue)
         return
@@ -175,7 +178,7 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
     """Carry on with the head of the queue, and with the next when it is done."""
     cdef Operation* operation = queue.head
     if side_by_side(channel):
-        start_waiting(channel, queue)
+        start_waiting(channel, queue, NULL)
         return
     while operation != NULL and not operation.in_kernel:
         if step(operation) == WAIT:
@@ -186,16 +189,44 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
         operation = queue.head
 
 
-cdef void start_waiting(Channel* channel, OperationQueue* queue) noexcept nogil:
-    """Start what has nothing to wait for any more."""
-    cdef Operation* operation = queue.head
+cdef void count_waiting(OperationQueue* queue, Operation* operation, int change) noexcept nogil:
+    queue.waiting += change
+    if operation.code == CP_FSYNC:
+        queue.waiting_syncs += change
+    if change > 0 and queue.first_waiting == NULL:
+        queue.first_waiting = operation
+    while queue.first_waiting != NULL and (
+        queue.first_waiting.in_kernel or (change < 0 and queue.first_waiting == operation)
+    ):
+        queue.first_waiting = queue.first_waiting.next
+
+
+cdef void start_waiting(Channel* channel, OperationQueue* queue, Operation* gone) noexcept nogil:
+    """Start what has nothing to wait for any more; ``gone``: the one that is over, if it is one only."""
+    cdef Operation* operation = queue.first_waiting
     cdef Operation* following
+    cdef bint hidden
+    cdef int under_way
     while operation != NULL and queue.waiting > 0:
         following = operation.next
-        if not operation.in_kernel and is_in_turn(operation):
-            queue.waiting -= 1
-            channel.engine.type.start(channel.engine, operation)
+        if not operation.in_kernel:
+            hidden = gone != NULL and hides(operation, gone)
+            if is_in_turn(queue, operation):
+                count_waiting(queue, operation, -1)
+                under_way = channel.in_kernel
+                start_now(channel, queue, operation)
+                if channel.in_kernel == under_way:
+                    # It is over already: no thread was to be had.
+                    gone = NULL
+                    hidden = False
+            if hidden:
+                return
         operation = following
+
+
+cdef void start_now(Channel* channel, OperationQueue* queue, Operation* operation) noexcept nogil:
+    note_started(queue, operation)
+    channel.engine.type.start(channel.engine, operation)
 
 
 cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
@@ -203,6 +234,12 @@ cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
     cdef Channel* channel = operation.channel
     cdef OperationQueue* queue = queue_of(operation)
     remove_operation(queue, operation)
+    if side_by_side(channel):
+        # Before its packet is out, with which it may be used again.
+        if not channel.closing:
+            start_waiting(channel, queue, operation)
+        settle(operation, wake)
+        return
     settle(operation, wake)
     if not channel.closing:
         run_queue(channel, queue, wake)
@@ -228,10 +265,11 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
     if side_by_side(channel):
         channel_retain(channel)
         append_operation(queue, operation)
-        if is_in_turn(operation):
-            channel.engine.type.start(channel.engine, operation)
+        note_queued(queue, operation)
+        if is_in_turn(queue, operation):
+            start_now(channel, queue, operation)
         else:
-            queue.waiting += 1
+            count_waiting(queue, operation, 1)
     elif queue.head != NULL:
         channel_retain(channel)
         append_operation(queue, operation)
@@ -268,7 +306,7 @@ cdef bint stop(Channel* channel, OperationQueue* queue, Operation* operation, bi
         if not channel.engine.type.cancel(channel.engine, operation):
             return True
     elif side_by_side(channel):
-        queue.waiting -= 1
+        count_waiting(queue, operation, -1)
     remove_operation(queue, operation)
     abort_operation(operation)
     settle(operation, wake)

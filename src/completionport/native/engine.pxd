@@ -84,6 +84,7 @@ cdef struct Operation:
     int64_t transferred     # bytes so far; the new descriptor for an accept
     int64_t offset          # in the file, -1 for the file's own position
     int64_t extent          # bytes from `offset` that a write or an allocation covers
+    bint is_span            # it is in its queue's `spans`
     int source              # of sendfile: a duplicate of the file's descriptor, else -1
     int64_t source_left     # bytes of it that are left; -1: the tail has its turn
     iovec* vector           # what is left to do; the engine may move it on
@@ -120,7 +121,16 @@ cdef struct ChannelOwner:
 cdef struct OperationQueue:
     Operation* head
     Operation* tail
-    int waiting             # of a channel whose operations run side by side: those not started
+    # Of a channel whose operations run side by side:
+    int waiting             # those not started,
+    int waiting_syncs       # of them the fsyncs,
+    Operation* first_waiting   # and the first of them, or NULL
+    int everywhere          # changes that may cover every byte of the file
+    # The other changes that were started, by offset: no two of them cover the same byte.
+    Operation** spans
+    int span_count
+    int span_room
+    bint spans_lost         # there was no memory: not all are there, until the queue is empty
 
 cdef struct Channel:
     cp_mutex lock

@@ -10,6 +10,10 @@ with `stat`. In the other queue:
 - fsync waits for all writes and allocations before it, and nothing waits for it.
 """
 
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memmove
+
 from .engine cimport (
     CP_ALLOCATE,
     CP_FSYNC,
@@ -18,6 +22,7 @@ from .engine cimport (
     CP_WRITE,
     ERRANDS,
     Operation,
+    OperationQueue,
 )
 
 
@@ -49,12 +54,107 @@ cdef bint must_follow(Operation* later, Operation* earlier) noexcept nogil:
     return changes(later) and changes(earlier) and may_meet(later, earlier)
 
 
-cdef bint is_in_turn(Operation* operation) noexcept nogil:
+# -- changes that were started, by offset: so that thousands can be pending ---------------------
+
+
+cdef inline bint may_cover_all(Operation* operation) noexcept nogil:
+    return changes(operation) and (
+        operation.offset < 0 or (operation.channel.appends and operation.code == CP_WRITE)
+    )
+
+
+cdef int place_of(OperationQueue* queue, int64_t offset) noexcept nogil:
+    """How many spans begin before the offset."""
+    cdef int low = 0
+    cdef int high = queue.span_count
+    cdef int middle
+    while low < high:
+        middle = (low + high) // 2
+        if queue.spans[middle].offset < offset:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef bint meets_span(OperationQueue* queue, Operation* operation) noexcept nogil:
+    cdef int place = place_of(queue, operation.offset)
+    if place < queue.span_count and may_meet(operation, queue.spans[place]):
+        return True
+    return place > 0 and may_meet(operation, queue.spans[place - 1])
+
+
+cdef void note_queued(OperationQueue* queue, Operation* operation) noexcept nogil:
+    if queue.head == operation and operation.next == NULL:
+        queue.spans_lost = False
+    queue.everywhere += may_cover_all(operation)
+
+
+cdef void note_started(OperationQueue* queue, Operation* operation) noexcept nogil:
+    cdef Operation** grown
+    cdef int place
+    if not changes(operation) or may_cover_all(operation) or queue.spans_lost:
+        return
+    if queue.span_count == queue.span_room:
+        grown = <Operation**> realloc(
+            queue.spans, (2 * queue.span_room + 16) * sizeof(Operation*)
+        )
+        if grown == NULL:
+            queue.spans_lost = True
+            return
+        queue.spans = grown
+        queue.span_room = 2 * queue.span_room + 16
+    place = place_of(queue, operation.offset)
+    memmove(
+        &queue.spans[place + 1], &queue.spans[place],
+        (queue.span_count - place) * sizeof(Operation*),
+    )
+    queue.spans[place] = operation
+    queue.span_count += 1
+    operation.is_span = True
+
+
+cdef void note_gone(OperationQueue* queue, Operation* operation) noexcept nogil:
+    cdef int place
+    queue.everywhere -= may_cover_all(operation)
+    if operation.is_span:
+        operation.is_span = False
+        place = place_of(queue, operation.offset)
+        queue.span_count -= 1
+        memmove(
+            &queue.spans[place], &queue.spans[place + 1],
+            (queue.span_count - place) * sizeof(Operation*),
+        )
+        if queue.span_count == 0:
+            free(queue.spans)
+            queue.spans = NULL
+            queue.span_room = 0
+
+
+cdef bint hides(Operation* pending, Operation* gone) noexcept nogil:
+    return (
+        changes(gone) and gone.extent > 0 and not may_cover_all(gone) and changes(pending)
+        and (
+            may_cover_all(pending) or (
+                pending.offset <= gone.offset
+                and gone.offset - pending.offset <= pending.extent - gone.extent
+            )
+        )
+    )
+
+
+cdef bint is_in_turn(OperationQueue* queue, Operation* operation) noexcept nogil:
     cdef Operation* earlier = operation.previous
     if operation.channel.kind == ERRANDS or operation.code == CP_STAT or (
         operation.code == CP_READ and operation.offset >= 0
     ):
         return True
+    if changes(operation) and not may_cover_all(operation):
+        # What was started and covers some of the same bytes came before: it would have waited else.
+        if meets_span(queue, operation):
+            return False
+        if queue.waiting == queue.waiting_syncs and queue.everywhere == 0 and not queue.spans_lost:
+            return True
     while earlier != NULL:
         if must_follow(operation, earlier):
             return False

@@ -50,9 +50,11 @@ def new_request(
 
 def start(line: SideBySide, request: Request) -> Overlapped:
     """Carry the request out, now or later."""
+    # The request lets go of it as soon as another thread has taken the packet.
+    overlapped = request.overlapped
     try:
         line.start(request)
     except BaseException:
-        request.overlapped._withdraw()
+        overlapped._withdraw()
         raise
-    return request.overlapped
+    return overlapped

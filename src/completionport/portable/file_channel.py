@@ -17,7 +17,7 @@ from ..operation import Operation
 from .chores import Chores
 from .file_calls import CALLS
 from .offload import Offload
-from .precedence import is_in_turn
+from .precedence import CHANGES, Spans, hides, is_in_turn, may_cover_all, waits_for_nothing
 from .requests import Request
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ class SideBySide:
         self._deliver = deliver
         self._lock = threading.Lock()  # guards everything below
         self._chores = Chores(self._lock)
-        self._queue: list[Request] = []  # not complete, in the order in which they came
+        # Not complete, in the order in which they came; and of them, those not started.
+        self._queue: dict[Request, None] = {}
+        self._waiting: dict[Request, None] = {}
+        self._spans = Spans()
+        self._everywhere = 0  # changes in the queue that may cover every byte
         self._work: dict[Request, Turn] = {}  # of them, those the pool has
         self._gone: Callable[[], None] | None = None  # closed: called when the pool has none
         self._reason = ""
@@ -99,13 +103,16 @@ class SideBySide:
                             "this handle is closed: associate a new file with the port"
                         )
                     )
-                self._queue.append(request)
+                self._queue[request] = None
+                self._everywhere += may_cover_all(request, self.appends)
                 if self._is_in_turn(request):
                     try:
                         self._start(request)
                     except BaseException:
-                        self._queue.remove(request)
+                        self._forget(request)
                         raise
+                else:
+                    self._waiting[request] = None
         finally:
             self._chores.run()
 
@@ -120,7 +127,7 @@ class SideBySide:
                     if self._take_back(request):
                         request.abort("the operation was cancelled")
                         self._complete(request)
-            self._start_waiting()
+            self._start_waiting(None)
         self._chores.run()
         return count
 
@@ -161,10 +168,19 @@ class SideBySide:
             self._finished.set()
 
     def _is_in_turn(self, request: Request) -> bool:
-        return self.descriptor < 0 or is_in_turn(request, self._queue, self.appends)
+        if self.descriptor < 0 or waits_for_nothing(request):
+            return True
+        if request.operation not in CHANGES or may_cover_all(request, self.appends):
+            return is_in_turn(request, self._queue, self.appends)
+        # What was started and covers some of the same bytes came before: it would have waited else.
+        return not self._spans.meets(request) and is_in_turn(
+            request, self._queue if self._everywhere else self._waiting, self.appends
+        )
 
     def _start(self, request: Request) -> None:
         """Lock held."""
+        if request.operation in CHANGES and not may_cover_all(request, self.appends):
+            self._spans.add(request)
         work = self._work[request] = Turn(self._carry_out, request)
         try:
             self._offload.start(work)
@@ -184,23 +200,44 @@ class SideBySide:
             del self._work[request]
         return True
 
-    def _start_waiting(self) -> None:
-        """Start what has nothing to wait for any more. Lock held."""
-        if self._gone is not None or len(self._work) == len(self._queue):
+    def _start_waiting(self, gone: Request | None) -> None:
+        """Start what has nothing to wait for any more; ``gone``: what is over, if it is one only.
+
+        Lock held.
+        """
+        if self._gone is not None or not self._waiting:
             return
-        for request in list(self._queue):
-            if request not in self._work and self._is_in_turn(request):
-                try:
-                    self._start(request)
-                except RuntimeError as error:
-                    request.fail(error)
-                    self._complete(request)
+        ready = []
+        for request in self._waiting:
+            # Several may be ready, and none of them depends on another.
+            if self._is_in_turn(request):
+                ready.append(request)
+            if gone is not None and hides(request, gone, self.appends):
+                break
+        for request in ready:
+            if self._waiting.pop(request, request) is request:
+                continue  # one that failed has let it go before
+            try:
+                self._start(request)
+            except RuntimeError as error:
+                request.fail(error)
+                self._complete(request)
+                self._start_waiting(None)
 
     def _complete(self, request: Request) -> None:
         """Lock held, so that packets keep the order in which requests were carried out."""
-        self._queue.remove(request)
+        self._forget(request)
         request.complete = True
         self._deliver(request)
+
+    def _forget(self, request: Request) -> None:
+        """Lock held."""
+        del self._queue[request]
+        self._waiting.pop(request, None)
+        if may_cover_all(request, self.appends):
+            self._everywhere -= 1
+        elif request.operation in CHANGES:
+            self._spans.remove(request)
 
     def _carry_out(self, request: Request) -> bool:
         """On a thread of the pool, which has the request to itself. True: it was left behind."""
@@ -271,5 +308,5 @@ class SideBySide:
             request.discard()
             request.abort(self._reason)
         self._complete(request)
-        self._start_waiting()
+        self._start_waiting(request)
         self._finish_closing()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable
 
 from ..operation import Operation
 from .requests import Request
@@ -18,14 +19,70 @@ def waits_for_nothing(request: Request) -> bool:
     )
 
 
-def is_in_turn(request: Request, queue: Sequence[Request], appends: bool) -> bool:
-    """Whether nothing that has to come first is in the queue before it."""
-    if waits_for_nothing(request):
+def may_cover_all(request: Request, appends: bool) -> bool:
+    """Whether it may change any byte of the file."""
+    return request.operation in CHANGES and (
+        request.offset is None or (appends and request.operation is Operation.WRITE)
+    )
+
+
+class Spans:
+    """Changes at an offset that were started, by offset: no two of them cover the same byte.
+
+    So thousands can be pending. The channel's lock guards it.
+    """
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._requests: list[Request] = []
+
+    def add(self, request: Request) -> None:
+        assert request.offset is not None
+        place = bisect_left(self._starts, request.offset)
+        self._starts.insert(place, request.offset)
+        self._requests.insert(place, request)
+
+    def remove(self, request: Request) -> None:
+        assert request.offset is not None
+        place = bisect_left(self._starts, request.offset)
+        if place < len(self._requests) and self._requests[place] is request:
+            del self._starts[place]
+            del self._requests[place]
+
+    def meets(self, request: Request) -> bool:
+        """Whether one of them covers some of the same bytes."""
+        assert request.offset is not None
+        place = bisect_left(self._starts, request.offset)
+        return any(
+            _may_meet(request, other, False)
+            for other in self._requests[max(place - 1, 0) : place + 1]
+        )
+
+
+def hides(pending: Request, gone: Request, appends: bool) -> bool:
+    """Whether all that had to wait for a change that is over waits for a pending one too."""
+    if (
+        gone.operation not in CHANGES
+        or not gone.extent
+        or may_cover_all(gone, appends)
+        or pending.operation not in CHANGES
+    ):
+        return False
+    if may_cover_all(pending, appends):
         return True
+    assert gone.offset is not None
+    assert pending.offset is not None
+    return pending.offset <= gone.offset and (
+        gone.offset + gone.extent <= pending.offset + pending.extent
+    )
+
+
+def is_in_turn(request: Request, queue: Iterable[Request], appends: bool) -> bool:
+    """Whether nothing that has to come first is in the queue before it."""
     for earlier in queue:
         if earlier is request:
             return True
-        if _must_follow(request, earlier, appends):
+        if must_follow(request, earlier, appends):
             return False
     return True
 
@@ -34,7 +91,7 @@ def _at_position(request: Request) -> bool:
     return request.offset is None and request.operation in MOVES_DATA
 
 
-def _must_follow(later: Request, earlier: Request, appends: bool) -> bool:
+def must_follow(later: Request, earlier: Request, appends: bool) -> bool:
     if later.operation is Operation.FSYNC:
         return earlier.operation in CHANGES
     if _at_position(later) and _at_position(earlier):
