@@ -341,6 +341,7 @@ def test_the_child_of_a_fork_is_refused(engine):
     )
 
 
+@needs_fork
 def test_the_child_of_a_fork_treats_the_signal_as_before(engine):
     done = run_python(
         """
