@@ -7,9 +7,9 @@ written is read back and compared unless ``--no-check`` says otherwise. With `ri
 progress bar is shown.
 
 A block is read into memory that the next one uses again, since to allocate it anew would take
-longer than to read it, and 256 KiB stay in a processor's cache until they are written. That, and
-having the space on the disk set aside first, makes it no slower than a copy inside the kernel
-(copy_file_range(2), which `cp` uses): docs/performance.md has the figures.
+longer than to read it, and 256 KiB stay in a processor's cache until they are written. The space on
+the disk is set aside first. docs/performance.md has the figures beside `cp`, which has the kernel
+copy (copy_file_range(2)).
 """
 
 from __future__ import annotations
