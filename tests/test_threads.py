@@ -98,6 +98,23 @@ class TestWhoIsServed:
             taker.end()
 
     @wine_serves_the_first
+    @pytest.mark.parametrize("count", [2, 4])
+    def test_a_burst_goes_to_the_threads_that_wait_in_the_order_in_which_they_are_served(
+        self, make_port, count
+    ):
+        # They are let go at about the same time, and the system may run them in any order.
+        port = make_port(count + 1)
+        for _ in range(30):
+            takers = start_in_order(port, count)
+            for number in range(count + 1):
+                port.post(number)
+            wait_until(lambda takers=takers: all(taker.taken for taker in takers))
+            assert [taker.values for taker in takers] == [[n] for n in reversed(range(count))]
+            assert take_one(port).transferred == count
+            for taker in takers:
+                taker.end()
+
+    @wine_serves_the_first
     def test_one_thread_does_all_the_work_while_it_keeps_up(self, make_port):
         port = make_port(4)
         takers = start_in_order(port, 3)

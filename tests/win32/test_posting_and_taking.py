@@ -101,7 +101,7 @@ def test_the_thread_that_came_last_is_served_first(make_port):
 
 
 @differs_on_wine("serves the thread first that came first, if it comes to run first", always=False)
-def test_of_three_packets_two_go_to_those_who_wait_and_one_stays(make_port, system):
+def test_of_three_packets_two_go_to_those_who_wait_and_one_stays(make_port):
     port = make_port(2)
     first = Taker(port)
     waiting(port, 1)
@@ -109,12 +109,7 @@ def test_of_three_packets_two_go_to_those_who_wait_and_one_stays(make_port, syst
     waiting(port, 2)
     for number in (1, 2, 3):
         win32.PostQueuedCompletionStatus(port, number, None, None)
-    taken = (second.outcome().bytes, first.outcome().bytes)
-    if system == "windows":
-        assert taken == (1, 2)
-    else:
-        # Threads that were let go together take what they find, in the order in which they run.
-        assert sorted(taken) == [1, 2]
+    assert (second.outcome().bytes, first.outcome().bytes) == (1, 2)
     assert take(port).bytes == 3
 
 

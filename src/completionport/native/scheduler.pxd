@@ -52,6 +52,8 @@ cdef struct Waiter:
     Waiter* older
     bint on_stack
     bint signalled
+    Waiter* signalled_before  # of those that are signalled and not yet back
+    Waiter* signalled_after
     uint64_t arrival
     uint32_t signal         # futex word, atomic: 1 means wake up
     Scheduler* held         # own thread only: the port last used, one reference
@@ -123,9 +125,13 @@ cdef struct Scheduler:
     PostedPacket* spare     # used PostedPackets, to be used again
     int spare_count
     Attention attention     # the monitor's to this port
-    uint64_t arrivals
-    # The rest.
+    # Packets at the head of the queue that a thread passed over, as others that were signalled before
+    # it are still on their way: for these only. At most `woken`.
+    int passed_over
     int waiting
+    # The rest.
+    uint64_t arrivals
+    Waiter* last_signalled  # of those that are not yet back
     int blocked             # threads that hold a place that does not count
     Strand* strands
     int64_t held_back       # packets in strands

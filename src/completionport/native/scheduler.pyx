@@ -50,6 +50,8 @@ cdef enum:
     # While packets are short and many, one in so many (a power of 2) looks whether a timer is due.
     LOOK_AT_TIMERS_EVERY = 32
     CACHE_LINE = 64
+    UNCALLED = -1
+    NONE = -1
 
 cdef struct Signals:
     # Futex words to wake once the lock is free. Waking one whose thread has gone on is harmless.
@@ -169,7 +171,7 @@ cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil
 
 
 cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
-    """The thread goes off to work on the packet at the head of the queue."""
+    """The thread goes off to work on a packet; measured where the one at the head of the queue is."""
     me.turn += 1
     me.started_ns = 0
     if s.to_measure > 0:
@@ -256,17 +258,37 @@ cdef inline void stack_remove(Scheduler* s, Waiter* me) noexcept nogil:
     me.on_stack = False
 
 
-cdef inline void back_from_waiting(Scheduler* s, Waiter* me) noexcept nogil:
+cdef inline int back_from_waiting(Scheduler* s, Waiter* me) noexcept nogil:
+    """How many threads that were signalled before this one are still on their way, or UNCALLED."""
+    cdef int ahead = UNCALLED
+    cdef Waiter* before
     if me.on_stack:
         stack_remove(s, me)
     elif me.signalled:
+        ahead = 0
+        before = me.signalled_before
+        while before != NULL:
+            ahead += 1
+            before = before.signalled_before
+        if me.signalled_before != NULL:
+            me.signalled_before.signalled_after = me.signalled_after
+        if me.signalled_after == NULL:
+            s.last_signalled = me.signalled_before
+        else:
+            me.signalled_after.signalled_before = me.signalled_before
         s.woken -= 1
     me.signalled = False
+    return ahead
 
 
 cdef inline void signal_thread(Scheduler* s, Waiter* waiter, Signals* signals) noexcept nogil:
     stack_remove(s, waiter)
     waiter.signalled = True
+    waiter.signalled_after = NULL
+    waiter.signalled_before = s.last_signalled
+    if s.last_signalled != NULL:
+        s.last_signalled.signalled_after = waiter
+    s.last_signalled = waiter
     s.woken += 1
     s.wakeups += MEASURED
     if waiter == s.leader:
@@ -464,14 +486,45 @@ cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
         cp_mutex_unlock(&s.lock)
 
 
-cdef inline void pop(Scheduler* s, Waiter* me, Taken* taken, int64_t now_ns) noexcept nogil:
-    """Take the packet at the head. `now_ns`: 0 where nobody has looked at the clock."""
+cdef inline int place_in_queue(Scheduler* s, int ahead) noexcept nogil:
+    """Which packet is the thread's, counted from the head; NONE when there is none. Lock.
+
+    A thread that was signalled says how many that were signalled before it are still ``ahead``: it
+    leaves that many packets to them. So threads that are signalled for a burst get its packets in the
+    order of the signals, whichever of them comes to run first. For a thread that comes of its own
+    accord (UNCALLED) there is what nobody passed over.
+    """
+    cdef int place = s.passed_over if ahead == UNCALLED else min(ahead, s.woken)
+    return place if s.queued > place else NONE
+
+
+cdef inline Packet* unlink(Scheduler* s, int place) noexcept nogil:
     cdef Packet* packet = s.head
-    cdef PostedPacket* posted
-    set_head(s, packet.next)
-    if s.head == NULL:
-        s.tail = NULL
+    cdef Packet* before = NULL
+    cdef int i
+    for i in range(place):
+        before = packet
+        packet = packet.next
+    if before == NULL:
+        set_head(s, packet.next)
+    else:
+        before.next = packet.next
+    if packet.next == NULL:
+        s.tail = before
+    if place < s.passed_over:
+        s.passed_over -= 1
+    else:
+        s.passed_over = place
     s.queued -= 1
+    return packet
+
+
+cdef inline void pop(
+    Scheduler* s, Waiter* me, Taken* taken, int place, int64_t now_ns
+) noexcept nogil:
+    """Take the packet at that place. `now_ns`: 0 where nobody has looked at the clock."""
+    cdef Packet* packet = unlink(s, place)
+    cdef PostedPacket* posted
     s.taken += MEASURED
     if packet.queued_ns != 0:
         count_time(&s.queue_times, (now_ns if now_ns != 0 else cp_now_ns()) - packet.queued_ns)
@@ -510,6 +563,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
     """
     cdef Waiter* me = current_thread()
     cdef bint found = False
+    cdef int place
     if me.held != s:
         use_port(me, s)
     cp_mutex_lock(&s.lock)
@@ -518,7 +572,8 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
         if me.blocked:
             me.declared = 0
             set_blocked(s, me, False)
-    if not s.guard.closed and s.head != NULL and (
+    place = place_in_queue(s, UNCALLED)
+    if not s.guard.closed and place != NONE and (
         more or (
             s.running - me.holds_place < s.concurrency
             and s.since_kernel < LOOK_INTO_KERNEL_AFTER
@@ -530,7 +585,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
                 take_place(s, me)
             start_turn(s, me)
         s.since_kernel += 1
-        pop(s, me, taken, 0 if more else me.started_ns)
+        pop(s, me, taken, place, 0 if more else me.started_ns)
         found = True
         if s.newest != NULL or (s.queued != 0 and s.submits_late and s.attention != WATCHED):
             unlock_and_wake_from_outside(s)
@@ -549,6 +604,8 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
     cdef bint reaped = False
     cdef bint fired = False
     cdef int64_t until_ns
+    cdef int place
+    cdef int ahead = UNCALLED
     if me.held != s:
         use_port(me, s)
     cp_mutex_lock(&s.lock)
@@ -575,7 +632,8 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             fire_timers(s, False)
             cp_mutex_lock(&s.lock)
             continue
-        if s.head != NULL and s.running < s.concurrency and not (
+        place = place_in_queue(s, ahead)
+        if place != NONE and s.running < s.concurrency and not (
             # What the leader reaped belongs to a thread that came later, if one waits.
             reaped and s.newest != NULL and s.newest.arrival > me.arrival
         ):
@@ -583,9 +641,12 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             start_turn(s, me)
             s.since_kernel += 1
             cp_store_release(&me.returning, 1)
-            pop(s, me, taken, me.started_ns)
+            pop(s, me, taken, place, me.started_ns)
             status = TAKE_PACKET
             break
+        if s.passed_over > s.woken:
+            # What was kept for this thread is there for all.
+            s.passed_over = s.woken
         if error == EINTR:
             status = TAKE_INTERRUPTED
             break
@@ -598,7 +659,7 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             s.kernel_wait(s.engine, POLL)
             cp_mutex_lock(&s.lock)
             continue
-        if s.leader == NULL and s.running < s.concurrency and s.head == NULL:
+        if s.leader == NULL and s.running < s.concurrency and place == NONE:
             stack_insert(s, me)
             set_leader(s, me)
             s.since_kernel = 0
@@ -623,7 +684,7 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             error = cp_futex_wait(&me.signal, 0, deadline_ns)
             cp_mutex_lock(&s.lock)
             reaped = False
-        back_from_waiting(s, me)
+        ahead = back_from_waiting(s, me)
     s.waiting -= 1
     unlock_and_wake(s)
     return status
@@ -648,6 +709,7 @@ cdef Packet* close_queue(Scheduler* s) noexcept nogil:
     set_head(s, NULL)
     s.tail = NULL
     s.queued = 0
+    s.passed_over = 0
     cp_mutex_unlock(&s.lock)
     return packets
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from itertools import repeat
 from typing import Any
 
 from .recorder import Recorder
@@ -20,6 +21,9 @@ class PacketQueue:
 
     def __init__(self) -> None:
         self.ready: deque[Packet] = deque()
+        # Older than those. A thread that was called passed them over, as threads that were called
+        # before it are still on their way.
+        self._passed_over: deque[Packet] = deque()
         self._incoming: deque[Packet] = deque()
         self._back: dict[PortableStrand, None] = {}  # strands with packets that stay back
         self._operations = 0  # packets of operations taken so far
@@ -62,13 +66,32 @@ class PacketQueue:
         if not strand.line:
             self._back.pop(strand, None)
 
-    def take(self, packets: list[Packet], max_count: int) -> None:
-        """Move so many of the packets that are ready, or fewer, to the caller's empty list."""
-        # The caller has them in hand from the first one on: a signal handler may raise at any step.
-        with contextlib.suppress(IndexError):
-            while len(packets) < max_count:
-                packets.append(self.ready.popleft())
+    @property
+    def waiting(self) -> int:
+        """How many packets threads can be called for."""
+        return len(self._passed_over) + len(self.ready)
+
+    def take(self, packets: list[Packet], max_count: int, ahead: int | None = None) -> None:
+        """Move so many packets, or fewer, to the caller's empty list.
+
+        A thread that was called says how many that were called before it are still ``ahead``: that
+        many packets are left to them. For any other thread there is what is ready.
+        """
+        if ahead is not None:
+            passed_over = self._passed_over
+            _move(self.ready, passed_over, ahead - len(passed_over))
+            if ahead < len(passed_over):
+                passed_over.rotate(-ahead)
+                _move(passed_over, packets, 1)
+                passed_over.rotate(ahead)
+        _move(self.ready, packets, max_count - len(packets))
         self._count(packets, 1)
+
+    def leave_to(self, called: int) -> None:
+        """So many threads are on their way: what was passed over beyond that is there for all."""
+        excess = len(self._passed_over) - called
+        with contextlib.suppress(IndexError):
+            self.ready.extendleft(map(deque.pop, repeat(self._passed_over, max(excess, 0))))
 
     def measure(self, packets: list[Packet], now: int) -> None:
         """Count how long they waited."""
@@ -83,6 +106,7 @@ class PacketQueue:
     def drop(self) -> None:
         """Let go of everything: the port is closed, and nobody takes it. Never blocks."""
         _drop_all(self._incoming)
+        _drop_all(self._passed_over)
         _drop_all(self.ready)
         while self._back:
             with contextlib.suppress(KeyError):
@@ -90,7 +114,7 @@ class PacketQueue:
 
     def numbers(self) -> dict[str, Any]:
         """A look inside."""
-        packets = [*look(self.ready), *look(self._incoming)]
+        packets = [*look(self._passed_over), *look(self.ready), *look(self._incoming)]
         for strand in list(self._back):
             packets += look(strand.line)
         operations = sum(isinstance(packet, Request) for packet in packets)
@@ -113,6 +137,15 @@ def look(queue: deque[Any]) -> list[Any]:
     while True:
         with contextlib.suppress(RuntimeError):
             return list(queue)
+
+
+def _move(source: deque[Packet], target: deque[Packet] | list[Packet], count: int) -> None:
+    """Take so many, or fewer, from the head of the one to the end of the other.
+
+    In one step: before or after it, a signal handler may raise, and nothing is lost.
+    """
+    with contextlib.suppress(IndexError):
+        target.extend(map(deque.popleft, repeat(source, max(count, 0))))
 
 
 def _drop_all(queue: deque[Packet]) -> None:

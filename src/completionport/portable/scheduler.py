@@ -95,6 +95,7 @@ class Scheduler:
         self._put = 0  # packets put so far, about; no lock, since it only tells which to measure
         self._slow = False  # the work measured last was not short; set under _lock
         self._waiters: list[_Waiter] = []  # the last one came last; _lock
+        self._called: list[_Waiter] = []  # and on their way, in the order of the calls; _lock
         self._watchers: list[_Waiter] = []  # threads in `wait_until_stuck`; _lock
         self._leader: _Waiter | None = None  # the one that waits in the kernel; _lock
         self._asleep = False  # the leader is (or is about to be) in `Reaper.wait`; set under _lock
@@ -181,12 +182,17 @@ class Scheduler:
                     if fired and waiter is not None:
                         # The packets may be for a thread that came later.
                         self._dispatch()
+                    ahead = self._answer(waiter)
+                    if waiter is None:
+                        available = bool(self._packets.ready)
+                    else:
+                        available = ahead is not None and self._packets.waiting > ahead
                     free = self._running < self.concurrency
-                    if free and self._packets.ready and (waiter is None or waiter.called):
+                    if free and available:
                         stands_in = self._running + self._blocked >= self.concurrency
                         self._running += 1
                         place.claim(self._self)
-                        self._packets.take(packets, max_count)
+                        self._packets.take(packets, max_count, ahead)
                         if not packets:
                             continue  # `drop` was quicker: the port is closed
                         # One that comes back goes on in the place that it was let go into.
@@ -199,6 +205,7 @@ class Scheduler:
                         place.take(packets, now)
                         self._remove(waiter)
                         return packets
+                    self._packets.leave_to(len(self._called))
                     lead = free and (self._leader is None or self._leader is waiter)
                     if remaining == 0.0 and (looked or not lead):
                         self._remove(waiter)
@@ -220,8 +227,8 @@ class Scheduler:
                 if self._unsettled:
                     self.settle()
                 if until_ns is not None:
-                    ahead = max(until_ns - time.monotonic_ns(), 0) / 1e9
-                    remaining = ahead if remaining is None else min(remaining, ahead)
+                    due_in = max(until_ns - time.monotonic_ns(), 0) / 1e9
+                    remaining = due_in if remaining is None else min(remaining, due_in)
                 if remaining is not None and remaining > LONGEST_WAIT:
                     remaining = LONGEST_WAIT
                 if lead:
@@ -348,9 +355,22 @@ class Scheduler:
         if waiter is not None:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+            self._answer(waiter)
             if self._leader is waiter:
                 self._leader = None
+        self._packets.leave_to(len(self._called))
         self._dispatch()
+
+    def _answer(self, waiter: _Waiter | None) -> int | None:
+        """A thread looks at the queue: how many that were called before it are still on their way.
+
+        None when it comes of its own accord. Lock held.
+        """
+        if waiter is None or waiter not in self._called:
+            return None
+        ahead = self._called.index(waiter)
+        del self._called[ahead]
+        return ahead
 
     def _count_notes(self) -> None:
         """Lock held."""
@@ -385,7 +405,9 @@ class Scheduler:
 
     def _is_stuck(self) -> bool:
         """Lock held."""
-        return bool(self._packets.ready) and not self._waiters and self._running < self.concurrency
+        if self._waiters or self._running >= self.concurrency:
+            return False
+        return self._packets.waiting > 0
 
     def _dispatch(self) -> None:
         """Call threads for packets and places, and one to lead. Lock held."""
@@ -405,7 +427,7 @@ class Scheduler:
             for watcher in self._watchers:
                 if not watcher.called:
                     self._call(watcher)
-        wanted = min(self.concurrency - self._running, len(self._packets.ready))
+        wanted = min(self.concurrency - self._running, self._packets.waiting)
         if wanted == 0 and self._leader is None and self._running < self.concurrency:
             wanted = 1
         for waiter in reversed(self._waiters):
@@ -413,6 +435,7 @@ class Scheduler:
                 break
             wanted -= 1
             if not waiter.called:
+                self._called.append(waiter)
                 self._call(waiter)
         if self.timers:
             self._see_to_timers()
