@@ -44,6 +44,7 @@ from .scheduler cimport (
 cdef extern from "thread_clock.h" nogil:
     int64_t cp_clock_ns(int clock)
     bint cp_thread_sleeps(int number)
+    bint cp_another_thread_runs()
     int cp_start_thread(void* (*body)(void*) noexcept nogil)
 
 cdef extern from *:
@@ -56,9 +57,6 @@ cdef extern from *:
     """
     enum:
         CP_HAS_GIL
-
-cdef extern from "unistd.h" nogil:
-    int getpid()
 
 cdef extern from "time.h" nogil:
     enum:
@@ -271,8 +269,8 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
             if not suspects[i].sleeps:
                 computing = True
             elif not computing and not suspects[i].blocked:
-                # The main thread may hold the GIL and wait for a processor.
-                computing = not cp_thread_sleeps(getpid())
+                # It may wait for the GIL, and who holds that for a processor.
+                computing = cp_another_thread_runs()
     for i in range(count):
         judge(&suspects[i], computing)
     if stuck:

@@ -2,11 +2,13 @@
 #ifndef COMPLETIONPORT_THREAD_CLOCK_H
 #define COMPLETIONPORT_THREAD_CLOCK_H
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -49,6 +51,22 @@ static inline int cp_thread_sleeps(int number)
     text[size] = 0;
     end = strrchr(text, ')');
     return !end || end[1] != ' ' || end[2] != 'R';
+}
+
+/* Whether a thread of this process, other than the calling one, runs or waits for a processor. */
+static inline int cp_another_thread_runs(void)
+{
+    int own = cp_own_number(), number, runs = 0;
+    struct dirent *entry;
+    DIR *tasks = opendir("/proc/self/task");
+    if (!tasks)
+        return 0;
+    while (!runs && (entry = readdir(tasks))) {
+        number = atoi(entry->d_name);
+        runs = number > 0 && number != own && !cp_thread_sleeps(number);
+    }
+    closedir(tasks);
+    return runs;
 }
 
 /* A thread that never ends, takes no signals and touches no Python object. */
