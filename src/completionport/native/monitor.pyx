@@ -24,6 +24,7 @@ from .atomics cimport (
     cp_now_ns,
 )
 from .light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
+from .places cimport set_blocked
 from .scheduler cimport (
     DROWSY,
     FOREVER,
@@ -36,7 +37,6 @@ from .scheduler cimport (
     leave,
     on_watch,
     scheduler_release,
-    set_blocked,
     unlock_and_help,
     wants_watch,
 )

@@ -187,7 +187,6 @@ cdef void strand_release(Strand* strand) noexcept nogil
 cdef bint strand_let_go(Strand* strand) noexcept nogil
 # For the keepers and the monitor.
 cdef void unlock_and_wake(Scheduler* s) noexcept nogil
-cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil
 cdef bint wants_watch(Scheduler* s) noexcept nogil
 cdef void unlock_and_help(Scheduler* s) noexcept nogil
 cdef void on_watch(Watch function) noexcept nogil

@@ -12,9 +12,11 @@ from .atomics cimport (
     cp_now_ns,
     cp_store_release,
 )
+from .light_mutex cimport cp_light_mutex_lock, cp_light_mutex_open, cp_light_mutex_unlock
+from .packets cimport NONE, append, place_in_queue, unlink
+from .places cimport give_place_back, set_blocked, start_turn, take_place
 from .times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
-from .light_mutex cimport cp_light_mutex_lock as cp_mutex_lock
-from .light_mutex cimport cp_light_mutex_open, cp_light_mutex_unlock as cp_mutex_unlock
+from .waiters cimport UNCALLED, back_from_waiting, call, stack_insert
 
 cdef extern from "stdlib.h" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
@@ -50,8 +52,6 @@ cdef enum:
     # While packets are short and many, one in so many (a power of 2) looks whether a timer is due.
     LOOK_AT_TIMERS_EVERY = 32
     CACHE_LINE = 64
-    UNCALLED = -1
-    NONE = -1
 
 cdef struct Signals:
     # Futex words to wake once the lock is free. Waking one whose thread has gone on is harmless.
@@ -82,10 +82,6 @@ cdef void scheduler_release(Scheduler* s) noexcept nogil:
         free(s.timers)
         free(s)
 
-
-# -- threads ------------------------------------------------------------------------------------
-
-
 cdef void thread_ended(void* record) noexcept nogil:
     cdef Waiter* me = <Waiter*> record
     if me.held != NULL:
@@ -109,7 +105,7 @@ cdef void end_turn_elsewhere(Waiter* me) noexcept nogil:
     cdef Scheduler* s = me.held
     cdef bint inside = me.holds_place and enter(s)
     if me.holds_place:
-        cp_mutex_lock(&s.lock)
+        cp_light_mutex_lock(&s.lock)
         end_turn(s, me)
         give_place_back(s, me)
         if inside:
@@ -117,7 +113,7 @@ cdef void end_turn_elsewhere(Waiter* me) noexcept nogil:
             leave(s)
         else:
             # Nobody else looks at a closed port's places, but the holders must leave its list.
-            cp_mutex_unlock(&s.lock)
+            cp_light_mutex_unlock(&s.lock)
 
 
 cdef void use_port(Waiter* me, Scheduler* s) noexcept nogil:
@@ -128,58 +124,6 @@ cdef void use_port(Waiter* me, Scheduler* s) noexcept nogil:
             scheduler_release(me.held)
         cp_add_fetch(&s.references, 1)
         me.held = s
-
-
-# -- places: the scheduler's lock in all of these ------------------------------------------------
-
-
-cdef inline void take_place(Scheduler* s, Waiter* me) noexcept nogil:
-    me.holds_place = True
-    s.running += 1
-    me.previous_holder = NULL
-    me.next_holder = s.holders
-    if s.holders != NULL:
-        s.holders.previous_holder = me
-    s.holders = me
-
-
-cdef inline void give_place_back(Scheduler* s, Waiter* me) noexcept nogil:
-    if not me.holds_place:
-        return
-    me.holds_place = False
-    me.declared = 0
-    set_blocked(s, me, False)
-    s.running -= 1
-    if me.previous_holder == NULL:
-        s.holders = me.next_holder
-    else:
-        me.previous_holder.next_holder = me.next_holder
-    if me.next_holder != NULL:
-        me.next_holder.previous_holder = me.previous_holder
-
-
-cdef void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil:
-    """A thread that blocks holds its place, but the place does not count."""
-    if thread.blocked != blocked:
-        thread.blocked = blocked
-        if blocked:
-            s.running -= 1
-            s.blocked += 1
-        else:
-            s.running += 1
-            s.blocked -= 1
-
-
-cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
-    """The thread goes off to work on a packet; measured where the one at the head of the queue is."""
-    me.turn += 1
-    me.started_ns = 0
-    if s.to_measure > 0:
-        s.to_measure -= 1
-        me.started_ns = measured_now_ns()
-    elif s.head.queued_ns != 0 or s.work_ns >= WAKE_COST:
-        me.started_ns = measured_now_ns()
-
 
 cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
     """The thread is done with what it had taken."""
@@ -203,7 +147,7 @@ cdef bint start_blocking(Scheduler* s) noexcept nogil:
     cdef Waiter* me = current_thread()
     if me.held != s or not me.holds_place or not enter(s):
         return False
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     me.declared += 1
     set_blocked(s, me, True)
     if s.newest != NULL and s.queued > s.woken:
@@ -216,80 +160,16 @@ cdef bint start_blocking(Scheduler* s) noexcept nogil:
 cdef void end_blocking(Scheduler* s) noexcept nogil:
     cdef Waiter* me = current_thread()
     if me.held == s:
-        cp_mutex_lock(&s.lock)
+        cp_light_mutex_lock(&s.lock)
         # Both are over when it has called get meanwhile.
         if me.holds_place and me.declared > 0:
             me.declared -= 1
             if me.declared == 0:
                 set_blocked(s, me, False)
-        cp_mutex_unlock(&s.lock)
-
-
-# -- waiting threads --------------------------------------------------------------------------------
-
-
-cdef inline void stack_insert(Scheduler* s, Waiter* me) noexcept nogil:
-    # By arrival: a thread that was woken for nothing gets its old position back.
-    cdef Waiter* newer = NULL
-    cdef Waiter* older = s.newest
-    while older != NULL and older.arrival > me.arrival:
-        newer = older
-        older = older.older
-    me.newer = newer
-    me.older = older
-    if newer == NULL:
-        s.newest = me
-    else:
-        newer.older = me
-    if older != NULL:
-        older.newer = me
-    me.on_stack = True
-    me.signalled = False
-    cp_store_release(&me.signal, 0)
-
-
-cdef inline void stack_remove(Scheduler* s, Waiter* me) noexcept nogil:
-    if me.newer == NULL:
-        s.newest = me.older
-    else:
-        me.newer.older = me.older
-    if me.older != NULL:
-        me.older.newer = me.newer
-    me.on_stack = False
-
-
-cdef inline int back_from_waiting(Scheduler* s, Waiter* me) noexcept nogil:
-    """How many threads that were signalled before this one are still on their way, or UNCALLED."""
-    cdef int ahead = UNCALLED
-    cdef Waiter* before
-    if me.on_stack:
-        stack_remove(s, me)
-    elif me.signalled:
-        ahead = 0
-        before = me.signalled_before
-        while before != NULL:
-            ahead += 1
-            before = before.signalled_before
-        if me.signalled_before != NULL:
-            me.signalled_before.signalled_after = me.signalled_after
-        if me.signalled_after == NULL:
-            s.last_signalled = me.signalled_before
-        else:
-            me.signalled_after.signalled_before = me.signalled_before
-        s.woken -= 1
-    me.signalled = False
-    return ahead
-
+        cp_light_mutex_unlock(&s.lock)
 
 cdef inline void signal_thread(Scheduler* s, Waiter* waiter, Signals* signals) noexcept nogil:
-    stack_remove(s, waiter)
-    waiter.signalled = True
-    waiter.signalled_after = NULL
-    waiter.signalled_before = s.last_signalled
-    if s.last_signalled != NULL:
-        s.last_signalled.signalled_after = waiter
-    s.last_signalled = waiter
-    s.woken += 1
+    call(s, waiter)
     s.wakeups += MEASURED
     if waiter == s.leader:
         signals.leader = True
@@ -360,7 +240,7 @@ cdef void unlock_and_wake(Scheduler* s) noexcept nogil:
     unwatched = before != WATCHED and wants_watch(s)
     if unwatched:
         s.attention = WATCHED
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     send_signals(s, &signals)
     if unwatched:
         watch(s, before == DROWSY)
@@ -390,27 +270,14 @@ cdef void unlock_and_help(Scheduler* s) noexcept nogil:
     if s.keepers != 0 and s.queued != 0 and s.running == 0 and s.newest == NULL:
         s.stuck += 1
         cp_futex_wake(&s.stuck, 1)
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     send_signals(s, &signals)
 
 
 cdef void wake_threads(Scheduler* s) noexcept nogil:
     """Let threads go for packets that were pushed without waking anybody."""
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     unlock_and_wake(s)
-
-
-# -- packets ------------------------------------------------------------------------------------
-
-cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
-    packet.next = NULL
-    if s.tail == NULL:
-        set_head(s, packet)
-    else:
-        s.tail.next = packet
-    s.tail = packet
-    s.queued += 1
-
 
 cdef inline void enqueue(Scheduler* s, Packet* packet) noexcept nogil:
     """Into the queue, or into its strand when that is busy. Lock."""
@@ -427,13 +294,13 @@ cdef inline void enqueue(Scheduler* s, Packet* packet) noexcept nogil:
 
 cdef void push(Scheduler* s, Packet* packet, bint wake) noexcept nogil:
     """Queue a completion. With ``wake`` false the caller sees to `wake_threads` itself."""
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     s.completed += MEASURED
     enqueue(s, packet)
     if wake and s.newest != NULL:
         unlock_and_wake(s)
     else:
-        cp_mutex_unlock(&s.lock)
+        cp_light_mutex_unlock(&s.lock)
 
 
 cdef bint post(
@@ -442,9 +309,9 @@ cdef bint post(
     """Queue three references, which the packet owns from now on; False when there is no memory
     or the port is closed. The caller need not be inside."""
     cdef PostedPacket* posted
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     if s.guard.closed:
-        cp_mutex_unlock(&s.lock)
+        cp_light_mutex_unlock(&s.lock)
         return False
     posted = s.spare
     if posted != NULL:
@@ -453,7 +320,7 @@ cdef bint post(
     else:
         posted = <PostedPacket*> malloc(sizeof(PostedPacket))
         if posted == NULL:
-            cp_mutex_unlock(&s.lock)
+            cp_light_mutex_unlock(&s.lock)
             return False
         posted.packet.kind = PACKET_POSTED
     posted.transferred = transferred
@@ -467,14 +334,14 @@ cdef bint post(
     if s.newest != NULL or s.keepers != 0:
         unlock_and_wake_from_outside(s)
     else:
-        cp_mutex_unlock(&s.lock)
+        cp_light_mutex_unlock(&s.lock)
     return True
 
 
 cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
     """Queue the packets of timers, a list. Without ``wake`` the caller is on its way to take one."""
     cdef Packet* following
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     while packets != NULL:
         following = packets.next
         s.posted += MEASURED
@@ -483,40 +350,7 @@ cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
     if wake:
         unlock_and_wake(s)
     else:
-        cp_mutex_unlock(&s.lock)
-
-
-cdef inline int place_in_queue(Scheduler* s, int ahead) noexcept nogil:
-    """Which packet is the thread's, counted from the head; NONE when there is none. Lock.
-
-    A thread that was signalled says how many that were signalled before it are still ``ahead``: it
-    leaves that many packets to them. So threads that are signalled for a burst get its packets in the
-    order of the signals, whichever of them comes to run first. For a thread that comes of its own
-    accord (UNCALLED) there is what nobody passed over.
-    """
-    cdef int place = s.passed_over if ahead == UNCALLED else min(ahead, s.woken)
-    return place if s.queued > place else NONE
-
-
-cdef inline Packet* unlink(Scheduler* s, int place) noexcept nogil:
-    cdef Packet* packet = s.head
-    cdef Packet* before = NULL
-    cdef int i
-    for i in range(place):
-        before = packet
-        packet = packet.next
-    if before == NULL:
-        set_head(s, packet.next)
-    else:
-        before.next = packet.next
-    if packet.next == NULL:
-        s.tail = before
-    if place < s.passed_over:
-        s.passed_over -= 1
-    else:
-        s.passed_over = place
-    s.queued -= 1
-    return packet
+        cp_light_mutex_unlock(&s.lock)
 
 
 cdef inline void pop(
@@ -566,7 +400,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
     cdef int place
     if me.held != s:
         use_port(me, s)
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     if not more:
         end_turn(s, me)
         if me.blocked:
@@ -590,7 +424,7 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
         if s.newest != NULL or (s.queued != 0 and s.submits_late and s.attention != WATCHED):
             unlock_and_wake_from_outside(s)
             return True
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     return found
 
 
@@ -608,7 +442,7 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
     cdef int ahead = UNCALLED
     if me.held != s:
         use_port(me, s)
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     end_turn(s, me)
     give_place_back(s, me)
     s.arrivals += 1
@@ -621,16 +455,16 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
         if s.since_kernel >= LOOK_INTO_KERNEL_AFTER:
             s.since_kernel = 0
             if s.leader == NULL:
-                cp_mutex_unlock(&s.lock)
+                cp_light_mutex_unlock(&s.lock)
                 s.kernel_wait(s.engine, POLL)
-                cp_mutex_lock(&s.lock)
+                cp_light_mutex_lock(&s.lock)
                 continue
         if (not fired or s.head == NULL) and timers_are_due(s):
             # Once, unless nothing came of it: packets that are there already are not to wait for more.
             fired = True
-            cp_mutex_unlock(&s.lock)
+            cp_light_mutex_unlock(&s.lock)
             fire_timers(s, False)
-            cp_mutex_lock(&s.lock)
+            cp_light_mutex_lock(&s.lock)
             continue
         place = place_in_queue(s, ahead)
         if place != NONE and s.running < s.concurrency and not (
@@ -655,9 +489,9 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
                 status = TAKE_TIMEOUT
                 break
             looked = True
-            cp_mutex_unlock(&s.lock)
+            cp_light_mutex_unlock(&s.lock)
             s.kernel_wait(s.engine, POLL)
-            cp_mutex_lock(&s.lock)
+            cp_light_mutex_lock(&s.lock)
             continue
         if s.leader == NULL and s.running < s.concurrency and place == NONE:
             stack_insert(s, me)
@@ -665,9 +499,9 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             s.since_kernel = 0
             until_ns = with_timers(s, deadline_ns)
             s.leader_until_ns = until_ns if until_ns != FOREVER else NO_TIMER
-            cp_mutex_unlock(&s.lock)
+            cp_light_mutex_unlock(&s.lock)
             error = s.kernel_wait(s.engine, until_ns)
-            cp_mutex_lock(&s.lock)
+            cp_light_mutex_lock(&s.lock)
             set_leader(s, NULL)
             fired = False
             if until_ns != deadline_ns and error == ETIMEDOUT:
@@ -682,7 +516,7 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
             # Another thread leads, or nobody may: what this one has started must not wait for that.
             s.kernel_submit(s.engine)
             error = cp_futex_wait(&me.signal, 0, deadline_ns)
-            cp_mutex_lock(&s.lock)
+            cp_light_mutex_lock(&s.lock)
             reaped = False
         ahead = back_from_waiting(s, me)
     s.waiting -= 1
@@ -699,7 +533,7 @@ cdef Packet* close_queue(Scheduler* s) noexcept nogil:
     """Take what is queued out, to be dropped. `closed` is set and no thread is inside."""
     cdef Packet* packets
     cdef Strand* strand
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     strand = s.strands
     while strand != NULL:
         while strand.head != NULL:
@@ -710,7 +544,7 @@ cdef Packet* close_queue(Scheduler* s) noexcept nogil:
     s.tail = NULL
     s.queued = 0
     s.passed_over = 0
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     return packets
 
 
@@ -719,18 +553,14 @@ cdef void announce_close(Scheduler* s) noexcept nogil:
     cdef Signals signals
     signals.count = 0
     signals.leader = False
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     cp_store_release(&s.guard.closed, 1)
     while s.newest != NULL:
         signal_thread(s, s.newest, &signals)
     s.stuck += 1
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     cp_futex_wake(&s.stuck, 0x7fffffff)
     send_signals(s, &signals)
-
-
-# -- strands ----------------------------------------------------------------------------------------
-
 
 cdef Strand* strand_new(Scheduler* s) noexcept nogil:
     cdef Strand* strand = <Strand*> calloc(1, sizeof(Strand))
@@ -739,12 +569,12 @@ cdef Strand* strand_new(Scheduler* s) noexcept nogil:
     strand.references = 1
     strand.scheduler = s
     cp_add_fetch(&s.references, 1)
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     strand.following = s.strands
     if s.strands != NULL:
         s.strands.previous = strand
     s.strands = strand
-    cp_mutex_unlock(&s.lock)
+    cp_light_mutex_unlock(&s.lock)
     return strand
 
 
@@ -757,9 +587,9 @@ cdef void strand_release(Strand* strand) noexcept nogil:
     cdef Scheduler* s = strand.scheduler
     if cp_add_fetch(&strand.references, -1) == 0:
         cp_add_fetch(&s.references, 1)
-        cp_mutex_lock(&s.lock)
+        cp_light_mutex_lock(&s.lock)
         drop_strand(s, strand)
-        cp_mutex_unlock(&s.lock)
+        cp_light_mutex_unlock(&s.lock)
         scheduler_release(s)
 
 
@@ -829,9 +659,9 @@ cdef bint strand_let_go(Strand* strand) noexcept nogil:
     """For the calling thread; False when it does not hold the strand."""
     cdef Scheduler* s = strand.scheduler
     cdef Waiter* me = current_thread()
-    cp_mutex_lock(&s.lock)
+    cp_light_mutex_lock(&s.lock)
     if strand.holder != me:
-        cp_mutex_unlock(&s.lock)
+        cp_light_mutex_unlock(&s.lock)
         return False
     let_strand_go(s, strand)
     unlock_and_wake(s)
