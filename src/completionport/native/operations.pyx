@@ -6,6 +6,7 @@ Everything here runs with the GIL held or, free-threaded, with an attached threa
 
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from operator import index
 
@@ -65,6 +66,9 @@ from .timer_heap cimport TimedPacket
 from ..errors import OperationAborted, OperationPending, system_error
 from ..sources import open_source
 from ..operation import Operation as OperationCode
+
+# A module's names may be gone when the interpreter ends, its C variables are not.
+cdef object is_finalizing = sys.is_finalizing
 
 cdef extern from "Python.h":
     bint PyIndex_Check(object value)
@@ -649,7 +653,11 @@ cdef int drop_packet(Packet* packet) except -1:
         if op.error == 0:
             drop_result(op)
         op.error = ECANCELED
-        overlapped.conclude()
+        if is_finalizing():
+            # The names that make an exception may be gone, and nobody can ask for it.
+            overlapped.unpin()
+        else:
+            overlapped.conclude()
         overlapped.set_idle()
     elif packet.kind == PACKET_POSTED:
         posted = <PostedPacket*> packet

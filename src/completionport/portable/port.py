@@ -149,7 +149,8 @@ class PortablePort(CompletionPort):
         if core is None or core.closed:
             return
         try:
-            if not core.forked:
+            # When the interpreter ends, the names of modules may be gone.
+            if not core.forked and warnings is not None:
                 warnings.warn(
                     f"unclosed completion port {self!r}", ResourceWarning, stacklevel=2, source=self
                 )

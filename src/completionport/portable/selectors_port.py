@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from .. import association
@@ -40,7 +42,12 @@ class SelectorsCore(Core):
         self.check()
         return handle
 
-    def close(self) -> None:
+    def close(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():
+            # The names of modules may be gone, and threads have stopped for good, perhaps with a lock.
+            # No kernel holds a buffer here, and the end of the process closes the files.
+            self.scheduler.shut()
+            return
         if self.forked:
             # Neither locks nor the selector: those are the parent's business.
             if not self.closed:
