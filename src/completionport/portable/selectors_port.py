@@ -44,7 +44,7 @@ class SelectorsCore(Core):
 
     def close(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing():
-            # The names of modules may be gone, and threads have stopped for good, perhaps with a lock.
+            # The names of modules may be gone, and threads may have stopped for good with a lock.
             # No kernel holds a buffer here, and the end of the process closes the files.
             self.scheduler.shut()
             return
