@@ -826,7 +826,8 @@ class TestStuck:
         begun = time.monotonic()
         assert port._wait_until_stuck(0) is False
         assert port._wait_until_stuck(0.05) is False
-        assert time.monotonic() - begun >= 0.05
+        # Windows counts in ticks of up to 16 ms.
+        assert time.monotonic() - begun >= 0.033
 
     def test_a_port_whose_thread_blocks_while_packets_wait_is_stuck(self, make_port):
         port, event = make_port(1), threading.Event()

@@ -334,7 +334,7 @@ class TestSideBySide:
             assert packets[-1].overlapped is sync
             expected = bytearray(b"".join(b"%04d" % place for place in range(10_000)))
             expected[100:108] = b"00009999"
-            assert os.pread(file.fileno(), 50_000, 0) == expected
+            assert read_at(file, 50_000, 0) == expected
 
     def test_reads_and_writes_at_the_position_keep_one_order(self, port, file):
         with port.associate(file, "file") as handle:

@@ -184,7 +184,8 @@ class TestServers:
             wait_until(lambda: server.stats()["waiting"] == 2)
             numbers = server.stats()
             assert (numbers["queued"], numbers["running"], numbers["blocked"]) == (0, 0, 1)
-            assert numbers["wakeups"] >= 1
+            if engine != "iocp":  # there the kernel wakes them
+                assert numbers["wakeups"] >= 1
             assert numbers["taken"] >= 33
             time.sleep(0.03)  # what is measured
             go_on.set()
@@ -192,7 +193,8 @@ class TestServers:
             wait_until(lambda: server.stats()["waiting"] == 3)
             numbers = server.stats()
         assert numbers["blocked"] == 0
-        assert numbers["queue_time"].count >= 1
+        if engine != "iocp":  # nor is it known when they came
+            assert numbers["queue_time"].count >= 1
         assert 0.025 <= numbers["work_time"].quantile(1) < 10
         assert numbers["work_time"].quantile(0.25) < 0.025
 

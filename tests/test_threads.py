@@ -324,6 +324,7 @@ class TestConcurrency:
         assert port.get(0) is None
         assert port.stats()["running"] == 0
 
+    @needs_concurrency
     def test_get_at_another_port_gives_the_place_back(self, make_port):
         port, other = make_port(1), make_port(1)
         port.post("one")
