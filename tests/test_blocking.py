@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import queue
 import select
@@ -546,6 +547,13 @@ def round_trips(sock, count):
     return times
 
 
+def all_round_trips(socks):
+    for sock in socks:
+        sock.sendall(b"x")
+    for sock in socks:
+        assert read_exactly(sock, 1) == b"x"
+
+
 class TestOthersGoOn:
     """One thread that is long at work does not hold up the connections of the others."""
 
@@ -628,14 +636,45 @@ class TestOthersGoOn:
             assert blocks.wait(LONG)
             times = round_trips(other, 40)
             if tells_who_blocks:
-                # The port looks at its threads while packets come: this one may have been found out
-                # before it had come to block, and nobody looks again once all is quiet.
-                wait_until(
-                    lambda: round_trips(other, 1) and server.completion_port.stats()["blocked"] == 1
-                )
+                wait_for_stats(server.completion_port, blocked=1)
             event.set()
             assert read_exactly(busy, 1) == b"!"
         assert statistics.median(times) < NOTICEABLE
+
+    @pytest.mark.usefixtures("sees_who_blocks")
+    def test_a_worker_that_blocks_is_not_taken_for_one_that_runs_while_others_have_much_to_do(
+        self, engine
+    ):
+        """io_uring finishes the requests of a thread in that thread, also while it sleeps."""
+        blocks, event, count = threading.Event(), threading.Event(), 24
+
+        def callback():
+            blocks.set()
+            event.wait(LONG)
+
+        with (
+            Server(Echo(callback), port=0, workers=4, concurrency=1, engine=engine) as server,
+            contextlib.ExitStack() as stack,
+        ):
+            connect = functools.partial(socket.create_connection, server.address, timeout=LONG)
+            busy, *others = [stack.enter_context(connect()) for _ in range(count)]
+            # One thread serves all of them: the one that will block.
+            for _ in range(20):
+                all_round_trips([busy, *others])
+            busy.sendall(b"!")
+            assert blocks.wait(LONG)
+            wait_until(
+                lambda: (
+                    all_round_trips(others) or server.completion_port.stats()["blocked"] == 1
+                )
+            )
+            seen = []
+            for _ in range(400):
+                all_round_trips(others)
+                seen.append(server.completion_port.stats()["blocked"])
+            event.set()
+            assert read_exactly(busy, 1) == b"!"
+        assert seen.count(0) <= 4
 
     def test_a_servers_callback_may_say_that_it_blocks(self, engine):
         blocks, event = threading.Event(), threading.Event()

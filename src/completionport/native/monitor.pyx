@@ -44,6 +44,8 @@ from .scheduler cimport (
 cdef extern from "thread_clock.h" nogil:
     int64_t cp_clock_ns(int clock)
     bint cp_thread_sleeps(int number)
+    uint64_t cp_sleeping_place(int number)
+    int64_t cp_times_slept(int number)
     bint cp_another_thread_runs()
     int cp_start_thread(void* (*body)(void*) noexcept nogil)
 
@@ -101,6 +103,8 @@ cdef struct Suspect:
     int number
     bint blocked
     bint judged
+    uint64_t blocked_at
+    int64_t slept_times
     bint known              # it was looked at before in this turn
     bint computes
     bint sleeps
@@ -253,6 +257,8 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
             suspects[count].clock = thread.clock
             suspects[count].number = thread.number
             suspects[count].blocked = thread.blocked
+            suspects[count].blocked_at = thread.blocked_at
+            suspects[count].slept_times = thread.slept_times
             suspects[count].turn_at_ns = thread.seen_turn_at_ns
             suspects[count].before_cpu_ns = thread.seen_cpu_ns
             suspects[count].before_at_ns = thread.seen_at_ns
@@ -266,7 +272,7 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
         elif suspects[i].known:
             stuck = False
         if CP_HAS_GIL and suspects[i].known:
-            if not suspects[i].sleeps:
+            if suspects[i].computes or not (suspects[i].sleeps or suspects[i].blocked):
                 computing = True
             elif not computing and not suspects[i].blocked:
                 # It may wait for the GIL, and who holds that for a processor.
@@ -283,6 +289,8 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
             if suspects[i].thread == thread and suspects[i].turn == thread.turn:
                 thread.seen_cpu_ns = suspects[i].cpu_ns
                 thread.seen_at_ns = suspects[i].at_ns
+                thread.blocked_at = suspects[i].blocked_at
+                thread.slept_times = suspects[i].slept_times
                 if suspects[i].judged and thread.declared == 0:
                     set_blocked(s, thread, suspects[i].blocked)
                 break
@@ -308,10 +316,30 @@ cdef void look_at_thread(Suspect* suspect) noexcept nogil:
             suspect.used >= LONG_WORK_NS
             or suspect.at_ns - suspect.turn_at_ns >= LONGEST_LOSS_NS
         )
-        if not suspect.computes or not suspect.long_at_it:
+        if suspect.blocked or not suspect.computes or not suspect.long_at_it:
             asleep = cp_thread_sleeps(suspect.number)
             suspect.long_at_it = suspect.long_at_it or asleep
+            if suspect.blocked and suspect.computes:
+                suspect.computes = works_again(suspect, asleep)
             suspect.sleeps = asleep and not suspect.computes
+
+
+cdef bint works_again(Suspect* suspect, bint asleep) noexcept nogil:
+    """Whether it is the work of a thread that blocked which used the processor.
+
+    The kernel wakes it for more: it finishes the io_uring requests of a thread in that thread, in the
+    midst of the system call where that one sleeps, which then goes on as if nothing had been.
+    """
+    cdef int64_t before = suspect.slept_times
+    cdef uint64_t place
+    if asleep:
+        suspect.slept_times = -1
+        place = cp_sleeping_place(suspect.number)
+        # 0 where it has woken up meanwhile.
+        return suspect.blocked_at == 0 or (place != 0 and place != suspect.blocked_at)
+    # Awake at two looks, and did not sleep between them.
+    suspect.slept_times = cp_times_slept(suspect.number)
+    return suspect.slept_times == before
 
 
 cdef void judge(Suspect* suspect, bint others_compute) noexcept nogil:
@@ -327,6 +355,9 @@ cdef void judge(Suspect* suspect, bint others_compute) noexcept nogil:
             suspect.cpu_ns = suspect.before_cpu_ns
             suspect.at_ns = suspect.before_at_ns
         return
+    if suspect.sleeps and not suspect.blocked:
+        suspect.blocked_at = cp_sleeping_place(suspect.number)
+        suspect.slept_times = -1
     suspect.blocked = suspect.sleeps
 
 

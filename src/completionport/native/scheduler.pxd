@@ -75,6 +75,8 @@ cdef struct Waiter:
     int64_t seen_turn_at_ns # and when it first saw that turn
     int64_t seen_cpu_ns
     int64_t seen_at_ns
+    uint64_t blocked_at     # the place in its code where it was found blocked, 0: not known
+    int64_t slept_times     # when it was seen awake since then, -1: was asleep at the last look
 
 cdef enum:
     # What it may cost to wake a thread, ns: shorter work is done sooner by who is awake. 5 us on a

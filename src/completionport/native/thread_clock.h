@@ -34,23 +34,61 @@ static inline int64_t cp_clock_ns(int clock)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* Reads a file of a thread of this process into `text`, ended by a 0; false when it can't be read. */
+static inline int cp_read_of_thread(int number, const char *file, char *text, size_t size)
+{
+    char path[64];
+    ssize_t count;
+    snprintf(path, sizeof path, "/proc/self/task/%d/%s", number, file);
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0)
+        return 0;
+    count = read(descriptor, text, size - 1);
+    close(descriptor);
+    if (count <= 0)
+        return 0;
+    text[count] = 0;
+    return 1;
+}
+
 /* False for a thread that runs or waits for a processor; true when it sleeps, or when it can't be
  * told. The state is the field behind the name, which may hold any character: proc_pid_stat(5). */
 static inline int cp_thread_sleeps(int number)
 {
-    char path[64], text[512], *end;
-    ssize_t size;
-    snprintf(path, sizeof path, "/proc/self/task/%d/stat", number);
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    if (descriptor < 0)
+    char text[512], *end;
+    if (!cp_read_of_thread(number, "stat", text, sizeof text))
         return 1;
-    size = read(descriptor, text, sizeof text - 1);
-    close(descriptor);
-    if (size <= 0)
-        return 1;
-    text[size] = 0;
     end = strrchr(text, ')');
     return !end || end[1] != ' ' || end[2] != 'R';
+}
+
+/* Where a thread sleeps: its stack and its instruction, mixed to one number. 0 when it does not sleep
+ * or when it can't be told (proc_pid_syscall(5); a thread may always ask about those of its process). */
+static inline uint64_t cp_sleeping_place(int number)
+{
+    char text[256], *instruction, *stack;
+    if (!cp_read_of_thread(number, "syscall", text, sizeof text))
+        return 0;
+    /* The last two: the number of the system call becomes another when a signal interrupts it. */
+    instruction = strrchr(text, ' ');
+    if (!instruction)
+        return 0;
+    *instruction = 0;
+    stack = strrchr(text, ' ');
+    if (!stack)
+        return 0;
+    return strtoull(stack + 1, NULL, 16) * 31 + strtoull(instruction + 1, NULL, 16);
+}
+
+/* How often a thread went to sleep (proc_pid_status(5)), -2 when it can't be told. */
+static inline int64_t cp_times_slept(int number)
+{
+    static const char name[] = "\nvoluntary_ctxt_switches:";
+    char text[4096], *found;
+    if (!cp_read_of_thread(number, "status", text, sizeof text))
+        return -2;
+    found = strstr(text, name);
+    return found ? strtoll(found + sizeof name - 1, NULL, 10) : -2;
 }
 
 /* Whether a thread of this process, other than the calling one, runs or waits for a processor. */
