@@ -664,9 +664,7 @@ class TestOthersGoOn:
             busy.sendall(b"!")
             assert blocks.wait(LONG)
             wait_until(
-                lambda: (
-                    all_round_trips(others) or server.completion_port.stats()["blocked"] == 1
-                )
+                lambda: all_round_trips(others) or server.completion_port.stats()["blocked"] == 1
             )
             seen = []
             for _ in range(400):
