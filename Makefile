@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SOURCES = setup.py pyproject.toml $(wildcard src/completionport/native/*.pyx \
-	src/completionport/native/*.pxd src/completionport/native/*.h)
+SOURCES = setup.py pyproject.toml $(wildcard src/completionport/native/*/*.pyx \
+	src/completionport/native/*/*.pxd src/completionport/native/*/*.h)
 
 .PHONY: run build test test-windows lint format bench bench-workers races clean
 
@@ -62,4 +62,4 @@ $(VENV)/benched: $(VENV)/built
 	touch $@
 
 clean:
-	rm -rf $(VENV) build src/completionport/native/*.c src/completionport/native/*.so
+	rm -rf $(VENV) build src/completionport/native/*/*.c src/completionport/native/*/*.so

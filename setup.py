@@ -10,7 +10,9 @@ import sys
 
 from setuptools import Extension, setup
 
-SOURCES = sorted(glob.glob("src/completionport/native/*.pyx"))
+NATIVE = "src/completionport/native"
+SOURCES = sorted(glob.glob(f"{NATIVE}/*/*.pyx"))
+HEADERS = sorted(glob.glob(f"{NATIVE}/*/*.h"))
 
 
 def extensions() -> list[Extension]:
@@ -22,10 +24,10 @@ def extensions() -> list[Extension]:
     without = "COMPLETIONPORT_WITHOUT_STATS"
     modules = [
         Extension(
-            "completionport.native." + os.path.splitext(os.path.basename(source))[0],
+            os.path.splitext(os.path.relpath(source, "src"))[0].replace(os.sep, "."),
             [source],
-            include_dirs=["src/completionport/native"],
-            depends=glob.glob("src/completionport/native/*.h"),
+            include_dirs=sorted({os.path.dirname(header) for header in HEADERS}),
+            depends=HEADERS,
             define_macros=[(without, "1")] if os.environ.get(without) else [],
             extra_compile_args=["-O2", "-g1", "-D_GNU_SOURCE", "-Wno-unused-function"],
             optional=True,

@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../src/completionport/native/uring_abi.h"
+#include "../src/completionport/native/engines/uring_abi.h"
 
 enum { BATCH = 1024, OP_TIMEOUT = 11, OP_TIMEOUT_REMOVE = 12 };
 

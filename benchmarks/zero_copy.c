@@ -10,7 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 
-#include "../src/completionport/native/uring_abi.h"
+#include "../src/completionport/native/engines/uring_abi.h"
 #include "common.h"
 #include "cpu_time.h"
 

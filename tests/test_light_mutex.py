@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-HEADERS = HERE.parent / "src" / "completionport" / "native"
+HEADERS = HERE.parent / "src" / "completionport" / "native" / "primitives"
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the compiled engines are Linux'"

@@ -19,7 +19,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-HEADERS = HERE.parent / "src" / "completionport" / "native"
+NATIVE = HERE.parent / "src" / "completionport" / "native"
+ROOMS = [NATIVE / "primitives", NATIVE / "engines"]
+"""Where the headers are."""
 SOURCE, PROGRAM = HERE / "measure_costs.c", HERE / "build" / "measure_costs"
 RUNS = 3
 
@@ -48,13 +50,14 @@ MEANING = {
 
 
 def build() -> Path:
-    newest = max(file.stat().st_mtime for file in [SOURCE, *HEADERS.glob("*.h")])
+    newest = max(file.stat().st_mtime for file in [SOURCE, *NATIVE.glob("*/*.h")])
     if not PROGRAM.exists() or PROGRAM.stat().st_mtime < newest:
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
         if not compiler:
             sys.exit("no C compiler found: install one, or name it in CC")
         PROGRAM.parent.mkdir(exist_ok=True)
-        command = [*compiler.split(), "-O2", "-pthread", f"-I{HEADERS}", "-o", PROGRAM, SOURCE]
+        folders = [f"-I{room}" for room in ROOMS]
+        command = [*compiler.split(), "-O2", "-pthread", *folders, "-o", PROGRAM, SOURCE]
         subprocess.run(command, check=True, timeout=120)
     return PROGRAM
 

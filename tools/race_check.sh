@@ -48,7 +48,7 @@ tar -c --exclude='*.so' --exclude='*.c' setup.py pyproject.toml README.md src te
     CFLAGS="-fsanitize=thread -g -include $folder/tree/tools/tsan_python.h" \
     "$folder/venv/bin/python" setup.py --quiet build_ext --inplace >"$folder/build.log" 2>&1) \
     || { tail -n 50 "$folder/build.log"; exit 1; }
-(cd "$folder/tree" && watched -c 'import completionport.native.port' 2>"$folder/error") \
+(cd "$folder/tree" && watched -c 'import completionport.native.port.port' 2>"$folder/error") \
     || skip "the tool does not run here: $(tail -n 1 "$folder/error")"
 
 report=$PWD/build/races.txt

@@ -91,7 +91,7 @@ class DatagramServer(Service):
 
 def _core_class(port: CompletionPort) -> Any:
     if port.engine in ("io_uring", "epoll"):
-        from .native.datagram_core import DatagramCore
+        from .native.server.datagram_core import DatagramCore
 
         return DatagramCore
     from .portable.datagram_core import DatagramCore as PortableCore

@@ -51,9 +51,9 @@ def probe(name: str) -> EngineReport:
         if name == "iocp":
             from .windows.probe import probe as ask_kernel
         elif name == "io_uring":
-            from .native.uring_probe import probe as ask_kernel
+            from .native.engines.uring_probe import probe as ask_kernel
         elif name == "epoll":
-            from .native.epoll import probe as ask_kernel
+            from .native.engines.epoll import probe as ask_kernel
         else:
             raise ValueError(f"unknown engine {name!r}: it is one of {', '.join(ENGINES)}")
     except ImportError:
@@ -79,6 +79,6 @@ def port_class(engine: str | None) -> type[CompletionPort]:
         from .windows.port import IocpPort
 
         return IocpPort
-    from .native import ports
+    from .native.port import ports
 
     return ports.PORTS[wanted]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .portable.overlapped import OverlappedBase
 else:
     try:
-        from .native.operations import Completion, OverlappedBase
+        from .native.port.operations import Completion, OverlappedBase
     except ImportError:
         from .portable.overlapped import Completion, OverlappedBase  # noqa: F401
 

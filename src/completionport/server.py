@@ -130,7 +130,7 @@ def _make_room_for_descriptors(descriptor: int) -> None:
 
 def _core_class(port: CompletionPort) -> Any:
     if port.engine in ("io_uring", "epoll"):
-        from .native.server_core import ServerCore
+        from .native.server.server_core import ServerCore
 
         return ServerCore
     from .portable.connections import ServerCore as PortableCore

@@ -1,4 +1,4 @@
-"""The port's pool of threads, for what would block the caller; ``native/offload.pyx`` is its twin.
+"""The port's pool of threads, for what would block the caller; ``native.pool.offload``: its twin.
 
 The threads are not the program's: they never wait for packets, so they count for nobody's
 concurrency. How many of them work at a time is the width: ``BASE`` at once, more only where those

@@ -1,4 +1,4 @@
-"""Overlapped and Completion in Python; ``native.operations`` has their compiled twins."""
+"""Overlapped and Completion in Python; ``native.port.operations`` has their compiled twins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which operations on a file wait for which; ``native/precedence.pyx`` is its twin and says why."""
+"""Which operations on a file wait for which; ``native.channels.precedence`` says why."""
 
 from __future__ import annotations
 

@@ -1,0 +1,351 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Channels: a descriptor, its two queues of operations.
+
+The descriptor is a duplicate that nobody else knows. It is closed when the channel is closing and
+the kernel has no request on it any more, so a request can't meet a number that was used again.
+"""
+
+from libc.stdlib cimport calloc, free
+
+from ..primitives.atomics cimport (
+    cp_add_fetch,
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_set,
+    cp_set_int,
+    cp_store_release,
+)
+from ..scheduling.scheduler cimport push, strand_release
+from .engine cimport (
+    CP_ACCEPT,
+    CP_FSYNC,
+    CP_OPEN,
+    CP_READ,
+    CP_RECV,
+    CP_RECVFROM,
+    CP_RECVMSG,
+    CP_STAT,
+    DONE,
+)
+from .messages cimport close_passed_descriptors
+from .precedence cimport hides, is_in_turn, note_gone, note_queued, note_started
+from .steps cimport FINISHED, WAIT, let_sources_go, step
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EBADF
+        ECANCELED
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
+
+# -- a channel's life ---------------------------------------------------------------------------
+
+
+cdef void channel_init(Channel* channel, Engine* engine, int descriptor, ChannelKind kind) noexcept nogil:
+    channel.references = 1
+    channel.engine = engine
+    channel.descriptor = descriptor
+    channel.kind = kind
+    channel.readable = True
+    channel.writable = True
+
+
+cdef Channel* channel_new(Engine* engine, int descriptor, ChannelKind kind) noexcept nogil:
+    cdef Channel* channel = <Channel*> calloc(1, sizeof(Channel))
+    if channel != NULL:
+        channel_init(channel, engine, descriptor, kind)
+    return channel
+
+
+cdef Channel* channel_retain(Channel* channel) noexcept nogil:
+    cp_add_fetch(&channel.references, 1)
+    return channel
+
+
+cdef void channel_release(Channel* channel) noexcept nogil:
+    if cp_add_fetch(&channel.references, -1) == 0:
+        if channel.strand != NULL:
+            strand_release(channel.strand)
+        free(channel)
+
+
+cdef void let_go_if_idle(Channel* channel) noexcept nogil:
+    """Close the descriptor of a closing channel once the kernel is done with it."""
+    if channel.closing and channel.in_kernel == 0 and channel.descriptor >= 0:
+        channel.engine.type.close_channel(channel.engine, channel)
+        close(channel.descriptor)
+        cp_set_int(&channel.descriptor, -1)
+
+
+cdef void channel_close(Channel* channel) noexcept nogil:
+    """End every operation as cancelled and let the descriptor go. Takes the lock."""
+    cp_mutex_lock(&channel.lock)
+    if not channel.closing:
+        cp_set(&channel.closing, True)
+        stop_all(channel, &channel.input)
+        stop_all(channel, &channel.output)
+        if channel.owner != NULL:
+            channel.owner.closing(channel)
+        let_go_if_idle(channel)
+    cp_mutex_unlock(&channel.lock)
+    channel.engine.type.submit(channel.engine)
+
+
+# -- queues -------------------------------------------------------------------------------------
+
+
+cdef inline bint brings_data(Operation* operation) noexcept nogil:
+    return (
+        operation.code == CP_RECV or operation.code == CP_READ or operation.code == CP_ACCEPT
+        or operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
+    )
+
+
+cdef OperationQueue* queue_of(Operation* operation) noexcept nogil:
+    cdef bint input = brings_data(operation)
+    if side_by_side(operation.channel):
+        # What `precedence` has to compare is in one queue.
+        input = operation.code == CP_STAT or (input and operation.offset >= 0)
+    return &operation.channel.input if input else &operation.channel.output
+
+
+cdef void append_operation(OperationQueue* queue, Operation* operation) noexcept nogil:
+    operation.next = NULL
+    operation.previous = queue.tail
+    if queue.tail == NULL:
+        queue.head = operation
+    else:
+        queue.tail.next = operation
+    queue.tail = operation
+
+
+cdef Operation* pop_operation(OperationQueue* queue) noexcept nogil:
+    cdef Operation* operation = queue.head
+    queue.head = operation.next
+    if queue.head == NULL:
+        queue.tail = NULL
+    else:
+        queue.head.previous = NULL
+    return operation
+
+
+cdef void remove_operation(OperationQueue* queue, Operation* operation) noexcept nogil:
+    if side_by_side(operation.channel):
+        note_gone(queue, operation)
+    if queue.head == operation:
+        pop_operation(queue)
+        return
+    operation.previous.next = operation.next
+    if operation.next == NULL:
+        queue.tail = operation.previous
+    else:
+        operation.next.previous = operation.previous
+
+
+cdef void drop_result(Operation* operation) noexcept nogil:
+    """Close the descriptors that a successful operation has brought: nobody will take them."""
+    if operation.code == CP_ACCEPT or operation.code == CP_OPEN:
+        close(<int> operation.transferred)
+    elif operation.code == CP_RECVMSG:
+        close_passed_descriptors(&operation.message)
+
+
+cdef void settle(Operation* operation, bint wake) noexcept nogil:
+    """The operation is over: its packet goes to the queue.
+
+    The channel's lock is still held, so packets of one channel are queued in the order in which
+    its operations were carried out.
+    """
+    cdef Channel* channel = operation.channel
+    let_sources_go(operation)
+    if channel.closing and (operation.error == 0 or operation.error == ECANCELED):
+        # What was pending when the handle was closed is aborted, however far it had got.
+        if operation.error == 0:
+            drop_result(operation)
+        operation.error = ECANCELED
+        if brings_data(operation):
+            operation.transferred = 0
+    if channel.owner != NULL:
+        channel.owner.settled(channel, wake)
+    else:
+        cp_store_release(&operation.state, DONE)
+        push(channel.engine.scheduler, &operation.packet, wake)
+
+
+cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil:
+    """Carry on with the head of the queue, and with the next when it is done."""
+    cdef Operation* operation = queue.head
+    if side_by_side(channel):
+        start_waiting(channel, queue, NULL)
+        return
+    while operation != NULL and not operation.in_kernel:
+        if step(operation) == WAIT:
+            channel.engine.type.start(channel.engine, operation)
+            return
+        pop_operation(queue)
+        settle(operation, wake)
+        operation = queue.head
+
+
+cdef void count_waiting(OperationQueue* queue, Operation* operation, int change) noexcept nogil:
+    queue.waiting += change
+    if operation.code == CP_FSYNC:
+        queue.waiting_syncs += change
+    if change > 0 and queue.first_waiting == NULL:
+        queue.first_waiting = operation
+    while queue.first_waiting != NULL and (
+        queue.first_waiting.in_kernel or (change < 0 and queue.first_waiting == operation)
+    ):
+        queue.first_waiting = queue.first_waiting.next
+
+
+cdef void start_waiting(Channel* channel, OperationQueue* queue, Operation* gone) noexcept nogil:
+    """Start what has nothing to wait for any more; ``gone``: the one that is over, if it is one only."""
+    cdef Operation* operation = queue.first_waiting
+    cdef Operation* following
+    cdef bint hidden
+    cdef int under_way
+    while operation != NULL and queue.waiting > 0:
+        following = operation.next
+        if not operation.in_kernel:
+            hidden = gone != NULL and hides(operation, gone)
+            if is_in_turn(queue, operation):
+                count_waiting(queue, operation, -1)
+                under_way = channel.in_kernel
+                start_now(channel, queue, operation)
+                if channel.in_kernel == under_way:
+                    # It is over already: no thread was to be had.
+                    gone = NULL
+                    hidden = False
+            if hidden:
+                return
+        operation = following
+
+
+cdef void start_now(Channel* channel, OperationQueue* queue, Operation* operation) noexcept nogil:
+    note_started(queue, operation)
+    channel.engine.type.start(channel.engine, operation)
+
+
+cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
+    """An operation that was started is over: its packet goes out, and what waited for it goes on."""
+    cdef Channel* channel = operation.channel
+    cdef OperationQueue* queue = queue_of(operation)
+    remove_operation(queue, operation)
+    if side_by_side(channel):
+        # Before its packet is out, with which it may be used again.
+        if not channel.closing:
+            start_waiting(channel, queue, operation)
+        settle(operation, wake)
+        return
+    settle(operation, wake)
+    if not channel.closing:
+        run_queue(channel, queue, wake)
+
+
+cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil:
+    """Start a claimed operation, or queue it behind others. Takes the lock.
+
+    Returns 0 when a packet will come (or is there), NO_PACKET when the operation is done and the
+    caller's again, else the errno with which it failed at once. The caller holds a reference to the
+    Overlapped for the operation and is inside the scheduler.
+    """
+    cdef OperationQueue* queue
+    cdef int error = 0
+    cp_mutex_lock(&channel.lock)
+    if channel.closing:
+        cp_mutex_unlock(&channel.lock)
+        return EBADF
+    operation.channel = channel
+    if channel.kind != ERRANDS:
+        operation.packet.strand = channel.strand
+    queue = queue_of(operation)
+    if side_by_side(channel):
+        channel_retain(channel)
+        append_operation(queue, operation)
+        note_queued(queue, operation)
+        if is_in_turn(queue, operation):
+            start_now(channel, queue, operation)
+        else:
+            count_waiting(queue, operation, 1)
+    elif queue.head != NULL:
+        channel_retain(channel)
+        append_operation(queue, operation)
+    elif step(operation) == FINISHED:
+        error = operation.error
+        if error == 0:
+            channel_retain(channel)
+            if channel.skips_on_success:
+                let_sources_go(operation)
+                error = NO_PACKET
+            else:
+                settle(operation, True)
+    else:
+        channel_retain(channel)
+        append_operation(queue, operation)
+        channel.engine.type.start(channel.engine, operation)
+    cp_mutex_unlock(&channel.lock)
+    channel.engine.type.submit(channel.engine)
+    return error
+
+
+cdef void abort_operation(Operation* operation) noexcept nogil:
+    """Cancelled; but a receive that was to be filled keeps what it has, so that no byte is lost."""
+    if not (operation.fill and operation.transferred > 0):
+        operation.error = ECANCELED
+
+
+cdef bint stop(Channel* channel, OperationQueue* queue, Operation* operation, bint wake) noexcept nogil:
+    """Cancel a queued operation; False when that was asked for before."""
+    if operation.cancelled:
+        return False
+    operation.cancelled = True
+    if operation.in_kernel:
+        if not channel.engine.type.cancel(channel.engine, operation):
+            return True
+    elif side_by_side(channel):
+        count_waiting(queue, operation, -1)
+    remove_operation(queue, operation)
+    abort_operation(operation)
+    settle(operation, wake)
+    return True
+
+
+cdef int stop_all(Channel* channel, OperationQueue* queue) noexcept nogil:
+    cdef Operation* operation = queue.head
+    cdef Operation* following
+    cdef int count = 0
+    while operation != NULL:
+        following = operation.next
+        count += stop(channel, queue, operation, True)
+        operation = following
+    return count
+
+
+cdef bint stop_one(
+    Channel* channel, OperationQueue* queue, Operation* wanted, int* count
+) noexcept nogil:
+    cdef Operation* operation = queue.head
+    while operation != NULL and operation != wanted:
+        operation = operation.next
+    if operation == NULL:
+        return False
+    count[0] = stop(channel, queue, operation, True)
+    if not channel.closing:
+        run_queue(channel, queue, True)
+    return True
+
+
+cdef int cancel_operations(Channel* channel, Operation* only) noexcept nogil:
+    """Cancel one operation (or, with NULL, all); how many were asked to stop. Takes the lock."""
+    cdef int count = 0
+    cp_mutex_lock(&channel.lock)
+    if only == NULL:
+        count = stop_all(channel, &channel.input) + stop_all(channel, &channel.output)
+    elif not stop_one(channel, &channel.input, only, &count):
+        stop_one(channel, &channel.output, only, &count)
+    cp_mutex_unlock(&channel.lock)
+    channel.engine.type.submit(channel.engine)
+    return count

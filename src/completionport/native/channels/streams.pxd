@@ -1,0 +1,28 @@
+"""Streams: the server's connections and listening sockets, below Python.
+
+A stream is a strand: it is in the packet queue at most once, and at most one thread is at it.
+"""
+
+from libc.stdint cimport int64_t
+
+from ..scheduling.scheduler cimport Packet
+from .engine cimport Block, Channel, Engine, Stream
+
+cdef inline Stream* stream_of(Packet* packet) noexcept nogil:
+    """The stream that this packet is a part of."""
+    return <Stream*> (<char*> packet - <size_t> &(<Stream*> NULL).packet)
+
+
+cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil
+cdef Block* take_garbage(Engine* engine) noexcept nogil
+cdef bint has_garbage(Engine* engine) noexcept nogil
+# With the channel's lock:
+cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil
+cdef int stream_append(Stream* stream, const char* data, size_t size, void* object) noexcept nogil
+cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noexcept nogil
+cdef int64_t stream_input_if_ready(Stream* stream, char* scratch, size_t size) noexcept nogil
+cdef void stream_ready(Stream* stream, bint at_end) noexcept nogil
+cdef void stream_start_output(Stream* stream) noexcept nogil
+cdef void stream_append_block(Stream* stream, Block* block) noexcept nogil
+cdef void stream_block_done(Stream* stream) noexcept nogil
+cdef void stream_closing(Channel* channel) noexcept nogil

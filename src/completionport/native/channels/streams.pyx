@@ -1,0 +1,274 @@
+# cython: language_level=3, freethreading_compatible=True
+"""What a connection or a listening socket does between the kernel and a worker.
+
+Sending: what the kernel does not take at once waits in blocks. Small data is copied, so that a
+finished send needs no Python; large bytes objects are referenced, and given to `garbage` when sent.
+"""
+
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from ..primitives.atomics cimport cp_count_size
+from ..primitives.times cimport add_to_stats
+from ..scheduling.scheduler cimport PACKET_STREAM, push
+from .channels cimport append_operation, channel_init
+from .engine cimport CP_SEND, SOCKET, Channel, ChannelOwner, Operation
+
+cdef extern from "errno.h" nogil:
+    int errno
+    enum:
+        EAGAIN, EINTR, ENOMEM
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t recv(int descriptor, void* data, size_t size, int flags)
+    ssize_t send(int descriptor, const void* data, size_t size, int flags)
+    int accept4(int descriptor, void* address, void* size, int flags)
+    enum:
+        MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
+
+cdef extern from *:
+    """
+    #define cp_exchange_pointer(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
+    #define cp_push_pointer(list, item)                                                            \\
+        do {                                                                                       \\
+            (item)->next = __atomic_load_n((list), __ATOMIC_RELAXED);                              \\
+        } while (!__atomic_compare_exchange_n((list), &(item)->next, (item), 1, __ATOMIC_RELEASE,  \\
+                                              __ATOMIC_RELAXED))
+    """
+    Block* cp_exchange_pointer(Block** list, Block* value) nogil
+    Block* cp_peek_block "cp_load_relaxed"(Block** list) nogil
+    void cp_push_pointer(Block** list, Block* item) nogil
+
+cdef enum:
+    SMALLEST_BLOCK = 512
+
+
+cdef ChannelOwner stream_owner
+stream_owner.settled = output_settled
+stream_owner.closing = stream_closing
+
+
+cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil:
+    cdef Stream* stream = <Stream*> calloc(1, sizeof(Stream))
+    if stream != NULL:
+        channel_init(&stream.channel, engine, descriptor, SOCKET)
+        stream.channel.owner = &stream_owner
+        stream.packet.kind = PACKET_STREAM
+        stream.output.code = CP_SEND
+        stream.output.channel = &stream.channel
+    return stream
+
+
+cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil:
+    """Have a worker look at the stream, now or when the one that is at it is done."""
+    if not stream.scheduled:
+        stream.scheduled = True
+        push(stream.channel.engine.scheduler, &stream.packet, wake)
+
+
+# -- receiving, for engines that tell when a stream is ready ---------------------------------------
+
+
+cdef void stream_ready(Stream* stream, bint at_end) noexcept nogil:
+    """There is something to receive; ``at_end``: and then the end or an error."""
+    stream.readable = True
+    stream.hung_up = stream.hung_up or at_end
+    if stream.wants_input:
+        stream_schedule(stream, False)
+
+
+cdef int64_t stream_input_if_ready(Stream* stream, char* scratch, size_t size) noexcept nogil:
+    """What `EngineType.next_input` returns; received data lies in `scratch`."""
+    return accept_one(stream) if stream.listens else receive_some(stream, scratch, size)
+
+
+cdef int64_t accept_one(Stream* stream) noexcept nogil:
+    cdef int result
+    if stream.error != 0:
+        return -stream.error
+    while stream.readable and stream.wants_input:
+        result = accept4(stream.channel.descriptor, NULL, NULL, SOCK_CLOEXEC)
+        if result >= 0:
+            return result
+        if errno == EAGAIN:
+            stream.readable = False
+        elif errno != EINTR:
+            stream.error = errno
+            stream.wants_input = False
+            return -stream.error
+    return -EAGAIN
+
+
+cdef int64_t receive_some(Stream* stream, char* scratch, size_t size) noexcept nogil:
+    cdef ssize_t got
+    if stream.error != 0:
+        return -stream.error
+    if stream.ended:
+        return 0
+    while stream.readable and stream.wants_input:
+        got = recv(stream.channel.descriptor, scratch, size, MSG_DONTWAIT)
+        if got > 0:
+            if got < <ssize_t> size and not stream.hung_up:
+                stream.readable = False
+            return got
+        if got == 0:
+            stream.ended = True
+            stream.wants_input = False
+            return 0
+        if errno == EAGAIN:
+            stream.readable = False
+        elif errno != EINTR:
+            stream.error = errno
+            stream.wants_input = False
+            return -stream.error
+    return -EAGAIN
+
+
+cdef void stream_closing(Channel* channel) noexcept nogil:
+    cdef Stream* stream = <Stream*> channel
+    stream.wants_input = False
+    if stream.armed and not stream.stopping:
+        channel.engine.type.stop_input(channel.engine, stream)
+    drop_blocks(stream)
+    stream_schedule(stream, True)
+
+
+# -- sending --------------------------------------------------------------------------------------
+
+
+cdef int stream_append(Stream* stream, const char* data, size_t size, void* object) noexcept nogil:
+    """Queue bytes to be sent; with ``object`` they lie in it and its reference is taken over."""
+    cdef Block* block = stream.last_block
+    cdef size_t room
+    if (
+        object == NULL and block != NULL and block.object == NULL
+        and block.room - block.size >= size
+        and not (stream.sending and block == stream.first_block)
+    ):
+        memcpy(block.data + block.size, data, size)
+        block.size += size
+        cp_count_size(&stream.queued_bytes, size)
+        return 0
+    room = 0 if object != NULL else max(size, <size_t> SMALLEST_BLOCK)
+    block = <Block*> malloc(sizeof(Block) + room)
+    if block == NULL:
+        return ENOMEM
+    block.object = object
+    block.size = size
+    block.room = room
+    if object != NULL:
+        block.data = <char*> data
+    else:
+        block.data = <char*> (block + 1)
+        memcpy(block.data, data, size)
+    stream_append_block(stream, block)
+    return 0
+
+
+cdef void stream_append_block(Stream* stream, Block* block) noexcept nogil:
+    block.next = NULL
+    if stream.first_block == NULL:
+        stream.first_block = block
+    else:
+        stream.last_block.next = block
+    stream.last_block = block
+    cp_count_size(&stream.queued_bytes, block.size)
+
+
+cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noexcept nogil:
+    """Send what the kernel takes at once: the number of bytes, or a negative errno."""
+    cdef ssize_t sent
+    while True:
+        sent = send(stream.channel.descriptor, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent >= 0:
+            add_to_stats(&stream.sent_bytes, sent)
+            return sent
+        if errno == EAGAIN:
+            return 0
+        if errno != EINTR:
+            return -errno
+
+
+cdef void stream_start_output(Stream* stream) noexcept nogil:
+    """Have the engine send the first block, and the others after it."""
+    cdef Operation* output = &stream.output
+    if stream.sending or stream.first_block == NULL or stream.channel.closing:
+        return
+    stream.sending = True
+    output.one.iov_base = stream.first_block.data
+    output.one.iov_len = stream.first_block.size
+    output.vector = &output.one
+    output.vector_count = 1
+    output.transferred = 0
+    output.error = 0
+    output.cancelled = False
+    if stream.datagrams != NULL:
+        output.address = stream.first_block.data - stream.first_block.room
+        output.address_size = <unsigned int> stream.first_block.room
+    append_operation(&stream.channel.output, output)
+    if not output.in_kernel and stream.channel.output.head == output:
+        stream.channel.engine.type.start(stream.channel.engine, output)
+
+
+cdef void free_block(Stream* stream, Block* block) noexcept nogil:
+    if block.object == NULL:
+        free(block)
+    else:
+        cp_push_pointer(&stream.channel.engine.garbage, block)
+
+
+cdef bint has_garbage(Engine* engine) noexcept nogil:
+    return cp_peek_block(&engine.garbage) != NULL
+
+
+cdef Block* take_garbage(Engine* engine) noexcept nogil:
+    """The blocks whose objects the caller, with the GIL, has to let go; then it frees them."""
+    if not has_garbage(engine):
+        return NULL
+    return cp_exchange_pointer(&engine.garbage, NULL)
+
+
+cdef void drop_blocks(Stream* stream) noexcept nogil:
+    cdef Block* block = stream.first_block
+    cdef Block* following
+    if stream.sending:
+        # The kernel may still read it: `output_settled` comes.
+        block = block.next
+        stream.first_block.next = NULL
+        stream.last_block = stream.first_block
+    else:
+        stream.first_block = stream.last_block = NULL
+    while block != NULL:
+        following = block.next
+        cp_count_size(&stream.queued_bytes, -block.size)
+        free_block(stream, block)
+        block = following
+
+
+cdef void stream_block_done(Stream* stream) noexcept nogil:
+    """The block that was being sent is not needed any more."""
+    cdef Block* block = stream.first_block
+    stream.sending = False
+    add_to_stats(&stream.sent_bytes, stream.output.transferred)
+    cp_count_size(&stream.queued_bytes, -block.size)
+    stream.first_block = block.next
+    if block.next == NULL:
+        stream.last_block = NULL
+    free_block(stream, block)
+
+
+cdef void output_settled(Channel* channel, bint wake) noexcept nogil:
+    """A block was sent, or failed."""
+    cdef Stream* stream = <Stream*> channel
+    stream_block_done(stream)
+    if channel.closing:
+        stream_schedule(stream, wake)
+        return
+    if stream.output.error != 0:
+        stream.error = stream.output.error
+        drop_blocks(stream)
+        stream_schedule(stream, wake)
+    elif stream.first_block != NULL:
+        stream_start_output(stream)
+    elif stream.was_full or stream.close_when_sent:
+        stream_schedule(stream, wake)

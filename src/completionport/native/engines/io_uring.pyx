@@ -1,0 +1,618 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The engine on io_uring(7): one ring for all threads of a port.
+
+How the kernel behaves, as far as the code below leans on it:
+
+- The ring is made with IORING_SETUP_COOP_TASKRUN and without SINGLE_ISSUER: any thread submits, any
+  thread takes completions. A request that has to wait is finished by the thread that submitted it,
+  when that thread next enters the kernel, at the latest at its next timer tick.
+- When a thread ends, the kernel cancels the requests that it submitted. Such a completion says
+  ECANCELED although nobody asked: the request is submitted again.
+- Several requests on one socket may overtake each other, so only the head of each queue of a channel
+  is with the kernel.
+- A multishot request gives completions until one comes without IORING_CQE_F_MORE. With ENOBUFS it
+  ended because all provided buffers are in use.
+- A request holds the open file, not its number; but the number is read when the request is
+  submitted, so a descriptor is closed only when nothing of its channel is in the ring.
+
+- The kernel carries out a ring's receives and sends while it holds the ring's lock, TCP included. And
+  it finishes a request in the thread that submitted it, which it wakes for that, also where another
+  one waits for the ring. So where several threads run at a time the server's streams are not the
+  ring's: they wait in an epoll instance, which belongs to no thread, and their threads receive and send
+  by system calls, side by side. The ring is registered there too. Where one thread runs at a time the
+  ring does it all, in fewer calls.
+
+Every request counts in its channel's `in_kernel` and holds a reference to the channel.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+from ..channels.channels cimport (
+    abort_operation,
+    channel_release,
+    channel_retain,
+    let_go_if_idle,
+    finish_operation,
+    queue_of,
+    run_queue,
+    side_by_side,
+)
+from ..channels.datagrams cimport datagrams_receive, datagrams_release
+from ..channels.engine cimport CP_CLOSE, Channel, Chunk, EngineType, Operation, Stream
+from ..channels.steps cimport FINISHED, GO_ON, WAIT, Progress, account
+from ..channels.streams cimport stream_input_if_ready, stream_schedule
+from ..pool.offload cimport offload_cancel, offload_start
+from ..primitives.atomics cimport (
+    cp_load_acquire,
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_now_ns,
+    cp_received,
+    cp_store_release,
+)
+from ..scheduling.scheduler cimport POLL, Scheduler, somebody_leads, wake_threads
+from .buffers cimport (
+    BUFFER_GROUP,
+    BufferPool,
+    pool_close,
+    pool_filled,
+    pool_grow,
+    pool_open,
+    pool_release,
+)
+from .readiness cimport (
+    Readiness,
+    readiness_add,
+    readiness_close,
+    readiness_open,
+    readiness_remove,
+    readiness_wait,
+)
+from .ring cimport (
+    Ring,
+    commit_entry,
+    cp_cqe,
+    cp_sqe,
+    known_opcodes,
+    next_entry,
+    ring_close,
+    ring_open,
+    unsubmitted,
+)
+from .uring_requests cimport describe, is_native, moves_data, opcode_of
+
+cdef extern from "uring_abi.h" nogil:
+    int cp_uring_enter(int fd, unsigned submit, unsigned wanted, unsigned flags, int64_t timeout_ns)
+    enum:
+        CP_OP_NOP, CP_OP_POLL_ADD, CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_RECV
+        CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
+        CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
+        CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
+
+cdef extern from "errno.h" nogil:
+    int errno
+    enum:
+        EAGAIN, EBUSY, ECANCELED, EINTR, ENOBUFS, ENOENT, ENOMEM, ETIME, ETIMEDOUT
+
+cdef extern from "poll.h" nogil:
+    enum:
+        POLLIN, POLLOUT, POLLRDHUP
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
+cdef extern from "sys/socket.h" nogil:
+    enum:
+        SOCK_CLOEXEC
+
+cdef enum:
+    SUBMISSION_ENTRIES = 1024
+    SUBMIT_AT = 64
+    COMPLETION_ENTRIES = 8192
+    # The low bits of a request's user_data say what its address points to; 0 is of no interest.
+    TAG_OPERATION = 1
+    TAG_INPUT = 2
+    TAG_CANCEL = 3                # a channel
+    TAG_MASK = 7
+
+cdef struct Uring:
+    Engine engine               # first
+    Ring ring
+    unsigned wait_flags
+    uint64_t known              # opcodes that the kernel has, a bit each; constant
+    bint woken                  # a completion of `wake` was seen: completion lock
+    # A server of datagrams is on the port, or one of streams where several threads run at a time:
+    # set before any thread waits.
+    bint tells_readiness
+    Readiness readiness         # of the server's streams, and of the ring
+    BufferPool pool             # where the ring receives for them
+
+
+# -- submission -----------------------------------------------------------------------------------
+
+
+cdef void submit(Engine* engine) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
+    cdef uint32_t count = unsubmitted(&uring.ring)
+    cdef int result
+    while count != 0:
+        result = cp_uring_enter(uring.ring.descriptor, count, 0, 0, -1)
+        if result == -EBUSY or result == -EAGAIN:
+            # The kernel holds completions back until there is room for them.
+            reap(engine, False)
+        elif result < 0 and result != -EINTR:
+            return
+        count = unsubmitted(&uring.ring)
+
+
+cdef void wake(Engine* engine) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
+    cp_mutex_lock(&uring.ring.sq_lock)
+    next_entry(&uring.ring).opcode = CP_OP_NOP
+    commit_entry(&uring.ring)
+    cp_mutex_unlock(&uring.ring.sq_lock)
+    submit(engine)
+
+
+cdef void ask_to_cancel(Uring* uring, Channel* channel, uint64_t user_data) noexcept nogil:
+    """Have the kernel stop a request of this channel. Channel lock."""
+    cdef cp_sqe* sqe
+    cp_mutex_lock(&uring.ring.sq_lock)
+    sqe = next_entry(&uring.ring)
+    sqe.opcode = CP_OP_ASYNC_CANCEL
+    sqe.addr = user_data
+    sqe.user_data = <uintptr_t> channel | TAG_CANCEL
+    commit_entry(&uring.ring)
+    cp_mutex_unlock(&uring.ring.sq_lock)
+    channel.in_kernel += 1
+    channel_retain(channel)
+
+
+cdef void cancel_completed(Uring* uring, Channel* channel, int32_t result) noexcept nogil:
+    """A request that was just being tried again is not found (ENOENT): ask once more."""
+    cdef Stream* stream = <Stream*> channel
+    cp_mutex_lock(&channel.lock)
+    # On files and names a request ends by itself.
+    if result == -ENOENT and not side_by_side(channel):
+        ask_again(uring, channel, channel.input.head)
+        ask_again(uring, channel, channel.output.head)
+        if channel.owner != NULL and stream.armed and stream.stopping:
+            ask_to_cancel(uring, channel, <uintptr_t> stream | TAG_INPUT)
+    request_over(channel)
+    cp_mutex_unlock(&channel.lock)
+    channel_release(channel)
+
+
+cdef void ask_again(Uring* uring, Channel* channel, Operation* operation) noexcept nogil:
+    if operation != NULL and operation.in_kernel and operation.cancelled:
+        ask_to_cancel(uring, channel, <uintptr_t> operation | TAG_OPERATION)
+
+
+cdef inline void request_over(Channel* channel) noexcept nogil:
+    """One request less. Channel lock, which the caller's reference keeps alive."""
+    channel.in_kernel -= 1
+    if channel.closing and channel.in_kernel == 0:
+        let_go_if_idle(channel)
+        if channel.owner != NULL:
+            stream_schedule(<Stream*> channel, False)
+
+
+# -- operations -----------------------------------------------------------------------------------
+
+
+cdef void request(Operation* operation, bint readiness) noexcept nogil:
+    """Give the operation to the kernel: to carry it out, or to wait until it can be."""
+    cdef Uring* uring = <Uring*> operation.channel.engine
+    cdef cp_sqe* sqe
+    cp_mutex_lock(&uring.ring.sq_lock)
+    sqe = next_entry(&uring.ring)
+    if readiness:
+        sqe.opcode = CP_OP_POLL_ADD
+        sqe.fd = operation.channel.descriptor
+        if queue_of(operation) == &operation.channel.input:
+            sqe.op_flags = POLLIN | POLLRDHUP
+        else:
+            sqe.op_flags = POLLOUT
+    else:
+        describe(sqe, operation)
+    sqe.user_data = <uintptr_t> operation | TAG_OPERATION
+    commit_entry(&uring.ring)
+    cp_mutex_unlock(&uring.ring.sq_lock)
+    operation.in_kernel = True
+    operation.waits_only = readiness
+    operation.channel.in_kernel += 1
+    if unsubmitted(&uring.ring) >= SUBMIT_AT:
+        # So that the peers of the first can go on while the last are still being served.
+        cp_uring_enter(uring.ring.descriptor, unsubmitted(&uring.ring), 0, 0, -1)
+
+
+cdef inline bint told_by_readiness(Uring* uring, Channel* channel) noexcept nogil:
+    return uring.tells_readiness and channel.owner != NULL
+
+
+cdef inline bint is_known(Uring* uring, int opcode) noexcept nogil:
+    return opcode >= 0 and uring.known >> opcode & 1 != 0
+
+
+cdef void start(Engine* engine, Operation* operation) noexcept nogil:
+    if side_by_side(operation.channel):
+        if is_known(<Uring*> engine, opcode_of(operation)):
+            request(operation, False)
+        else:
+            offload_start(operation)
+    # What a stream could not send is carried on when the socket is ready for it.
+    elif not told_by_readiness(<Uring*> engine, operation.channel):
+        request(operation, not moves_data(operation))
+
+
+cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:
+    if operation.offloaded:
+        return offload_cancel(operation)
+    ask_to_cancel(<Uring*> engine, operation.channel, <uintptr_t> operation | TAG_OPERATION)
+    return False
+
+
+cdef void operation_completed(Operation* operation, int32_t result) noexcept nogil:
+    cdef Channel* channel = channel_retain(operation.channel)
+    cdef Progress progress
+    cp_mutex_lock(&channel.lock)
+    operation.in_kernel = False
+    if result == -ECANCELED or (result == -EINTR and operation.code != CP_CLOSE):
+        # Unless `cancelled` says otherwise, the thread that submitted it has ended.
+        progress = GO_ON
+    elif operation.waits_only:
+        progress = GO_ON
+    else:
+        progress = account(operation, result)
+    if operation.cancelled and progress != FINISHED:
+        abort_operation(operation)
+        progress = FINISHED
+    if progress == FINISHED:
+        finish_operation(operation, False)
+    elif side_by_side(channel):
+        if progress == GO_ON:
+            start(channel.engine, operation)
+        else:
+            # A file that does not do without waiting what it was asked to.
+            offload_start(operation)
+    elif progress == WAIT:
+        request(operation, True)
+    else:
+        run_queue(channel, queue_of(operation), False)
+    request_over(channel)
+    cp_mutex_unlock(&channel.lock)
+    channel_release(channel)
+
+
+# -- streams --------------------------------------------------------------------------------------
+
+
+cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
+    stream.wants_input = True
+    if not (<Uring*> engine).tells_readiness:
+        arm_input(<Uring*> engine, stream)
+    elif stream.readable:
+        stream_schedule(stream, True)
+
+
+cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
+    cdef cp_sqe* sqe
+    if stream.armed or stream.channel.closing:
+        return
+    cp_mutex_lock(&uring.ring.sq_lock)
+    sqe = next_entry(&uring.ring)
+    sqe.fd = stream.channel.descriptor
+    sqe.user_data = <uintptr_t> stream | TAG_INPUT
+    if stream.listens:
+        sqe.opcode = CP_OP_ACCEPT
+        sqe.op_flags = SOCK_CLOEXEC
+        sqe.ioprio = 0 if stream.single else CP_ACCEPT_MULTISHOT
+    else:
+        sqe.opcode = CP_OP_RECV
+        sqe.ioprio = CP_RECV_MULTISHOT
+        sqe.flags = CP_SQE_BUFFER_SELECT
+        sqe.buf_group = BUFFER_GROUP
+    commit_entry(&uring.ring)
+    cp_mutex_unlock(&uring.ring.sq_lock)
+    stream.armed = True
+    stream.stopping = False
+    stream.channel.in_kernel += 1
+    channel_retain(&stream.channel)
+
+
+cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
+    stream.wants_input = False
+    if stream.armed and not stream.stopping:
+        stream.stopping = True
+        ask_to_cancel(<Uring*> engine, &stream.channel, <uintptr_t> stream | TAG_INPUT)
+
+
+cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
+    chunk.next = NULL
+    if stream.first_chunk == NULL:
+        stream.first_chunk = chunk
+    else:
+        stream.last_chunk.next = chunk
+    stream.last_chunk = chunk
+
+
+cdef void release_chunk(Uring* uring, Stream* stream, Chunk* chunk) noexcept nogil:
+    if stream.listens:
+        free(chunk)
+    else:
+        pool_release(&uring.pool, chunk)
+
+
+cdef int64_t next_input(
+    Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
+) noexcept nogil:
+    cdef Chunk* chunk = stream.first_chunk
+    if (<Uring*> engine).tells_readiness:
+        if stream.datagrams != NULL:
+            return datagrams_receive(stream, data)
+        data[0] = scratch
+        return stream_input_if_ready(stream, scratch, scratch_size)
+    if chunk != NULL:
+        data[0] = chunk.data
+        if not stream.listens and <size_t> chunk.size > scratch_size:
+            chunk.data += scratch_size
+            chunk.size -= <int32_t> scratch_size
+            return scratch_size
+        stream.first_chunk = chunk.next
+        stream.current = chunk
+        return chunk.size
+    if stream.error != 0:
+        return -stream.error
+    if stream.ended:
+        return 0
+    if stream.wants_input:
+        start_input(engine, stream)
+    return -EAGAIN
+
+
+cdef void release_input(Engine* engine, Stream* stream) noexcept nogil:
+    if stream.datagrams != NULL:
+        datagrams_release(stream)
+    elif stream.current != NULL:
+        release_chunk(<Uring*> engine, stream, stream.current)
+        stream.current = NULL
+
+
+cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t flags) noexcept nogil:
+    cdef Channel* channel = &stream.channel
+    cdef Chunk* chunk = NULL
+    cdef bint ended = not flags & CP_CQE_F_MORE
+    cp_mutex_lock(&channel.lock)
+    if ended:
+        stream.armed = False
+        stream.stopping = False
+    if stream.listens and result >= 0:
+        chunk = <Chunk*> calloc(1, sizeof(Chunk))
+        if chunk == NULL or channel.closing:
+            free(chunk)
+            close(result)
+            chunk = NULL
+        else:
+            chunk.size = result
+    elif flags & CP_CQE_F_BUFFER:
+        chunk = pool_filled(&uring.pool, flags, max(result, 0))
+        if chunk == NULL:
+            stream.error = ENOMEM
+            stream.wants_input = False
+            stream_schedule(stream, False)
+        elif channel.closing or result <= 0:
+            pool_release(&uring.pool, chunk)
+            chunk = NULL
+    if chunk != NULL:
+        append_chunk(stream, chunk)
+        stream_schedule(stream, False)
+    if result == 0 and not stream.listens:
+        stream.ended = True
+        stream.wants_input = False
+        stream_schedule(stream, False)
+    elif result == -ENOBUFS and not (stream.wants_input and pool_grow(&uring.pool)):
+        # All buffers wait for workers. By the time one comes to this stream, the buffers of
+        # those before it are free again: `next_input` then asks again.
+        stream_schedule(stream, False)
+    elif result < 0 and result != -ECANCELED and result != -EINTR and (
+        result != -EAGAIN and result != -ENOBUFS
+    ):
+        stream.error = -result
+        stream.wants_input = False
+        stream_schedule(stream, False)
+    elif ended and stream.wants_input and not (stream.listens and stream.single and result >= 0):
+        arm_input(uring, stream)
+    if ended:
+        request_over(channel)
+    cp_mutex_unlock(&channel.lock)
+    if ended:
+        channel_release(channel)
+
+
+# -- completion -----------------------------------------------------------------------------------
+
+
+cdef bint reap_once(Uring* uring) noexcept nogil:
+    """Handle the completions that are there; True when there were any."""
+    cdef uint32_t head
+    cdef uint32_t tail
+    cdef cp_cqe cqe
+    cdef bint some
+    cp_mutex_lock(&uring.ring.cq_lock)
+    head = uring.ring.cq_head[0]
+    tail = cp_load_acquire(uring.ring.cq_tail)
+    some = head != tail
+    while head != tail:
+        cqe = uring.ring.cqes[head & uring.ring.cq_mask]
+        head += 1
+        cp_store_release(uring.ring.cq_head, head)
+        cp_received(<void*> <uintptr_t> cqe.user_data)
+        if cqe.user_data & TAG_MASK == TAG_INPUT:
+            input_completed(uring, <Stream*> <uintptr_t> (cqe.user_data - TAG_INPUT), cqe.res, cqe.flags)
+        elif cqe.user_data == 0:
+            uring.woken = True
+        elif cqe.user_data & TAG_MASK == TAG_CANCEL:
+            cancel_completed(uring, <Channel*> <uintptr_t> (cqe.user_data - TAG_CANCEL), cqe.res)
+        elif cqe.user_data & TAG_MASK == TAG_OPERATION:
+            operation_completed(
+                <Operation*> <uintptr_t> (cqe.user_data - TAG_OPERATION), cqe.res
+            )
+        if head == tail:
+            tail = cp_load_acquire(uring.ring.cq_tail)
+    cp_mutex_unlock(&uring.ring.cq_lock)
+    return some
+
+
+cdef bint collect(Uring* uring) noexcept nogil:
+    """Handle all completions, those that did not fit into the ring too, and submit what followed."""
+    cdef bint some = reap_once(uring)
+    while cp_load_acquire(uring.ring.sq_flags) & CP_SQ_CQ_OVERFLOW:
+        cp_uring_enter(uring.ring.descriptor, 0, 0, CP_ENTER_GETEVENTS, -1)
+        if reap_once(uring):
+            some = True
+    return some
+
+
+cdef void pass_wake_on(Uring* uring) noexcept nogil:
+    """Not the leader, but it may have taken what was to wake the leader: wake it again."""
+    cdef bint woken
+    cp_mutex_lock(&uring.ring.cq_lock)
+    woken = uring.woken
+    uring.woken = False
+    cp_mutex_unlock(&uring.ring.cq_lock)
+    if woken and somebody_leads(uring.engine.scheduler):
+        wake(&uring.engine)
+
+
+cdef int wait(Engine* engine, int64_t deadline_ns) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
+    cdef int result
+    cdef bint some
+    cdef bint told
+    if deadline_ns != POLL and collect(uring):
+        submit(engine)
+        return 0
+    if uring.tells_readiness:
+        submit(engine)
+        # Whatever it tells of the ring: the wait itself may have finished requests of this thread.
+        result = readiness_wait(&uring.readiness, deadline_ns, &told)
+    else:
+        result = wait_for_ring(uring, deadline_ns)
+    some = collect(uring)
+    if deadline_ns == POLL:
+        pass_wake_on(uring)
+    if some:
+        submit(engine)
+        return 0
+    return result
+
+
+cdef int wait_for_ring(Uring* uring, int64_t deadline_ns) noexcept nogil:
+    cdef int64_t timeout = -1
+    cdef int result
+    if deadline_ns == POLL:
+        result = cp_uring_enter(
+            uring.ring.descriptor, unsubmitted(&uring.ring), 0, CP_ENTER_GETEVENTS, -1
+        )
+    else:
+        if deadline_ns > 0:
+            timeout = max(deadline_ns - cp_now_ns(), 0)
+        result = cp_uring_enter(
+            uring.ring.descriptor, unsubmitted(&uring.ring), 1, uring.wait_flags, timeout
+        )
+    if result == -ETIME:
+        return ETIMEDOUT
+    # A wait that a signal ended says so only when it had nothing to submit.
+    return EINTR if result == -EINTR or result >= 0 else 0
+
+
+cdef void reap(Engine* engine, bint pause) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
+    # Entering the kernel with GETEVENTS is also what finishes the requests of this thread.
+    cp_uring_enter(
+        uring.ring.descriptor, unsubmitted(&uring.ring), 1 if pause else 0,
+        uring.wait_flags if pause else CP_ENTER_GETEVENTS, 1000000 if pause else -1,
+    )
+    collect(uring)
+    if unsubmitted(&uring.ring):
+        cp_uring_enter(uring.ring.descriptor, unsubmitted(&uring.ring), 0, 0, -1)
+    pass_wake_on(uring)
+    wake_threads(engine.scheduler)
+
+
+# -- the ring's life ------------------------------------------------------------------------------
+
+
+cdef int open_channel(Engine* engine, Channel* channel) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
+    if told_by_readiness(uring, channel):
+        return readiness_add(&uring.readiness, channel)
+    return 0
+
+
+cdef void close_channel(Engine* engine, Channel* channel) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
+    if told_by_readiness(uring, channel):
+        readiness_remove(&uring.readiness, channel)
+
+
+cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
+    cdef int error = 0
+    if engine.scheduler.concurrency == 1 and size != 0:
+        return pool_open(&uring.pool, uring.ring.descriptor, size)
+    if not uring.tells_readiness:
+        # Level-triggered: told as long as completions are there.
+        error = readiness_open(&uring.readiness, uring.ring.descriptor, 0)
+        uring.tells_readiness = error == 0
+    return error
+
+
+cdef void destroy(Engine* engine) noexcept nogil:
+    """The ring goes before the buffers: what it still held would write to them."""
+    cdef Uring* uring = <Uring*> engine
+    if uring.tells_readiness:
+        readiness_close(&uring.readiness)
+    ring_close(&uring.ring)
+    pool_close(&uring.pool)
+    free(uring)
+
+
+cdef EngineType io_uring_type
+io_uring_type.name = b"io_uring"
+io_uring_type.wait = wait
+io_uring_type.wake = wake
+io_uring_type.open_channel = open_channel
+io_uring_type.close_channel = close_channel
+io_uring_type.is_native = is_native
+io_uring_type.start = start
+io_uring_type.cancel = cancel
+io_uring_type.start_input = start_input
+io_uring_type.stop_input = stop_input
+io_uring_type.next_input = next_input
+io_uring_type.release_input = release_input
+io_uring_type.submit = submit
+io_uring_type.reap = reap
+io_uring_type.provide_buffers = provide_buffers
+io_uring_type.destroy = destroy
+
+
+cdef int io_uring_new(Scheduler* scheduler, Engine** engine) noexcept nogil:
+    cdef Uring* uring = <Uring*> calloc(1, sizeof(Uring))
+    cdef int error
+    if uring == NULL:
+        return ENOMEM
+    error = ring_open(&uring.ring, SUBMISSION_ENTRIES, COMPLETION_ENTRIES)
+    if error != 0:
+        free(uring)
+        return error
+    uring.known = known_opcodes(&uring.ring)
+    uring.engine.type = &io_uring_type
+    uring.engine.scheduler = scheduler
+    uring.engine.batches_sends = scheduler.concurrency == 1
+    uring.wait_flags = CP_ENTER_GETEVENTS
+    if uring.ring.features & CP_FEAT_NO_IOWAIT:
+        uring.wait_flags |= CP_ENTER_NO_IOWAIT
+    engine[0] = &uring.engine
+    return 0

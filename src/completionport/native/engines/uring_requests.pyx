@@ -1,0 +1,162 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Which operations io_uring carries out by itself, and the submission entry for each."""
+
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+
+from ..channels.engine cimport (
+    CP_ACCEPT,
+    CP_ALLOCATE,
+    CP_CLOSE,
+    CP_FSYNC,
+    CP_OPEN,
+    CP_READ,
+    CP_RECV,
+    CP_RECVFROM,
+    CP_RECVMSG,
+    CP_SENDFILE,
+    CP_SENDMSG,
+    CP_SENDTO,
+    CP_STAT,
+    CP_WRITE,
+    ERRANDS,
+    SOCKET,
+    Operation,
+)
+from ..channels.steps cimport prepare_message
+from .ring cimport cp_sqe
+
+cdef extern from "uring_abi.h" nogil:
+    enum:
+        CP_OP_ACCEPT, CP_OP_READ, CP_OP_READV, CP_OP_RECV, CP_OP_RECVMSG, CP_OP_SEND, CP_OP_SENDMSG
+        CP_OP_WRITE, CP_OP_WRITEV, CP_RECVSEND_POLL_FIRST
+        CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_OPENAT, CP_OP_CLOSE, CP_OP_STATX, CP_FSYNC_DATASYNC
+
+cdef extern from "sys/socket.h" nogil:
+    enum:
+        MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, MSG_WAITALL, SOCK_CLOEXEC
+
+cdef extern from "fcntl.h" nogil:
+    enum:
+        AT_FDCWD
+
+cdef extern from "sys/stat.h" nogil:
+    enum:
+        STATX_BASIC_STATS
+
+cdef enum:
+    LARGEST_TRANSFER = 0x7ffff000
+
+
+cdef bint is_native(Operation* operation) noexcept nogil:
+    if operation.code == CP_READ:
+        return operation.channel.kind != SOCKET and not operation.probe_only
+    if operation.code == CP_WRITE:
+        # The kernel writes to a terminal that has some room until all is written, in the thread that
+        # submits it.
+        return operation.channel.kind != SOCKET and not operation.channel.is_device
+    return operation.code == CP_ACCEPT
+
+
+cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
+    """Fill an entry for the data that is left to move."""
+    cdef bint is_message = (
+        operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
+        or operation.code == CP_SENDTO or operation.code == CP_SENDMSG
+    )
+    cdef bint single = operation.vector_count == 1 and not is_message
+    if describe_file(sqe, operation):
+        return
+    sqe.len = 1
+    sqe.fd = operation.channel.descriptor
+    if operation.code == CP_ACCEPT:
+        sqe.opcode = CP_OP_ACCEPT
+        sqe.op_flags = SOCK_CLOEXEC
+        sqe.len = 0
+        return
+    if single:
+        sqe.addr = <uintptr_t> operation.vector.iov_base
+        sqe.len = <uint32_t> min(operation.vector.iov_len, <size_t> LARGEST_TRANSFER)
+    elif operation.channel.kind == SOCKET:
+        prepare_message(operation)
+        sqe.addr = <uintptr_t> &operation.message
+    else:
+        sqe.addr = <uintptr_t> operation.vector
+        sqe.len = min(operation.vector_count, 1024)
+    if operation.channel.kind != SOCKET:
+        sqe.off = (
+            <uint64_t> -1 if operation.offset < 0
+            else <uint64_t> (operation.offset + operation.transferred)
+        )
+        if operation.code == CP_READ:
+            sqe.opcode = CP_OP_READ if single else CP_OP_READV
+        else:
+            sqe.opcode = CP_OP_WRITE if single else CP_OP_WRITEV
+    elif operation.code == CP_RECV or operation.code == CP_READ or (
+        operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
+    ):
+        sqe.opcode = CP_OP_RECV if single else CP_OP_RECVMSG
+        sqe.op_flags = operation.flags | MSG_CMSG_CLOEXEC if is_message else operation.flags
+        # A handle's system call has just said that there is nothing; a stream's send was not tried.
+        sqe.ioprio = CP_RECVSEND_POLL_FIRST
+    else:
+        sqe.opcode = CP_OP_SEND if single else CP_OP_SENDMSG
+        sqe.op_flags = operation.flags | MSG_NOSIGNAL | MSG_WAITALL
+        if operation.channel.owner == NULL:
+            sqe.ioprio = CP_RECVSEND_POLL_FIRST
+
+
+cdef bint describe_file(cp_sqe* sqe, Operation* operation) noexcept nogil:
+    """What is asked of a file or a name, but for reads and writes; False for all else."""
+    sqe.fd = operation.channel.descriptor
+    if operation.code == CP_FSYNC:
+        sqe.opcode = CP_OP_FSYNC
+        sqe.op_flags = CP_FSYNC_DATASYNC if operation.flags else 0
+    elif operation.code == CP_ALLOCATE:
+        sqe.opcode = CP_OP_FALLOCATE
+        sqe.off = operation.offset
+        sqe.addr = operation.extent
+    elif operation.code == CP_OPEN:
+        sqe.opcode = CP_OP_OPENAT
+        sqe.fd = AT_FDCWD
+        sqe.addr = <uintptr_t> operation.address
+        sqe.op_flags = operation.flags
+        sqe.len = <uint32_t> operation.extent
+    elif operation.code == CP_STAT:
+        sqe.opcode = CP_OP_STATX
+        if operation.channel.kind == ERRANDS:
+            sqe.fd = AT_FDCWD
+        sqe.addr = <uintptr_t> operation.address
+        sqe.off = <uintptr_t> operation.control
+        sqe.op_flags = operation.flags
+        sqe.len = STATX_BASIC_STATS
+    elif operation.code == CP_CLOSE:
+        sqe.opcode = CP_OP_CLOSE
+        sqe.fd = <int> operation.offset
+    else:
+        return False
+    return True
+
+
+cdef int opcode_of(Operation* operation) noexcept nogil:
+    if operation.code == CP_READ or operation.code == CP_WRITE:
+        return CP_OP_READ
+    if operation.code == CP_FSYNC:
+        return CP_OP_FSYNC
+    if operation.code == CP_ALLOCATE:
+        return CP_OP_FALLOCATE
+    if operation.code == CP_OPEN:
+        return CP_OP_OPENAT
+    if operation.code == CP_STAT:
+        return CP_OP_STATX
+    if operation.code == CP_CLOSE:
+        return CP_OP_CLOSE
+    return -1
+
+
+cdef bint moves_data(Operation* operation) noexcept nogil:
+    """False: the kernel is only to tell when it can be tried again."""
+    return is_native(operation) or (
+        operation.channel.kind == SOCKET
+        and operation.vector_count > 0
+        and not operation.probe_only and operation.code != CP_SENDFILE
+    )

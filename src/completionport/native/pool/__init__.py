@@ -1,0 +1,1 @@
+"""The threads for what would block the caller."""

@@ -1,0 +1,21 @@
+"""The port's pool of threads, for what the kernel can't do without one.
+
+Operations go in under their channel's lock and come out complete. The threads are not the program's:
+they never wait for packets, so they count for nobody's concurrency.
+"""
+
+from ..channels.engine cimport Channel, Offload, Operation
+
+# NULL without memory. `limit`: the most threads. `processors`: how many threads can run Python at a time.
+cdef Offload* offload_new(int limit, int processors) noexcept nogil
+# Dismiss the threads, which end in their own time, and give the port's reference back.
+# Nothing is in line any more.
+cdef void offload_close(Offload* pool) noexcept nogil
+# Channel lock for the next two. Carry the operation out; its packet tells.
+cdef void offload_start(Operation* operation) noexcept nogil
+# Take it out of the line: True. False: it is being executed and its completion will tell.
+cdef bint offload_cancel(Operation* operation) noexcept nogil
+# The calling thread is one of the pool's and runs a function for this channel: from now on nobody waits
+# for that function, and its packet is dropped. Takes the channel's lock.
+cdef void offload_disown(Channel* channel) noexcept nogil
+cdef int offload_threads(Offload* pool) noexcept nogil

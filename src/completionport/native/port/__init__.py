@@ -1,0 +1,1 @@
+"""The port, its handles and operations as Python sees them."""

@@ -1,0 +1,27 @@
+"""What a port consists of below its Python face."""
+
+from ..channels.engine cimport Channel, Engine
+from ..primitives.atomics cimport cp_mutex
+from ..scheduling.scheduler cimport Scheduler
+
+cdef class Core:
+    cdef Scheduler* scheduler
+    cdef Engine* engine
+    cdef Channel* errands                 # of operations that belong to no handle
+    cdef readonly object port_reference   # weak: a port that is dropped closes itself
+    cdef Channel* channels                # all of this port: `channels_lock`
+    cdef set tokens                       # of the files associated here; one call at a time each
+    cdef cp_mutex channels_lock
+    cdef cp_mutex close_lock
+    cdef int fork_generation
+    cdef bint destroyed                   # `close_lock`
+
+    cdef int begin(self) except -1
+    cdef int end(self) except -1
+    cdef int adopt(self, Channel* channel) except -1
+    cdef void forget(self, Channel* channel) noexcept
+    cdef bint forked(self) noexcept
+    cdef int close(self) except -1
+    cdef void settle_closing(self, Channel* channel) noexcept nogil
+    cdef tuple census(self)
+    cdef int close_in_child(self) except -1

@@ -1,0 +1,540 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Handles: arguments in, operations out. `completionport.interface.Handle` documents the methods."""
+
+import errno as errnos
+import fcntl
+import os
+import socket
+import stat
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+from libc.stdint cimport uint32_t
+
+from ..channels.channels cimport (
+    NO_PACKET,
+    cancel_operations,
+    channel_close,
+    channel_new,
+    submit_operation,
+)
+from ..channels.engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
+from ..primitives.atomics cimport cp_peek, cp_peek_int, cp_set, cp_swap_if
+from ..scheduling.scheduler cimport is_closed, strand_retain
+from .core cimport Core
+from .file_status cimport alignment_of
+from .operations cimport HandleBase, OverlappedBase
+from .strand cimport Strand
+
+from ... import association
+from ...addresses import pack
+from ...arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
+from ...errors import HandleClosed, PortClosed, system_error
+from ...operation import Operation as OperationCode
+from ...overlapped import Overlapped
+
+# A module's names may be gone when the interpreter ends, its C variables are not.
+cdef object release_file = association.release
+cdef object close_number = association.close_number
+
+cdef extern from "sys/socket.h" nogil:
+    int getsockopt(int descriptor, int level, int option, void* value, unsigned int* size)
+    enum:
+        MSG_OOB, MSG_PEEK, MSG_WAITALL
+        SO_ACCEPTCONN, SO_DOMAIN, SO_TYPE, SOCK_STREAM, SOL_SOCKET
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EBADF
+
+cdef int ACCEPT = OperationCode.ACCEPT
+cdef int CONNECT = OperationCode.CONNECT
+cdef int RECV = OperationCode.RECV
+cdef int SEND = OperationCode.SEND
+cdef int READ = OperationCode.READ
+cdef int WRITE = OperationCode.WRITE
+cdef int DISCONNECT = OperationCode.DISCONNECT
+cdef int SHUTDOWN = OperationCode.SHUTDOWN
+cdef int SENDFILE = OperationCode.SENDFILE
+cdef int RECVFROM = OperationCode.RECVFROM
+cdef int SENDTO = OperationCode.SENDTO
+cdef int RECVMSG = OperationCode.RECVMSG
+cdef int SENDMSG = OperationCode.SENDMSG
+cdef int FSYNC = OperationCode.FSYNC
+cdef int ALLOCATE = OperationCode.ALLOCATE
+cdef int STAT = OperationCode.STAT
+
+cdef extern from "fcntl.h" nogil:
+    enum:
+        AT_EMPTY_PATH
+
+cdef object new_overlapped = Overlapped
+cdef object LARGEST_OFFSET = 2**63 - 1
+cdef object SHUT_WR = socket.SHUT_WR
+
+
+def refusal(int error, str hint=None):
+    reason = os.strerror(error)
+    return system_error(error, f"{reason}: {hint}" if hint else reason)
+
+
+cdef int flags_of(object flags) except? -1:
+    if not isinstance(flags, int):
+        raise TypeError(f"flags must be an integer, not {type(flags).__name__}")
+    if not -0x80000000 <= flags <= 0x7fffffff:
+        raise ValueError(f"flags must fit into 32 bits, {flags} is too large")
+    return flags
+
+
+cdef int socket_option(int descriptor, int option) noexcept:
+    cdef int value = 0
+    cdef unsigned int size = sizeof(value)
+    getsockopt(descriptor, SOL_SOCKET, option, &value, &size)
+    return value
+
+
+cdef class Handle(HandleBase):
+    cdef Core core
+    cdef Channel* channel
+    cdef object file_
+    cdef int number          # of the program's descriptor
+    cdef object identity     # what fstat(2) told of it
+    # Owned, but out of the collector's sight, which clears attributes before __dealloc__.
+    cdef PyObject* last_core
+    cdef PyObject* token     # in the registry of associated files
+    cdef uint32_t token_gone # atomic: whoever sets it releases the token
+    cdef int family          # of a socket, and its type
+    cdef int type
+    cdef bint listening      # seen to be, which does not change
+    # What works for this handle on a descriptor of its own: cancelled and closed with it. Set once,
+    # under the lock of completionport.changes.
+    cdef public object _companion
+    cdef readonly object _strand
+    cdef bint fills          # a file: a read that brings less has met its end
+    cdef object __weakref__
+
+    def __init__(self, Core core, file, key, Strand strand=None, bint skips_on_success=False):
+        cdef ChannelKind kind
+        cdef int duplicate
+        if self.channel != NULL:
+            raise RuntimeError("a handle is made by CompletionPort.associate()")
+        token, number = association.register(file)
+        try:
+            self.identity = os.fstat(number)
+            mode = self.identity.st_mode
+            kind = (
+                SOCKET if stat.S_ISSOCK(mode)
+                else REGULAR if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)
+                else POLLABLE
+            )
+            status = fcntl.fcntl(number, fcntl.F_GETFL)
+            access = status & os.O_ACCMODE
+            duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
+            self.channel = channel_new(core.engine, duplicate, kind)
+            if self.channel == NULL:
+                os.close(duplicate)
+                raise MemoryError
+            if strand is not None:
+                strand_retain(strand.strand)
+                self.channel.strand = strand.strand
+                self._strand = strand
+            if kind == SOCKET:
+                self.family = socket_option(duplicate, SO_DOMAIN)
+                self.type = socket_option(duplicate, SO_TYPE)
+                self.channel.keeps_messages = self.type != SOCK_STREAM
+            self.channel.is_device = stat.S_ISCHR(mode)
+            self.channel.readable = access != os.O_WRONLY
+            self.channel.writable = access != os.O_RDONLY
+            self.channel.skips_on_success = skips_on_success
+            if kind == REGULAR:
+                self.fills = not stat.S_ISDIR(mode)
+                self.channel.appends = status & os.O_APPEND != 0
+                if status & os.O_DIRECT:
+                    self.channel.direct = alignment_of(duplicate)
+            self.key = key
+            self.file_ = file
+            self.number = number
+            self.core = core
+            Py_INCREF(core)
+            self.last_core = <PyObject*> core
+            Py_INCREF(token)
+            self.token = <PyObject*> token
+            core.tokens.add(token)
+            core.adopt(self.channel)
+        except BaseException:
+            self.token_gone = 1
+            core.tokens.discard(token)
+            release_file(token)
+            raise
+
+    def __dealloc__(self):
+        # Nothing is pending: an operation under way would have kept the handle.
+        if self.token != NULL:
+            self.release_token()
+            Py_DECREF(<object> self.token)
+        if self.channel != NULL and self.last_core != NULL:
+            (<Core> self.last_core).forget(self.channel)
+        if self.last_core != NULL:
+            Py_DECREF(<object> self.last_core)
+
+    cdef bint release_token(self) except -1:
+        """True for the first caller, who may close the file."""
+        if not cp_swap_if(&self.token_gone, 0, 1):
+            return False
+        release_file(<object> self.token)
+        (<Core> self.last_core).tokens.discard(<object> self.token)
+        return True
+
+    @property
+    def file(self):
+        return self.file_
+
+    @property
+    def port(self):
+        return self.core.port_reference()
+
+    @property
+    def closed(self):
+        return cp_peek(&self.channel.closing) or is_closed(self.core.scheduler)
+
+    def fileno(self):
+        return -1 if self.closed else self.number
+
+    def __repr__(self):
+        state = "closed" if self.closed else f"descriptor {self.number}"
+        return f"<Handle {state}, key {self.key!r}>"
+
+    # -- operations
+
+    cdef OverlappedBase prepare(self, overlapped, int code):
+        cdef OverlappedBase operation
+        if overlapped is None:
+            operation = <OverlappedBase> new_overlapped()
+        elif isinstance(overlapped, OverlappedBase):
+            operation = <OverlappedBase> overlapped
+        else:
+            raise TypeError(
+                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
+            )
+        if cp_peek(&self.channel.closing):
+            self.refuse_closed()
+        operation.claim(self, code)
+        return operation
+
+    cdef int refuse_closed(self) except -1:
+        """Raise what is due: the whole port may be closed, or be the parent's."""
+        self.core.begin()
+        self.core.end()
+        raise HandleClosed("this handle is closed: associate a new file with the port")
+
+    cdef object launch(self, OverlappedBase operation):
+        """Start a prepared operation: it is under way, or an exception says why not."""
+        cdef int error
+        # For a file's pages: io_uring copies what is in memory as it is told of it.
+        cdef bint may_wait = (
+            self.channel.kind == REGULAR or operation.operation_.code == SENDFILE
+        )
+        self.core.begin()
+        Py_INCREF(operation)
+        operation.operation_.overlapped = <void*> operation
+        if may_wait:
+            with nogil:
+                error = submit_operation(self.channel, &operation.operation_)
+        else:
+            error = submit_operation(self.channel, &operation.operation_)
+        self.core.end()
+        if error != 0:
+            Py_DECREF(operation)
+            if error == NO_PACKET:
+                operation.conclude()
+                operation.set_idle()
+                return None
+            if error == EBADF and cp_peek(&self.channel.closing):
+                self.refuse_closed()
+            raise refusal(error)
+        return operation
+
+    cdef int need_socket(self) except -1:
+        if self.channel.kind != SOCKET:
+            raise refusal(errnos.ENOTSOCK, "this operation needs a socket; use read() or write()")
+        return 0
+
+    def accept(self, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, ACCEPT)
+        try:
+            self.need_socket()
+            if not cp_peek(&self.listening):
+                # Of a handle that another thread closes meanwhile the answer may be a stranger's:
+                # then `launch` refuses.
+                if socket_option(cp_peek_int(&self.channel.descriptor), SO_ACCEPTCONN):
+                    cp_set(&self.listening, True)
+                elif not cp_peek(&self.channel.closing):
+                    raise refusal(errnos.EINVAL, "accept() needs a listening socket")
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def connect(self, address, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, CONNECT)
+        try:
+            self.need_socket()
+            operation.set_address(pack(self.family, self.type, address))
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def recv(self, size_or_buffers, flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, RECV)
+        cdef int bits
+        try:
+            self.need_socket()
+            operation.pin_input(size_or_buffers, "recv")
+            bits = flags_of(flags)
+            operation.operation_.flags = bits & ~MSG_WAITALL
+            operation.operation_.fill = (
+                bits & MSG_WAITALL != 0 and bits & (MSG_PEEK | MSG_OOB) == 0
+                and not self.channel.keeps_messages
+            )
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def recvfrom(self, size_or_buffers, flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, RECVFROM)
+        try:
+            self.receive_message(operation, size_or_buffers, 0, flags, "recvfrom")
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def recvmsg(self, size_or_buffers, ancillary_size=0, flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, RECVMSG)
+        try:
+            check_count("ancillary_size", ancillary_size, 0, LARGEST_ANCILLARY)
+            self.receive_message(operation, size_or_buffers, ancillary_size, flags, "recvmsg")
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    cdef int receive_message(
+        self, OverlappedBase operation, size_or_buffers, Py_ssize_t ancillary_size, flags, str caller
+    ) except -1:
+        self.need_socket()
+        operation.pin_input(size_or_buffers, caller)
+        operation.operation_.flags = message_flags(flags_of(flags), caller)
+        operation.make_envelope(ancillary_size)
+        return 0
+
+    def send(self, data_or_buffers, flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SEND)
+        try:
+            self.need_socket()
+            operation.pin_output(data_or_buffers, "send")
+            operation.operation_.flags = flags_of(flags)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def sendto(self, data_or_buffers, address, flags=0, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SENDTO)
+        try:
+            self.need_socket()
+            operation.pin_output(data_or_buffers, "sendto")
+            operation.operation_.flags = flags_of(flags)
+            operation.set_address(pack(self.family, self.type, address))
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def sendmsg(self, data_or_buffers, ancillary=(), flags=0, address=None, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SENDMSG)
+        try:
+            self.need_socket()
+            operation.pin_output(data_or_buffers, "sendmsg")
+            operation.operation_.flags = flags_of(flags)
+            if address is not None:
+                operation.set_address(pack(self.family, self.type, address))
+            operation.set_ancillary(ancillary)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def sendfile(self, file, offset=0, count=None, *, head=b"", tail=b"", overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SENDFILE)
+        try:
+            self.need_socket()
+            if self.channel.keeps_messages:
+                raise refusal(errnos.EOPNOTSUPP, "sendfile() needs a stream socket")
+            operation.pin_list((head, tail), False, "sendfile")
+            operation.set_source(file, offset, count)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def shutdown(self, how=SHUT_WR, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, SHUTDOWN)
+        try:
+            self.need_socket()
+            operation.operation_.flags = check_shutdown(how)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def read(self, size_or_buffers, offset=None, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, READ)
+        try:
+            self.set_offset(operation, offset)
+            if not self.channel.readable:
+                raise refusal(errnos.EBADF, "the file is not open for reading")
+            operation.pin_input(size_or_buffers, "read")
+            if self.channel.kind == REGULAR:
+                operation.operation_.probe_only = False
+                operation.operation_.fill = self.fills
+                if self.channel.direct:
+                    operation.align(self.channel.direct)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def _read_for(self, meaning, size, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, READ)
+        try:
+            operation.pin_input(size, "read")
+            operation.mean(meaning)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def write(self, data_or_buffers, offset=None, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, WRITE)
+        try:
+            self.set_offset(operation, offset)
+            if not self.channel.writable:
+                raise refusal(errnos.EBADF, "the file is not open for writing")
+            operation.operation_.extent = operation.pin_output(data_or_buffers, "write")
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def disconnect(self, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, DISCONNECT)
+        try:
+            self.need_socket()
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def fsync(self, data_only=False, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, FSYNC)
+        try:
+            self.need_file("fsync")
+            operation.operation_.flags = bool(data_only)
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def allocate(self, offset, length, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, ALLOCATE)
+        try:
+            check_count("offset", offset, 0, LARGEST_OFFSET)
+            check_count("length", length, 1, LARGEST_OFFSET)
+            self.need_file("allocate")
+            if not self.channel.writable:
+                raise refusal(errnos.EBADF, "the file is not open for writing")
+            operation.operation_.offset = offset
+            operation.operation_.extent = length
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    def stat(self, overlapped=None):
+        cdef OverlappedBase operation = self.prepare(overlapped, STAT)
+        try:
+            self.need_file("stat")
+            operation.set_path(b"", True)
+            operation.operation_.flags = AT_EMPTY_PATH
+            return self.launch(operation)
+        except BaseException:
+            operation.withdraw()
+            raise
+
+    cdef int need_file(self, str caller) except -1:
+        if self.channel.kind != REGULAR:
+            raise refusal(errnos.EINVAL, f"{caller}() needs a regular file, a directory or a disk")
+        return 0
+
+    cdef int set_offset(self, OverlappedBase operation, offset) except -1:
+        if offset is None:
+            return 0
+        if not isinstance(offset, int):
+            raise TypeError(f"offset must be an integer or None, not {type(offset).__name__}")
+        if not 0 <= offset <= LARGEST_OFFSET:
+            raise ValueError(f"offset must be from 0 to 2**63 - 1, not {offset}")
+        if self.channel.kind != REGULAR:
+            raise refusal(errnos.ESPIPE, "only a regular file takes an offset")
+        operation.operation_.offset = offset
+        return 0
+
+    # -- the end of operations and of the handle
+
+    def cancel(self, overlapped=None):
+        cdef int count
+        if overlapped is not None and not isinstance(overlapped, OverlappedBase):
+            raise TypeError(
+                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
+            )
+        try:
+            self.core.begin()
+        except PortClosed:
+            return 0
+        if overlapped is None:
+            count = cancel_operations(self.channel, NULL)
+        else:
+            count = cancel_operations(self.channel, &(<OverlappedBase> overlapped).operation_)
+        self.core.end()
+        if self._companion is not None:
+            count += self._companion.cancel(overlapped)
+        return count
+
+    def close(self):
+        try:
+            self.core.begin()
+        except PortClosed:
+            pass
+        else:
+            # The program's own number goes at once: operations are on the duplicate.
+            if not cp_peek(&self.channel.closing):
+                channel_close(self.channel)
+                with nogil:
+                    self.core.settle_closing(self.channel)
+            self.core.end()
+        if self._companion is not None:
+            self._companion.close()
+        if self.release_token():
+            if isinstance(self.file_, int):
+                close_number(self.number, self.identity)
+            elif hasattr(self.file_, "close"):
+                self.file_.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()

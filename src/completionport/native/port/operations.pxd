@@ -1,0 +1,60 @@
+"""Overlapped and Completion: an operation as Python sees it."""
+
+from libc.stdint cimport int64_t
+
+from ..channels.engine cimport Operation
+from ..scheduling.scheduler cimport Packet, Taken
+from ..scheduling.timer_heap cimport TimedPacket
+
+cdef class OverlappedBase:
+    cdef Operation operation_
+    # Written by `claim`, in a critical section, and then until the operation is idle again by its
+    # owner alone. Who reads them asks for the state in the same critical section.
+    cdef object handle_
+    cdef object error_
+    cdef object value_
+    cdef bytes received       # the target of recv(int)
+    cdef Py_buffer single     # pinned buffers, until the packet is taken
+    cdef Py_buffer* many
+    cdef int pinned
+    cdef object vectors       # memory of the iovec array
+    cdef object envelope      # memory of addresses, ancillary data, paths; a function and its outcome
+    cdef object meaning       # of a read: a completionport.meaning.Meaning, or None; as `handle_`
+    cdef Py_ssize_t skipped   # bytes of `received` before the first aligned one
+    cdef object __weakref__
+
+    cdef int claim(self, object handle, int code) except -1
+    cdef int pin_input(self, object size_or_buffers, str caller) except -1
+    cdef int64_t pin_output(self, object data_or_buffers, str caller) except -1
+    cdef int pin_one(self, object buffer, bint writable, str caller) except -1
+    cdef int64_t pin_list(self, object buffers, bint writable, str caller) except -1
+    cdef int set_address(self, bytes address) except -1
+    cdef int set_ancillary(self, object ancillary) except -1
+    cdef int make_envelope(self, Py_ssize_t ancillary_size) except -1
+    cdef int set_source(self, object file, object offset, object count) except -1
+    cdef int set_path(self, bytes path, bint wants_status) except -1
+    cdef int align(self, Py_ssize_t boundary) except -1
+    cdef object failure(self)
+    cdef object envelope_of(self, object data)
+    cdef void unpin(self) noexcept
+    cdef int withdraw(self) except -1
+    cdef object conclude(self)
+    cdef void set_idle(self) noexcept
+    cdef object code(self)
+    cdef void mean(self, object meaning) noexcept
+    cdef bint is_pending(self) noexcept
+
+cdef class Completion:
+    cdef readonly object transferred
+    cdef readonly object key
+    cdef readonly object overlapped
+    cdef readonly object error
+
+cdef class HandleBase:
+    cdef readonly object key
+
+cdef OverlappedBase overlapped_of(Packet* packet)
+cdef object completion_of(Taken* taken)
+cdef int drop_packet(Packet* packet) except -1
+cdef int release_values(TimedPacket* timed) except -1
+cdef Completion new_completion(object transferred, object key, object overlapped, object error)

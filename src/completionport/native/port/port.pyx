@@ -1,0 +1,375 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The compiled completion port. `completionport.interface.CompletionPort` documents the methods."""
+
+import math
+import os
+import sys
+import warnings
+import weakref
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+from ..channels.engine cimport CP_CALL
+from ..pool.offload cimport offload_threads
+from ..primitives.atomics cimport cp_now_ns
+from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
+from ..primitives.times cimport HISTOGRAM_BUCKETS, Times
+from ..scheduling.keepers cimport dismiss_keepers, wait_until_stuck as stuck
+from ..scheduling.scheduler cimport (
+    FOREVER,
+    POLL,
+    TAKE_CLOSED,
+    TAKE_INTERRUPTED,
+    TAKE_PACKET,
+    TAKE_TIMEOUT,
+    Scheduler,
+    Strand as CStrand,
+    Taken,
+    TakeStatus,
+    enter,
+    is_closed,
+    leave,
+    post,
+    take,
+    take_ready,
+    thread_is_back,
+)
+from ..scheduling.timer_heap cimport fire_if_due, timers_pending
+from .core cimport Core
+from .errands cimport (
+    call_function,
+    drop_operation,
+    start_call,
+    start_close,
+    start_lookup,
+    start_open,
+    start_stat,
+)
+from .operations cimport completion_of
+from .strand cimport Blocking, Strand
+from .timers cimport due_after, due_at, new_timer
+
+from ...arguments import (
+    LARGEST_DESCRIPTOR,
+    LARGEST_POOL,
+    check_callable,
+    check_count,
+    check_lookup,
+    check_open,
+    path_bytes,
+)
+from ...errors import PortClosed, PortForked
+from ...histogram import Histogram
+from ...processes import is_process, watch_process
+from ...strand import check_strand
+from ...workers import default_concurrency
+
+
+
+cdef int64_t deadline_of(object timeout) except? -2:
+    cdef double seconds
+    cdef int64_t now
+    if timeout is None:
+        return FOREVER
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(
+            f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
+        )
+    seconds = timeout
+    if not seconds >= 0:
+        raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
+    if seconds == 0:
+        return POLL
+    now = cp_now_ns()
+    # Beyond a hundred years it makes no difference, and the sum would not fit.
+    return now + <int64_t> (min(seconds, 3.2e9) * 1e9) if seconds < 3.2e9 else FOREVER
+
+
+# A module's names may be gone when the interpreter ends, its C variables are not.
+cdef object warn = warnings.warn
+cdef object resource_warning = ResourceWarning
+cdef object NO_KEY = object()
+cdef object O_RDONLY = os.O_RDONLY
+
+
+cdef object histogram_of(Times* times):
+    cdef int i
+    return Histogram([times.counts[i] for i in range(HISTOGRAM_BUCKETS)], times.total_ns)
+
+
+cdef enum Answer:
+    TIME_IS_OVER
+    IS_THERE
+    ASK_AGAIN
+
+
+cdef Answer answer_of(TakeStatus status) except *:
+    """What follows from a wait that has ended, with the GIL: `PortClosed`, a signal's exception."""
+    if status == TAKE_PACKET:
+        return IS_THERE
+    if status == TAKE_TIMEOUT:
+        return TIME_IS_OVER
+    if status == TAKE_CLOSED:
+        raise PortClosed("this completion port was closed while a thread waited in it")
+    PyErr_CheckSignals()
+    return ASK_AGAIN
+
+
+cdef class Port:
+    cdef Core core
+    cdef PyObject* last_core     # the same: the collector may have cleared `core` at the end
+    cdef object engine_name
+
+    def __init__(self, concurrency=0, *, engine=None, pool_threads=64):
+        if self.core is not None:
+            raise RuntimeError("a completion port is initialised once")
+        if not isinstance(concurrency, int):
+            raise TypeError(f"concurrency must be an integer, not {type(concurrency).__name__}")
+        if not 0 <= concurrency <= 0x7FFFFFFF:
+            raise ValueError(f"concurrency must be 0 or more threads, not {concurrency}")
+        check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
+        self.engine_name = self.ENGINE
+        self.core = Core(
+            self.engine_name, concurrency or default_concurrency(), pool_threads, weakref.ref(self)
+        )
+        self.core.engine.offload.call = call_function
+        self.core.engine.offload.drop = drop_operation
+        Py_INCREF(self.core)
+        self.last_core = <PyObject*> self.core
+
+    def __dealloc__(self):
+        if self.last_core != NULL:
+            (<Core> self.last_core).close()
+            Py_DECREF(<object> self.last_core)
+
+    def __del__(self):
+        if self.core is not None and not self.closed and not self.core.forked():
+            warn(
+                f"{self!r} was not closed: call close(), or use it in a with statement",
+                resource_warning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __repr__(self):
+        state = "closed" if self.closed else f"concurrency {self.concurrency}"
+        return f"<CompletionPort {self.engine_name}, {state}>"
+
+    @property
+    def core_(self):
+        """The core, for the server that runs on this port."""
+        return self.core
+
+    @property
+    def concurrency(self):
+        return self.core.scheduler.concurrency
+
+    @property
+    def engine(self):
+        return self.engine_name
+
+    @property
+    def closed(self):
+        return is_closed(self.core.scheduler)
+
+    def associate(self, file, key=NO_KEY, *, strand=None):
+        if key is NO_KEY:
+            raise TypeError("associate() needs a key: any object, it comes with every packet")
+        if strand is not None:
+            check_strand(strand, self)
+        if not hasattr(file, "fileno") and is_process(file):
+            return watch_process(self, file, key, strand)
+        self.core.begin()
+        try:
+            return self.HANDLE(self.core, file, key, strand)
+        finally:
+            self.core.end()
+
+    def _associate_skipping(self, file, key):
+        self.core.begin()
+        try:
+            return self.HANDLE(self.core, file, key, None, True)
+        finally:
+            self.core.end()
+
+    # `post` and `get` are method descriptors: Python calls them without a bound method in between.
+    @cython.binding(False)
+    @cython.embedsignature(True)
+    @cython.embedsignature.format("clinic")
+    def post(self, transferred=0, key=None, overlapped=None, *, strand=None):
+        cdef bint posted
+        cdef CStrand* bound = NULL
+        if strand is not None:
+            check_strand(strand, self)
+            bound = (<Strand> strand).strand
+        if self.core.forked():
+            raise PortForked()
+        Py_INCREF(transferred)
+        Py_INCREF(key)
+        Py_INCREF(overlapped)
+        posted = post(
+            self.core.scheduler, <PyObject*> transferred, <PyObject*> key, <PyObject*> overlapped,
+            bound,
+        )
+        if not posted:
+            Py_DECREF(transferred)
+            Py_DECREF(key)
+            Py_DECREF(overlapped)
+            raise PortClosed("this completion port is closed")
+
+    def post_after(self, seconds, transferred=0, key=None, overlapped=None, *, strand=None):
+        if strand is not None:
+            check_strand(strand, self)
+        return new_timer(self.core, due_after(seconds), transferred, key, overlapped, strand)
+
+    def post_at(self, when, transferred=0, key=None, overlapped=None, *, strand=None):
+        if strand is not None:
+            check_strand(strand, self)
+        return new_timer(self.core, due_at(when), transferred, key, overlapped, strand)
+
+    @cython.binding(False)
+    @cython.embedsignature(True)
+    @cython.embedsignature.format("clinic")
+    def get(self, timeout=None):
+        cdef Taken taken
+        cdef int64_t deadline = deadline_of(timeout) if timeout is not None else FOREVER
+        if self.core.forked():
+            raise PortForked()
+        if take_ready(self.core.scheduler, &taken, False):
+            return completion_of(&taken)
+        if not self.wait(deadline, &taken):
+            return None
+        return completion_of(&taken)
+
+    def get_many(self, max_count, timeout=None):
+        cdef Taken taken
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef Py_ssize_t count
+        if not isinstance(max_count, int):
+            raise TypeError(f"max_count must be an integer, not {type(max_count).__name__}")
+        if max_count < 1:
+            raise ValueError(f"max_count must be 1 or more, not {max_count}")
+        count = min(max_count, sys.maxsize)
+        completions = []
+        if not self.wait(deadline, &taken):
+            return completions
+        completions.append(completion_of(&taken))
+        while len(completions) < count and take_ready(self.core.scheduler, &taken, True):
+            completions.append(completion_of(&taken))
+        return completions
+
+    cdef bint wait(self, int64_t deadline, Taken* taken) except -1:
+        """Take a packet as `get` does; False when the time is over."""
+        cdef TakeStatus status
+        cdef Answer answer
+        cdef Scheduler* scheduler = self.core.scheduler
+        while True:
+            self.core.begin()
+            with nogil:
+                status = take(scheduler, deadline, taken)
+                leave(scheduler)
+            thread_is_back()
+            answer = answer_of(status)
+            if answer != ASK_AGAIN:
+                return answer == IS_THERE
+
+    def submit(self, function, /, *args, key=None, overlapped=None, strand=None):
+        check_callable(function)
+        if strand is not None:
+            check_strand(strand, self)
+        return start_call(self.core, CP_CALL, function, args, key, overlapped, strand)
+
+    def getaddrinfo(
+        self, host, service, family=0, type=0, proto=0, flags=0, *, key=None, overlapped=None
+    ):
+        host, service = check_lookup(host, service, family, type, proto, flags)
+        return start_lookup(
+            self.core, host, service, family, type, proto, flags, key, overlapped
+        )
+
+    def open(self, path, flags=O_RDONLY, mode=0o666, *, key=None, overlapped=None):
+        check_open(flags, mode)
+        return start_open(self.core, path_bytes(path), flags, mode, key, overlapped)
+
+    def stat(self, path, *, follow_symlinks=True, key=None, overlapped=None):
+        return start_stat(self.core, path_bytes(path), bool(follow_symlinks), key, overlapped)
+
+    def close_descriptor(self, fd, *, key=None, overlapped=None):
+        check_count("fd", fd, 0, LARGEST_DESCRIPTOR)
+        return start_close(self.core, fd, key, overlapped)
+
+    def stats(self):
+        cdef Scheduler* s = self.core.scheduler
+        cdef Scheduler copy
+        handles, pending = self.core.census()
+        if not self.core.forked() and enter(s):
+            # What is due counts as queued, though no thread has come by since.
+            fire_if_due(s)
+            leave(s)
+        cp_light_mutex_lock(&s.lock)
+        # What the lock guards, and not the lock itself, which others are writing to.
+        memcpy(&copy.running, &s.running, <char*> (s + 1) - <char*> &s.running)
+        cp_light_mutex_unlock(&s.lock)
+        return {
+            "engine": self.engine_name,
+            "concurrency": s.concurrency,
+            "queued": copy.queued + copy.held_back,
+            "posted": copy.posted,
+            "completed": copy.completed,
+            "taken": copy.taken,
+            "pending": pending,
+            "timers": timers_pending(s),
+            "handles": handles,
+            "waiting": copy.waiting,
+            "running": copy.running,
+            "wakeups": copy.wakeups,
+            "blocked": copy.blocked,
+            "replaced": copy.replaced,
+            "queue_time": histogram_of(&copy.queue_times),
+            "work_time": histogram_of(&copy.work_times),
+        }
+
+    def blocking(self):
+        return Blocking(self.core)
+
+    def _check(self):
+        self.core.begin()
+        self.core.end()
+
+    def _new_strand(self):
+        self.core.begin()
+        try:
+            return self.STRAND(self.core)
+        finally:
+            self.core.end()
+
+    def _dismiss_keepers(self):
+        dismiss_keepers(self.core.scheduler)
+
+    def _wait_until_stuck(self, timeout):
+        cdef TakeStatus status
+        cdef Answer answer
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef Scheduler* scheduler = self.core.scheduler
+        while True:
+            self.core.begin()
+            with nogil:
+                status = stuck(scheduler, deadline)
+                leave(scheduler)
+            answer = answer_of(status)
+            if answer != ASK_AGAIN:
+                return answer == IS_THERE
+
+    def close(self):
+        self.core.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()

@@ -1,0 +1,1 @@
+"""Atomic steps, locks, who is inside, and what a thread has of its own."""

@@ -1,0 +1,258 @@
+"""The packet queue, the threads that wait for it, and the places of those that run.
+
+Nothing here touches a Python object: every function runs with or without the GIL.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from ..primitives.atomics cimport cp_load_acquire, cp_now_ns, cp_peek_64
+from ..primitives.guard cimport Guard, guard_enter, guard_leave, guard_wait_until_alone
+from ..primitives.light_mutex cimport cp_light_mutex
+from ..primitives.times cimport Times
+
+ctypedef enum PacketKind:
+    PACKET_POSTED     # a PostedPacket
+    PACKET_OPERATION  # the first member of an Operation
+    PACKET_STREAM     # in a Stream: a connection or a listening socket has something to tell
+    PACKET_TIMER      # the first member of a TimedPacket
+
+cdef struct Scheduler
+cdef struct Strand
+cdef struct Waiter
+
+cdef struct Packet:
+    Packet* next       # scheduler lock, while it is queued
+    PacketKind kind    # constant
+    Strand* strand     # constant while it is queued; its owner sees to the strand's life
+    int64_t queued_ns  # scheduler lock: when it came, where that is measured, else 0
+
+cdef struct Strand:
+    int references          # atomic
+    Scheduler* scheduler    # one reference
+    # All below: the scheduler's lock.
+    bint busy               # a packet of it is in the queue or with a thread
+    Packet* head            # those that stay back
+    Packet* tail
+    int64_t queued          # written by `cp_count_locked`: read without the lock for `Strand.queued`
+    Waiter* holder          # the thread that is at work on a packet of it; one reference
+    Strand* next_held       # of the same thread
+    Strand* previous        # all of the port
+    Strand* following
+
+cdef struct PostedPacket:
+    # The three references belong to the packet until it is taken.
+    Packet packet
+    void* transferred
+    void* key
+    void* overlapped
+
+cdef struct Waiter:
+    # One thread. All fields without another word: the lock of the scheduler it waits in.
+    Waiter* newer
+    Waiter* older
+    bint on_stack
+    bint signalled
+    Waiter* signalled_before  # of those that are signalled and not yet back
+    Waiter* signalled_after
+    uint64_t arrival
+    uint32_t signal         # futex word, atomic: 1 means wake up
+    Scheduler* held         # own thread only: the port last used, one reference
+    # The place of `held` that it has, from a packet to the next call of get.
+    bint holds_place
+    Waiter* next_holder
+    Waiter* previous_holder
+    bint blocked            # so its place does not count
+    int declared            # it said so itself, so many times
+    Strand* strands         # held with the packets it is at work on
+    uint64_t turn           # counts its packets
+    int64_t started_ns      # when it took the packet, where that is measured, else 0
+    uint32_t returning      # atomic: has left `take`, and may still wait for the GIL
+    # Constant: how others see what it does.
+    int clock               # its CPU clock
+    int number              # gettid(2)
+    # The monitor's alone: what it saw at its last look.
+    uint64_t seen_turn
+    int64_t seen_turn_at_ns # and when it first saw that turn
+    int64_t seen_cpu_ns
+    int64_t seen_at_ns
+    uint64_t blocked_at     # the place in its code where it was found blocked, 0: not known
+    int64_t slept_times     # when it was seen awake since then, -1: was asleep at the last look
+
+cdef enum:
+    # What it may cost to wake a thread, ns: shorter work is done sooner by who is awake. 5 us on a
+    # bare machine, but a send that wakes its reader takes 10 on a virtual one, and is no long work.
+    WAKE_COST = 12000
+    # Work that may wait for more of its kind, ns.
+    SHORT_WORK = 5000
+    NO_TIMER = 0x7fffffffffffffff
+
+ctypedef enum Attention:
+    UNWATCHED
+    DROWSY      # it looks now and then
+    WATCHED     # it looks every few milliseconds
+
+cdef struct Scheduler:
+    # Each lock that is handed to another processor brings its neighbours along, and every call reads
+    # the guard: so what changes with each packet lies together, 64 bytes to a line of the cache, and
+    # apart from what is only read.
+    Guard guard             # threads inside a call; `closed` is written under the lock
+    int references          # atomic
+    # Constant after creation:
+    int concurrency
+    bint submits_late       # what threads start may wait for their next call
+    void* engine
+    int (*kernel_wait)(void* engine, int64_t deadline_ns) noexcept nogil
+    void (*kernel_wake)(void* engine) noexcept nogil
+    void (*kernel_submit)(void* engine) noexcept nogil
+    # When the next timer is due, else NO_TIMER: written under the lock of the timers, as an atomic.
+    int64_t next_timer_ns
+    # All below: lock. Who lets go of it has a reference, or is inside: it may not go before.
+    cp_light_mutex lock
+    int running             # threads that hold a place that counts
+    int woken               # signalled, not yet back under the lock
+    int since_kernel        # packets taken since the kernel was last looked at
+    int to_measure          # so many turns are measured in any case
+    Packet* head            # written by `set_head`: a stream's send peeks at it without the lock
+    Packet* tail
+    Waiter* newest          # stack of waiting threads, the leader included
+    Waiter* leader          # written by `set_leader`: engines peek at it without the lock
+    int64_t queued
+    # Second line.
+    int64_t taken
+    int64_t posted
+    int64_t completed
+    # Running average of the time from get to get; written by `set_time`, read without the lock too.
+    int64_t work_ns
+    Waiter* holders         # threads that hold a place, whether it counts or not
+    PostedPacket* spare     # used PostedPackets, to be used again
+    int spare_count
+    Attention attention     # the monitor's to this port
+    # Packets at the head of the queue that a thread passed over, as others that were signalled before
+    # it are still on their way: for these only. At most `woken`.
+    int passed_over
+    int waiting
+    # The rest.
+    uint64_t arrivals
+    Waiter* last_signalled  # of those that are not yet back
+    int blocked             # threads that hold a place that does not count
+    Strand* strands
+    int64_t held_back       # packets in strands
+    int64_t wakeups
+    int64_t replaced        # wake-ups because a thread blocked
+    int keepers             # threads that wait until the port is stuck
+    uint32_t stuck          # futex word for them: counts
+    int64_t leader_until_ns # how long the leader waits at most, where there is one
+    void* timers            # constant: `timer_heap` makes it, and knows what is in it
+    Times queue_times
+    Times work_times
+
+# Of `timer_heap`: makes packets of timers that are due. The caller is inside and has no lock.
+ctypedef void (*Fire)(Scheduler* s, bint wake) noexcept nogil
+
+# With the scheduler's lock not held; `known`: it is in the monitor's list already.
+ctypedef void (*Watch)(Scheduler* s, bint known) noexcept nogil
+
+ctypedef enum TakeStatus:
+    TAKE_PACKET
+    TAKE_TIMEOUT
+    TAKE_CLOSED
+    TAKE_INTERRUPTED
+
+cdef struct Taken:
+    # A packet as it leaves the queue; a PostedPacket's values are moved here.
+    Packet* packet
+    void* transferred
+    void* key
+    void* overlapped
+
+cdef int64_t FOREVER
+cdef int64_t POLL
+
+cdef Scheduler* scheduler_new(int concurrency) noexcept nogil
+cdef void scheduler_release(Scheduler* s) noexcept nogil
+cdef void push(Scheduler* s, Packet* packet, bint wake) noexcept nogil
+cdef bint post(
+    Scheduler* s, void* transferred, void* key, void* overlapped, Strand* strand
+) noexcept nogil
+cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil
+cdef void wake_threads(Scheduler* s) noexcept nogil
+cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil
+cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept nogil
+cdef void announce_close(Scheduler* s) noexcept nogil
+cdef Packet* close_queue(Scheduler* s) noexcept nogil
+cdef void thread_is_back() noexcept nogil
+cdef bint start_blocking(Scheduler* s) noexcept nogil
+cdef void end_blocking(Scheduler* s) noexcept nogil
+cdef Strand* strand_new(Scheduler* s) noexcept nogil
+cdef void strand_retain(Strand* strand) noexcept nogil
+cdef void strand_release(Strand* strand) noexcept nogil
+cdef bint strand_let_go(Strand* strand) noexcept nogil
+# For the keepers and the monitor.
+cdef void unlock_and_wake(Scheduler* s) noexcept nogil
+cdef bint wants_watch(Scheduler* s) noexcept nogil
+cdef void unlock_and_help(Scheduler* s) noexcept nogil
+cdef void on_watch(Watch function) noexcept nogil
+cdef void on_timers(Fire function) noexcept nogil
+
+
+cdef extern from "atomics.h" nogil:
+    Waiter* cp_peek_waiter "cp_load_relaxed"(Waiter** field)
+    int64_t cp_peek_time "cp_load_relaxed"(int64_t* field)
+    void set_time "cp_store_relaxed"(int64_t* field, int64_t value)
+    Packet* cp_peek_packet "cp_load_relaxed"(Packet** field)
+    void set_leader_ "cp_store_relaxed"(Waiter** field, Waiter* value)
+    void set_head_ "cp_store_relaxed"(Packet** field, Packet* value)
+
+
+cdef inline void set_leader(Scheduler* s, Waiter* leader) noexcept nogil:
+    set_leader_(&s.leader, leader)
+
+
+cdef inline void set_head(Scheduler* s, Packet* head) noexcept nogil:
+    set_head_(&s.head, head)
+
+
+cdef inline bint somebody_leads(Scheduler* s) noexcept nogil:
+    """Without the lock, so only what was so a moment ago.
+
+    Who asks because it took the leader's wake-up from the kernel sees that leader, or a later one:
+    it was written before the wake-up was sent. Who asks whether it has to look after the kernel
+    itself may be wrong, and then looks once too often or leaves it to a later wait.
+    """
+    return cp_peek_waiter(&s.leader) != NULL
+
+
+cdef inline bint packets_are_short(Scheduler* s) noexcept nogil:
+    """Packets wait, and are usually done with soon. Without the lock: a hint."""
+    return cp_peek_packet(&s.head) != NULL and cp_peek_time(&s.work_ns) < SHORT_WORK
+
+
+cdef inline bint timers_are_due(Scheduler* s) noexcept nogil:
+    """With no timer set it costs one comparison."""
+    cdef int64_t next_ns = cp_peek_64(&s.next_timer_ns)
+    return next_ns != NO_TIMER and next_ns <= cp_now_ns()
+
+
+cdef inline int64_t with_timers(Scheduler* s, int64_t deadline_ns) noexcept nogil:
+    """Until when a thread may sleep that wants to wait until `deadline_ns` (not POLL)."""
+    cdef int64_t next_ns = cp_peek_64(&s.next_timer_ns)
+    if next_ns == NO_TIMER or (deadline_ns != FOREVER and deadline_ns <= next_ns):
+        return deadline_ns
+    return next_ns
+
+
+cdef inline bint is_closed(Scheduler* s) noexcept nogil:
+    return cp_load_acquire(&s.guard.closed) != 0
+
+
+cdef inline bint enter(Scheduler* s) noexcept nogil:
+    """Begin a call that uses the engine; False when the port is closed."""
+    return guard_enter(&s.guard)
+
+
+cdef inline void leave(Scheduler* s) noexcept nogil:
+    guard_leave(&s.guard)
+
+
+cdef inline bint wait_until_alone(Scheduler* s, int64_t deadline_ns) noexcept nogil:
+    return guard_wait_until_alone(&s.guard, deadline_ns)

@@ -1,0 +1,682 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Packets to threads: first in first out for packets, last in first out for threads."""
+
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+from ..primitives.atomics cimport (
+    cp_add_fetch,
+    cp_count_locked,
+    cp_futex_wait,
+    cp_futex_wake,
+    cp_now_ns,
+    cp_store_release,
+)
+from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_open, cp_light_mutex_unlock
+from ..primitives.times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
+from .packets cimport NONE, append, place_in_queue, unlink
+from .places cimport give_place_back, set_blocked, start_turn, take_place
+from .waiters cimport UNCALLED, back_from_waiting, call, stack_insert
+
+cdef extern from "stdlib.h" nogil:
+    void* aligned_alloc(size_t alignment, size_t size)
+
+cdef extern from "thread_record.h" nogil:
+    void* cp_thread_record
+    int cp_thread_records_open(void (*at_thread_end)(void*) noexcept) noexcept
+    void cp_thread_record_set(void* record) noexcept
+
+cdef extern from "thread_clock.h" nogil:
+    int cp_own_clock()
+    int cp_own_number()
+
+cdef extern from "pthread.h" nogil:
+    int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
+
+cdef extern from "errno.h" nogil:
+    enum: EINTR
+    enum: ETIMEDOUT
+
+FOREVER = -1
+POLL = 0
+
+# A thread that always finds packets looks into the kernel after this many, so that a program
+# that keeps posting to itself does not shut out the sockets.
+cdef enum:
+    LOOK_INTO_KERNEL_AFTER = 61
+    SPARE_PACKETS = 256
+    SIGNALS_AT_ONCE = 8
+    # Two threads that work on tiny packets hinder each other, and each batch after that costs
+    # another wake-up, until one of them is alone again: only so much of it is worth another thread, ns.
+    BACKLOG_COST = 1000000
+    # While packets are short and many, one in so many (a power of 2) looks whether a timer is due.
+    LOOK_AT_TIMERS_EVERY = 32
+    CACHE_LINE = 64
+
+cdef struct Signals:
+    # Futex words to wake once the lock is free. Waking one whose thread has gone on is harmless.
+    uint32_t* words[SIGNALS_AT_ONCE]
+    int count
+    bint leader
+
+
+cdef Scheduler* scheduler_new(int concurrency) noexcept nogil:
+    cdef size_t size = (sizeof(Scheduler) + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+    cdef Scheduler* s = <Scheduler*> aligned_alloc(CACHE_LINE, size)
+    if s != NULL:
+        memset(s, 0, size)
+        cp_light_mutex_open(&s.lock)
+        s.references = 1
+        s.concurrency = concurrency
+        s.next_timer_ns = NO_TIMER
+    return s
+
+
+cdef void scheduler_release(Scheduler* s) noexcept nogil:
+    cdef PostedPacket* spare
+    if cp_add_fetch(&s.references, -1) == 0:
+        while s.spare != NULL:
+            spare = s.spare
+            s.spare = <PostedPacket*> spare.packet.next
+            free(spare)
+        free(s.timers)
+        free(s)
+
+cdef void thread_ended(void* record) noexcept nogil:
+    cdef Waiter* me = <Waiter*> record
+    if me.held != NULL:
+        end_turn_elsewhere(me)
+        scheduler_release(me.held)
+    free(me)
+
+
+cdef inline Waiter* current_thread() noexcept nogil:
+    cdef Waiter* me = <Waiter*> cp_thread_record
+    if me == NULL:
+        me = <Waiter*> calloc(1, sizeof(Waiter))
+        me.clock = cp_own_clock()
+        me.number = cp_own_number()
+        cp_thread_record_set(me)
+    return me
+
+
+cdef void end_turn_elsewhere(Waiter* me) noexcept nogil:
+    """Be done with what was taken from the port that was used before."""
+    cdef Scheduler* s = me.held
+    cdef bint inside = me.holds_place and enter(s)
+    if me.holds_place:
+        cp_light_mutex_lock(&s.lock)
+        end_turn(s, me)
+        give_place_back(s, me)
+        if inside:
+            unlock_and_wake(s)
+            leave(s)
+        else:
+            # Nobody else looks at a closed port's places, but the holders must leave its list.
+            cp_light_mutex_unlock(&s.lock)
+
+
+cdef void use_port(Waiter* me, Scheduler* s) noexcept nogil:
+    """A thread works for one port at a time: coming to this one ends its work for another."""
+    if me.held != s:
+        if me.held != NULL:
+            end_turn_elsewhere(me)
+            scheduler_release(me.held)
+        cp_add_fetch(&s.references, 1)
+        me.held = s
+
+cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
+    """The thread is done with what it had taken."""
+    cdef int64_t took
+    if me.started_ns != 0:
+        took = cp_now_ns() - me.started_ns
+        me.started_ns = 0
+        count_time(&s.work_times, took)
+        # One long turn says little of the next: the average grows by a third at most, and the next
+        # turns are measured, to see whether they are long too.
+        if took > 4 * s.work_ns + 1000:
+            took = 4 * s.work_ns + 1000
+            s.to_measure = MEASURE_EVERY
+        set_time(&s.work_ns, s.work_ns + (took - s.work_ns) // 8)
+    while me.strands != NULL:
+        let_strand_go(s, me.strands)
+
+
+cdef bint start_blocking(Scheduler* s) noexcept nogil:
+    """The calling thread says that it is about to block; False when it holds no place."""
+    cdef Waiter* me = current_thread()
+    if me.held != s or not me.holds_place or not enter(s):
+        return False
+    cp_light_mutex_lock(&s.lock)
+    me.declared += 1
+    set_blocked(s, me, True)
+    if s.newest != NULL and s.queued > s.woken:
+        s.replaced += MEASURED
+    unlock_and_wake(s)
+    leave(s)
+    return True
+
+
+cdef void end_blocking(Scheduler* s) noexcept nogil:
+    cdef Waiter* me = current_thread()
+    if me.held == s:
+        cp_light_mutex_lock(&s.lock)
+        # Both are over when it has called get meanwhile.
+        if me.holds_place and me.declared > 0:
+            me.declared -= 1
+            if me.declared == 0:
+                set_blocked(s, me, False)
+        cp_light_mutex_unlock(&s.lock)
+
+cdef inline void signal_thread(Scheduler* s, Waiter* waiter, Signals* signals) noexcept nogil:
+    call(s, waiter)
+    s.wakeups += MEASURED
+    if waiter == s.leader:
+        signals.leader = True
+        return
+    cp_store_release(&waiter.signal, 1)
+    if signals.count == SIGNALS_AT_ONCE:
+        cp_futex_wake(&waiter.signal, 1)
+    else:
+        signals.words[signals.count] = &waiter.signal
+        signals.count += 1
+
+
+cdef inline void send_signals(Scheduler* s, Signals* signals) noexcept nogil:
+    cdef int i
+    for i in range(signals.count):
+        cp_futex_wake(signals.words[i], 1)
+    if signals.leader:
+        s.kernel_wake(s.engine)
+
+
+cdef Watch watch = NULL
+cdef Fire fire_timers = NULL
+
+
+cdef void on_watch(Watch function) noexcept nogil:
+    """What is called, without a lock, when a port wants to be watched."""
+    global watch
+    watch = function
+
+
+cdef void on_timers(Fire function) noexcept nogil:
+    """What is called, without a lock, when timers are due."""
+    global fire_timers
+    fire_timers = function
+
+
+cdef inline bint worth_a_wakeup(Scheduler* s) noexcept nogil:
+    """Whether a waiting thread should be let go although others are at work. Lock.
+
+    When it says no and is wrong, because those others take long, the monitor mends it.
+    """
+    cdef int64_t left = s.queued - s.woken
+    if left > 0:
+        return s.running == 0 or s.work_ns >= WAKE_COST or left * s.work_ns >= BACKLOG_COST
+    return s.leader == NULL and s.woken == 0 and (s.running == 0 or s.work_ns >= WAKE_COST)
+
+
+cdef bint wants_watch(Scheduler* s) noexcept nogil:
+    """Whether the port would have to know at once if a thread blocks. Lock."""
+    if s.holders == NULL:
+        return False
+    if s.queued != 0:
+        return s.newest != NULL or s.keepers != 0 or s.submits_late
+    return s.newest != NULL and s.leader == NULL
+
+
+cdef void unlock_and_wake(Scheduler* s) noexcept nogil:
+    """Unlock, and let go the threads that packets and free places allow to."""
+    cdef Signals signals
+    cdef Attention before = s.attention
+    cdef bint unwatched
+    signals.count = 0
+    signals.leader = False
+    while (
+        s.newest != NULL and s.running + s.woken < s.concurrency and worth_a_wakeup(s)
+    ):
+        signal_thread(s, s.newest, &signals)
+    unwatched = before != WATCHED and wants_watch(s)
+    if unwatched:
+        s.attention = WATCHED
+    cp_light_mutex_unlock(&s.lock)
+    send_signals(s, &signals)
+    if unwatched:
+        watch(s, before == DROWSY)
+
+
+cdef void unlock_and_wake_from_outside(Scheduler* s) noexcept nogil:
+    """For a caller that is not inside, with the lock held since it saw the port open."""
+    # It can't fail: the port is closed under the lock.
+    enter(s)
+    unlock_and_wake(s)
+    leave(s)
+
+
+cdef void unlock_and_help(Scheduler* s) noexcept nogil:
+    """Unlock, and let threads go without asking whether it is worth it: those at work are stuck."""
+    cdef Signals signals
+    signals.count = 0
+    signals.leader = False
+    while (
+        s.newest != NULL
+        and s.running + s.woken < s.concurrency
+        and (s.queued > s.woken or (s.leader == NULL and s.woken == 0))
+    ):
+        signal_thread(s, s.newest, &signals)
+        if s.blocked != 0:
+            s.replaced += MEASURED
+    if s.keepers != 0 and s.queued != 0 and s.running == 0 and s.newest == NULL:
+        s.stuck += 1
+        cp_futex_wake(&s.stuck, 1)
+    cp_light_mutex_unlock(&s.lock)
+    send_signals(s, &signals)
+
+
+cdef void wake_threads(Scheduler* s) noexcept nogil:
+    """Let threads go for packets that were pushed without waking anybody."""
+    cp_light_mutex_lock(&s.lock)
+    unlock_and_wake(s)
+
+cdef inline void enqueue(Scheduler* s, Packet* packet) noexcept nogil:
+    """Into the queue, or into its strand when that is busy. Lock."""
+    packet.queued_ns = 0
+    if (s.running == 0 and s.queued == 0) or is_sample(s.posted + s.completed, s.work_ns):
+        packet.queued_ns = measured_now_ns()
+    if packet.strand != NULL:
+        if packet.strand.busy:
+            hold_back(s, packet)
+            return
+        packet.strand.busy = True
+    append(s, packet)
+
+
+cdef void push(Scheduler* s, Packet* packet, bint wake) noexcept nogil:
+    """Queue a completion. With ``wake`` false the caller sees to `wake_threads` itself."""
+    cp_light_mutex_lock(&s.lock)
+    s.completed += MEASURED
+    enqueue(s, packet)
+    if wake and s.newest != NULL:
+        unlock_and_wake(s)
+    else:
+        cp_light_mutex_unlock(&s.lock)
+
+
+cdef bint post(
+    Scheduler* s, void* transferred, void* key, void* overlapped, Strand* strand
+) noexcept nogil:
+    """Queue three references, which the packet owns from now on; False when there is no memory
+    or the port is closed. The caller need not be inside."""
+    cdef PostedPacket* posted
+    cp_light_mutex_lock(&s.lock)
+    if s.guard.closed:
+        cp_light_mutex_unlock(&s.lock)
+        return False
+    posted = s.spare
+    if posted != NULL:
+        s.spare = <PostedPacket*> posted.packet.next
+        s.spare_count -= 1
+    else:
+        posted = <PostedPacket*> malloc(sizeof(PostedPacket))
+        if posted == NULL:
+            cp_light_mutex_unlock(&s.lock)
+            return False
+        posted.packet.kind = PACKET_POSTED
+    posted.transferred = transferred
+    posted.key = key
+    posted.overlapped = overlapped
+    posted.packet.strand = strand
+    if strand != NULL:
+        strand_retain(strand)
+    s.posted += MEASURED
+    enqueue(s, &posted.packet)
+    if s.newest != NULL or s.keepers != 0:
+        unlock_and_wake_from_outside(s)
+    else:
+        cp_light_mutex_unlock(&s.lock)
+    return True
+
+
+cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
+    """Queue the packets of timers, a list. Without ``wake`` the caller is on its way to take one."""
+    cdef Packet* following
+    cp_light_mutex_lock(&s.lock)
+    while packets != NULL:
+        following = packets.next
+        s.posted += MEASURED
+        enqueue(s, packets)
+        packets = following
+    if wake:
+        unlock_and_wake(s)
+    else:
+        cp_light_mutex_unlock(&s.lock)
+
+
+cdef inline void pop(
+    Scheduler* s, Waiter* me, Taken* taken, int place, int64_t now_ns
+) noexcept nogil:
+    """Take the packet at that place. `now_ns`: 0 where nobody has looked at the clock."""
+    cdef Packet* packet = unlink(s, place)
+    cdef PostedPacket* posted
+    s.taken += MEASURED
+    if packet.queued_ns != 0:
+        count_time(&s.queue_times, (now_ns if now_ns != 0 else cp_now_ns()) - packet.queued_ns)
+    if packet.strand != NULL:
+        hold_strand(me, packet.strand)
+        if packet.kind == PACKET_TIMER:
+            strand_release(packet.strand)
+    taken.packet = packet
+    if packet.kind == PACKET_POSTED:
+        posted = <PostedPacket*> packet
+        taken.packet = NULL
+        taken.transferred = posted.transferred
+        taken.key = posted.key
+        taken.overlapped = posted.overlapped
+        if packet.strand != NULL:
+            strand_release(packet.strand)
+        if s.spare_count < SPARE_PACKETS:
+            packet.next = <Packet*> s.spare
+            s.spare = posted
+            s.spare_count += 1
+        else:
+            free(posted)
+
+
+cdef bint wants_timers(Scheduler* s) noexcept nogil:
+    """Whether due timers have to come into the queue before the next packet is taken. Lock."""
+    return (
+        s.since_kernel & (LOOK_AT_TIMERS_EVERY - 1) == 0 or s.work_ns >= SHORT_WORK
+    ) and timers_are_due(s)
+
+
+cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
+    """Take a packet without waiting and without a look into the kernel.
+
+    With ``more`` the thread has just taken one and keeps its place. The caller need not be inside.
+    """
+    cdef Waiter* me = current_thread()
+    cdef bint found = False
+    cdef int place
+    if me.held != s:
+        use_port(me, s)
+    cp_light_mutex_lock(&s.lock)
+    if not more:
+        end_turn(s, me)
+        if me.blocked:
+            me.declared = 0
+            set_blocked(s, me, False)
+    place = place_in_queue(s, UNCALLED)
+    if not s.guard.closed and place != NONE and (
+        more or (
+            s.running - me.holds_place < s.concurrency
+            and s.since_kernel < LOOK_INTO_KERNEL_AFTER
+            and not (cp_peek_64(&s.next_timer_ns) != NO_TIMER and wants_timers(s))
+        )
+    ):
+        if not more:
+            if not me.holds_place:
+                take_place(s, me)
+            start_turn(s, me)
+        s.since_kernel += 1
+        pop(s, me, taken, place, 0 if more else me.started_ns)
+        found = True
+        if s.newest != NULL or (s.queued != 0 and s.submits_late and s.attention != WATCHED):
+            unlock_and_wake_from_outside(s)
+            return True
+    cp_light_mutex_unlock(&s.lock)
+    return found
+
+
+cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept nogil:
+    """Take a packet, waiting until ``deadline_ns`` (FOREVER, POLL). The caller is inside `enter`,
+    as is every caller that may wake the leader."""
+    cdef Waiter* me = current_thread()
+    cdef TakeStatus status
+    cdef int error = 0
+    cdef bint looked = False
+    cdef bint reaped = False
+    cdef bint fired = False
+    cdef int64_t until_ns
+    cdef int place
+    cdef int ahead = UNCALLED
+    if me.held != s:
+        use_port(me, s)
+    cp_light_mutex_lock(&s.lock)
+    end_turn(s, me)
+    give_place_back(s, me)
+    s.arrivals += 1
+    me.arrival = s.arrivals
+    s.waiting += 1
+    while True:
+        if s.guard.closed:
+            status = TAKE_CLOSED
+            break
+        if s.since_kernel >= LOOK_INTO_KERNEL_AFTER:
+            s.since_kernel = 0
+            if s.leader == NULL:
+                cp_light_mutex_unlock(&s.lock)
+                s.kernel_wait(s.engine, POLL)
+                cp_light_mutex_lock(&s.lock)
+                continue
+        if (not fired or s.head == NULL) and timers_are_due(s):
+            # Once, unless nothing came of it: packets that are there already are not to wait for more.
+            fired = True
+            cp_light_mutex_unlock(&s.lock)
+            fire_timers(s, False)
+            cp_light_mutex_lock(&s.lock)
+            continue
+        place = place_in_queue(s, ahead)
+        if place != NONE and s.running < s.concurrency and not (
+            # What the leader reaped belongs to a thread that came later, if one waits.
+            reaped and s.newest != NULL and s.newest.arrival > me.arrival
+        ):
+            take_place(s, me)
+            start_turn(s, me)
+            s.since_kernel += 1
+            cp_store_release(&me.returning, 1)
+            pop(s, me, taken, place, me.started_ns)
+            status = TAKE_PACKET
+            break
+        if s.passed_over > s.woken:
+            # What was kept for this thread is there for all.
+            s.passed_over = s.woken
+        if error == EINTR:
+            status = TAKE_INTERRUPTED
+            break
+        if error == ETIMEDOUT or deadline_ns == POLL:
+            if looked or s.leader != NULL or s.running >= s.concurrency:
+                status = TAKE_TIMEOUT
+                break
+            looked = True
+            cp_light_mutex_unlock(&s.lock)
+            s.kernel_wait(s.engine, POLL)
+            cp_light_mutex_lock(&s.lock)
+            continue
+        if s.leader == NULL and s.running < s.concurrency and place == NONE:
+            stack_insert(s, me)
+            set_leader(s, me)
+            s.since_kernel = 0
+            until_ns = with_timers(s, deadline_ns)
+            s.leader_until_ns = until_ns if until_ns != FOREVER else NO_TIMER
+            cp_light_mutex_unlock(&s.lock)
+            error = s.kernel_wait(s.engine, until_ns)
+            cp_light_mutex_lock(&s.lock)
+            set_leader(s, NULL)
+            fired = False
+            if until_ns != deadline_ns and error == ETIMEDOUT:
+                # A timer's time has come, the thread's own has not.
+                error = 0
+            else:
+                looked = True
+            reaped = not me.signalled
+        else:
+            stack_insert(s, me)
+            unlock_and_wake(s)
+            # Another thread leads, or nobody may: what this one has started must not wait for that.
+            s.kernel_submit(s.engine)
+            error = cp_futex_wait(&me.signal, 0, deadline_ns)
+            cp_light_mutex_lock(&s.lock)
+            reaped = False
+        ahead = back_from_waiting(s, me)
+    s.waiting -= 1
+    unlock_and_wake(s)
+    return status
+
+
+cdef void thread_is_back() noexcept nogil:
+    """The thread that has left `take` holds the GIL again, or needs none."""
+    cp_store_release(&(<Waiter*> cp_thread_record).returning, 0)
+
+
+cdef Packet* close_queue(Scheduler* s) noexcept nogil:
+    """Take what is queued out, to be dropped. `closed` is set and no thread is inside."""
+    cdef Packet* packets
+    cdef Strand* strand
+    cp_light_mutex_lock(&s.lock)
+    strand = s.strands
+    while strand != NULL:
+        while strand.head != NULL:
+            append(s, next_held_back(s, strand))
+        strand = strand.following
+    packets = s.head
+    set_head(s, NULL)
+    s.tail = NULL
+    s.queued = 0
+    s.passed_over = 0
+    cp_light_mutex_unlock(&s.lock)
+    return packets
+
+
+cdef void announce_close(Scheduler* s) noexcept nogil:
+    """Set `closed` and wake every waiting thread; the caller then waits until it is alone."""
+    cdef Signals signals
+    signals.count = 0
+    signals.leader = False
+    cp_light_mutex_lock(&s.lock)
+    cp_store_release(&s.guard.closed, 1)
+    while s.newest != NULL:
+        signal_thread(s, s.newest, &signals)
+    s.stuck += 1
+    cp_light_mutex_unlock(&s.lock)
+    cp_futex_wake(&s.stuck, 0x7fffffff)
+    send_signals(s, &signals)
+
+cdef Strand* strand_new(Scheduler* s) noexcept nogil:
+    cdef Strand* strand = <Strand*> calloc(1, sizeof(Strand))
+    if strand == NULL:
+        return NULL
+    strand.references = 1
+    strand.scheduler = s
+    cp_add_fetch(&s.references, 1)
+    cp_light_mutex_lock(&s.lock)
+    strand.following = s.strands
+    if s.strands != NULL:
+        s.strands.previous = strand
+    s.strands = strand
+    cp_light_mutex_unlock(&s.lock)
+    return strand
+
+
+cdef void strand_retain(Strand* strand) noexcept nogil:
+    cp_add_fetch(&strand.references, 1)
+
+
+cdef void strand_release(Strand* strand) noexcept nogil:
+    """One reference less. Without the scheduler's lock, or it is not the last one."""
+    cdef Scheduler* s = strand.scheduler
+    if cp_add_fetch(&strand.references, -1) == 0:
+        cp_add_fetch(&s.references, 1)
+        cp_light_mutex_lock(&s.lock)
+        drop_strand(s, strand)
+        cp_light_mutex_unlock(&s.lock)
+        scheduler_release(s)
+
+
+cdef void drop_strand(Scheduler* s, Strand* strand) noexcept nogil:
+    """Lock, and the caller has a reference to the scheduler."""
+    if strand.previous == NULL:
+        s.strands = strand.following
+    else:
+        strand.previous.following = strand.following
+    if strand.following != NULL:
+        strand.following.previous = strand.previous
+    free(strand)
+    scheduler_release(s)
+
+
+cdef void hold_back(Scheduler* s, Packet* packet) noexcept nogil:
+    """Behind those of its strand that stay back already. Lock."""
+    cdef Strand* strand = packet.strand
+    packet.next = NULL
+    if packet.queued_ns == 0:
+        packet.queued_ns = measured_now_ns()
+    if strand.tail == NULL:
+        strand.head = packet
+    else:
+        strand.tail.next = packet
+    strand.tail = packet
+    cp_count_locked(&strand.queued, 1)
+    s.held_back += 1
+
+
+cdef Packet* next_held_back(Scheduler* s, Strand* strand) noexcept nogil:
+    cdef Packet* packet = strand.head
+    strand.head = packet.next
+    if strand.head == NULL:
+        strand.tail = NULL
+    cp_count_locked(&strand.queued, -1)
+    s.held_back -= 1
+    return packet
+
+
+cdef void hold_strand(Waiter* me, Strand* strand) noexcept nogil:
+    """The thread takes a packet of the strand. Lock."""
+    strand_retain(strand)
+    strand.holder = me
+    strand.next_held = me.strands
+    me.strands = strand
+
+
+cdef void let_strand_go(Scheduler* s, Strand* strand) noexcept nogil:
+    """Its holder, the calling thread, is done with the packet: the next one may go. Lock."""
+    cdef Waiter* holder = strand.holder
+    cdef Strand** place = &holder.strands
+    while place[0] != strand:
+        place = &place[0].next_held
+    place[0] = strand.next_held
+    strand.next_held = NULL
+    strand.holder = NULL
+    if strand.head != NULL:
+        append(s, next_held_back(s, strand))
+    else:
+        strand.busy = False
+    if cp_add_fetch(&strand.references, -1) == 0:
+        drop_strand(s, strand)
+
+
+cdef bint strand_let_go(Strand* strand) noexcept nogil:
+    """For the calling thread; False when it does not hold the strand."""
+    cdef Scheduler* s = strand.scheduler
+    cdef Waiter* me = current_thread()
+    cp_light_mutex_lock(&s.lock)
+    if strand.holder != me:
+        cp_light_mutex_unlock(&s.lock)
+        return False
+    let_strand_go(s, strand)
+    unlock_and_wake(s)
+    return True
+
+
+cdef void in_child() noexcept nogil:
+    """What this thread had taken is the parent's; the CPU clock is another one."""
+    cdef Waiter* me = <Waiter*> cp_thread_record
+    if me != NULL:
+        me.holds_place = me.blocked = me.on_stack = False
+        me.strands = NULL
+        me.clock = cp_own_clock()
+        me.number = cp_own_number()
+
+
+if cp_thread_records_open(thread_ended) != 0 or pthread_atfork(NULL, NULL, in_child) != 0:
+    raise MemoryError("no key left for thread-local data")

@@ -1,0 +1,1 @@
+"""The cores of the servers: packets to callbacks."""

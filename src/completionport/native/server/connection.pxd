@@ -1,0 +1,37 @@
+"""One client of a server, and what it needs of the server's core."""
+
+from cpython.object cimport PyObject
+
+from ..channels.engine cimport Stream
+from .worker cimport WorkingCore
+
+cdef enum:
+    ADDRESS_SIZE = 28          # sockaddr_in6
+
+
+cdef class ServerBase(WorkingCore):
+    # Constant after creation.
+    cdef readonly object address
+    cdef object on_drained
+    cdef size_t send_limit
+    cdef bint keeps_time
+
+
+cdef class Connection:
+    cdef ServerBase core
+    cdef Stream* stream
+    cdef object state_           # critical section
+    cdef object failure          # why it ended, once set: critical section
+    cdef list held               # received while paused or throttled: own worker only
+    # Channel lock, and written as atomics, for the worker that asks in between:
+    cdef bint paused
+    cdef bint throttled          # more is queued than `send_limit`
+    cdef bint end_told           # own worker only
+    cdef unsigned char peer_size
+    cdef char peer[ADDRESS_SIZE]
+    cdef object __weakref__
+
+    cdef int send_bytes(self, const char* data, size_t size, PyObject* whole) except -1
+    cdef int append(self, const char* data, size_t size, PyObject* whole) noexcept
+    cdef void want_input(self) noexcept
+    cdef int fail(self, error) except -1

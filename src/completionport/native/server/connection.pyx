@@ -1,0 +1,238 @@
+# cython: language_level=3, freethreading_compatible=True
+"""A connection as the handler sees it: sending, closing, holding the peer back."""
+
+import os
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+
+from ..channels.channels cimport channel_close, channel_release
+from ..channels.engine cimport Engine, Stream
+from ..channels.streams cimport stream_append, stream_schedule, stream_start_output, stream_try_send
+from ..primitives.atomics cimport (
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_now_ns,
+    cp_peek,
+    cp_peek_int,
+    cp_peek_size,
+    cp_set,
+    cp_set_64,
+)
+from ..scheduling.scheduler cimport enter, leave, packets_are_short
+
+from ...addresses import unpack
+from ...errors import ConnectionClosed
+from ...handler import Connection as PublicConnection
+
+cdef extern from "sys/socket.h" nogil:
+    cdef struct sockaddr:
+        pass
+    int getsockname(int descriptor, sockaddr* address, unsigned int* size)
+
+cdef enum:
+    COPIED_AT_MOST = 256       # more is sent from the bytes object itself
+    BATCHED_AT_MOST = 16384    # more is tried at once, whoever waits
+
+
+cdef class ServerBase:
+    """What its connections need of a server's core."""
+
+
+cdef class Connection:
+    """See `completionport.Connection`, which documents it."""
+
+    def __dealloc__(self):
+        if self.stream != NULL:
+            channel_release(&self.stream.channel)
+
+    def __repr__(self):
+        return f"<Connection {self.peername!r}{', closing' if self.closing else ''}>"
+
+    @property
+    def server(self):
+        return self.core.server
+
+    @property
+    def peername(self):
+        return unpack(self.peer[:self.peer_size])
+
+    @property
+    def sockname(self):
+        cdef char address[128]
+        cdef unsigned int size = sizeof(address)
+        cp_mutex_lock(&self.stream.channel.lock)
+        if self.stream.channel.descriptor < 0 or getsockname(
+            self.stream.channel.descriptor, <sockaddr*> address, &size
+        ) != 0:
+            size = 0
+        cp_mutex_unlock(&self.stream.channel.lock)
+        return unpack(address[:size]) if size else self.core.address
+
+    @property
+    def closing(self):
+        return cp_peek(&self.stream.channel.closing) or cp_peek(&self.stream.close_when_sent)
+
+    @property
+    def send_queue_size(self):
+        return cp_peek_size(&self.stream.queued_bytes)
+
+    def fileno(self):
+        return cp_peek_int(&self.stream.channel.descriptor)
+
+    # Without a GIL one thread may read it while another replaces it, and a bare attribute would let
+    # the old object go in the middle of that.
+    @property
+    def state(self):
+        with cython.critical_section(self):
+            return self.state_
+
+    @state.setter
+    def state(self, value):
+        cdef object before
+        with cython.critical_section(self):
+            before = self.state_
+            self.state_ = value
+
+    @state.deleter
+    def state(self):
+        self.state = None
+
+    def send(self, data):
+        cdef Py_buffer view
+        if PyBytes_CheckExact(data):
+            self.send_bytes(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), <PyObject*> data)
+        elif PyObject_CheckBuffer(data):
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            try:
+                self.send_bytes(<const char*> view.buf, view.len, NULL)
+            finally:
+                PyBuffer_Release(&view)
+        elif isinstance(data, (list, tuple)):
+            joined = b"".join(data)
+            self.send_bytes(PyBytes_AS_STRING(joined), len(joined), <PyObject*> joined)
+        else:
+            raise TypeError(
+                f"send() takes a bytes-like object or a list of them, not {type(data).__name__}"
+            )
+
+    cdef int send_bytes(self, const char* data, size_t size, PyObject* whole) except -1:
+        """Send or queue; ``whole`` is the bytes object that may be kept, or NULL."""
+        cdef Stream* stream = self.stream
+        cdef Engine* engine = stream.channel.engine
+        cdef int64_t sent = 0
+        cdef int error = 0
+        cdef bint open_ = False
+        cdef bint started = False
+        if enter(self.core.core.scheduler):
+            cp_mutex_lock(&stream.channel.lock)
+            open_ = not (stream.channel.closing or stream.close_when_sent)
+            if open_ and size and stream.error == 0:
+                if stream.first_block == NULL and not (
+                    # While other packets wait, sends go to the kernel together; not where those
+                    # packets take so long that this one would wait for them.
+                    engine.batches_sends and size <= BATCHED_AT_MOST
+                    and packets_are_short(engine.scheduler) and self.core.on_drained is None
+                ):
+                    sent = stream_try_send(stream, data, size)
+                    if 0 <= sent < <int64_t> size:
+                        stream.was_full = True
+                if sent < 0:
+                    stream.error = <int> -sent
+                    stream_schedule(stream, True)
+                elif sent < <int64_t> size:
+                    error = self.append(data + sent, size - sent, whole)
+                    started = not stream.sending
+                    stream_start_output(stream)
+                    if stream.queued_bytes > self.core.send_limit and not self.throttled:
+                        cp_set(&self.throttled, True)
+                        stream.was_full = True
+                        engine.type.stop_input(engine, stream)
+                if self.core.keeps_time:
+                    cp_set_64(&stream.active_ns, cp_now_ns())
+            cp_mutex_unlock(&stream.channel.lock)
+            if started and stream.was_full:
+                engine.type.submit(engine)
+            leave(self.core.core.scheduler)
+        if error:
+            raise MemoryError
+        if not open_:
+            raise ConnectionClosed("this connection is closed: nothing can be sent any more")
+        return 0
+
+    cdef int append(self, const char* data, size_t size, PyObject* whole) noexcept:
+        cdef int error
+        if whole == NULL or size <= COPIED_AT_MOST:
+            return stream_append(self.stream, data, size, NULL)
+        Py_INCREF(<object> whole)
+        error = stream_append(self.stream, data, size, whole)
+        if error:
+            Py_DECREF(<object> whole)
+        return error
+
+    def close(self):
+        cdef bint now = False
+        if not enter(self.core.core.scheduler):
+            return
+        cp_mutex_lock(&self.stream.channel.lock)
+        if not self.stream.channel.closing and not self.stream.close_when_sent:
+            now = self.stream.queued_bytes == 0
+            if not now:
+                cp_set(&self.stream.close_when_sent, True)
+                self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
+        cp_mutex_unlock(&self.stream.channel.lock)
+        if now:
+            channel_close(&self.stream.channel)
+        leave(self.core.core.scheduler)
+
+    def abort(self):
+        if enter(self.core.core.scheduler):
+            channel_close(&self.stream.channel)
+            leave(self.core.core.scheduler)
+
+    def pause(self):
+        if enter(self.core.core.scheduler):
+            cp_mutex_lock(&self.stream.channel.lock)
+            if not self.paused:
+                cp_set(&self.paused, True)
+                self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
+            cp_mutex_unlock(&self.stream.channel.lock)
+            self.stream.channel.engine.type.submit(self.stream.channel.engine)
+            leave(self.core.core.scheduler)
+
+    def resume(self):
+        if enter(self.core.core.scheduler):
+            cp_mutex_lock(&self.stream.channel.lock)
+            if self.paused:
+                cp_set(&self.paused, False)
+                self.want_input()
+                # For what is held back.
+                stream_schedule(self.stream, True)
+            cp_mutex_unlock(&self.stream.channel.lock)
+            self.stream.channel.engine.type.submit(self.stream.channel.engine)
+            leave(self.core.core.scheduler)
+
+    cdef void want_input(self) noexcept:
+        """Receive again, unless something still speaks against it. Channel lock."""
+        cdef Stream* stream = self.stream
+        if not (
+            self.paused or self.throttled or stream.ended or stream.error
+            or stream.close_when_sent or stream.channel.closing
+        ):
+            stream.channel.engine.type.start_input(stream.channel.engine, stream)
+
+    cdef int fail(self, error) except -1:
+        """End the connection now, for this reason."""
+        with cython.critical_section(self):
+            # The worker's, and that of the one that looks at the clock, may come at once.
+            if self.failure is None:
+                self.failure = error
+        self.abort()
+        return 0
+
+
+PublicConnection.register(Connection)

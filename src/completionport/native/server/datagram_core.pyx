@@ -1,0 +1,380 @@
+# cython: language_level=3, freethreading_compatible=True
+"""A datagram server's core: from the datagram to the callback without a Python frame between them.
+
+The socket's stream is in the packet queue while there is something to receive. The worker that takes
+it makes Python objects of one datagram, puts the stream back for the next worker, and only then calls
+the handler: while a callback blocks, the others go on.
+"""
+
+import fcntl
+import logging
+import os
+import threading
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport (
+    PyBytes_AS_STRING,
+    PyBytes_CheckExact,
+    PyBytes_FromStringAndSize,
+    PyBytes_GET_SIZE,
+)
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+
+from ..channels.channels cimport channel_close, channel_release, channel_retain
+from ..channels.datagrams cimport (
+    datagrams_free,
+    datagrams_new,
+    datagrams_queue,
+    datagrams_try_send,
+)
+from ..channels.engine cimport DatagramHead, Engine, Stream
+from ..primitives.atomics cimport (
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_now_ns,
+    cp_peek,
+    cp_peek_64,
+    cp_peek_size,
+    cp_release_64,
+    cp_set,
+    cp_swap_if_64,
+)
+from ..primitives.times cimport add_to_shared_stats, add_to_stats
+from ..scheduling.scheduler cimport FOREVER, enter, leave, push
+from .address_cache cimport LONGEST_ADDRESS, AddressCache
+from .worker cimport WorkingCore, overridden
+
+from ...datagram_handler import DatagramHandler
+from ...datagram_handler import Endpoint as PublicEndpoint
+from ...errors import ConnectionClosed, system_error
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EAGAIN, EBADF, ENOBUFS, ENOMEM
+
+cdef extern from "sys/socket.h" nogil:
+    enum:
+        MSG_TRUNC
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
+cdef enum:
+    RETRY_NS = 100000000
+
+cdef object logger = logging.getLogger("completionport")
+
+
+cdef class DatagramCore(WorkingCore):
+    """Packets to callbacks for one `completionport.DatagramServer`; its port has no other server."""
+
+    cdef object handler
+    cdef object on_received, on_failed
+    cdef Endpoint endpoint            # from `listen` to the end of this object
+    cdef AddressCache addresses
+    cdef size_t buffer_size
+    cdef size_t send_limit
+    cdef object all_closed            # threading.Event
+    cdef int64_t received_packets, received_bytes, truncated   # atomic
+
+    def __init__(self, port, handler, server, *, buffer_size, send_limit):
+        cdef int error
+        self.core = port.core_
+        self.server = server
+        self.handler = handler
+        self.on_received = handler.received
+        self.on_failed = overridden(handler, DatagramHandler, "failed")
+        self.buffer_size = buffer_size
+        self.send_limit = send_limit
+        self.scratch_size = 1
+        self.all_closed = threading.Event()
+        self.all_closed.set()
+        error = self.core.engine.type.provide_buffers(self.core.engine, 0)
+        if error:
+            raise system_error(error)
+
+    # -- what the DatagramServer calls
+
+    def listen(self, sock):
+        cdef Endpoint endpoint = Endpoint.__new__(Endpoint)
+        cdef Stream* stream
+        sock.setblocking(False)
+        self.core.begin()
+        try:
+            stream = datagrams_new(
+                self.core.engine, fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0),
+                self.buffer_size,
+            )
+            if stream == NULL:
+                raise MemoryError
+            channel_retain(&stream.channel)
+            endpoint.core = self
+            endpoint.stream = stream
+            endpoint.name = sock.getsockname()
+            self.addresses = AddressCache(sock.family, sock.type)
+            try:
+                self.core.adopt(&stream.channel)
+            except BaseException:
+                close(stream.channel.descriptor)
+                channel_release(&stream.channel)
+                raise
+            Py_INCREF(endpoint)
+            stream.owner = <void*> endpoint
+            self.endpoint = endpoint
+            self.all_closed.clear()
+            self.start_receiving()
+        finally:
+            self.core.end()
+
+    cdef int start_receiving(self) except -1:
+        cdef Stream* stream = self.endpoint.stream
+        cp_mutex_lock(&stream.channel.lock)
+        if not stream.channel.closing:
+            self.core.engine.type.start_input(self.core.engine, stream)
+        cp_mutex_unlock(&stream.channel.lock)
+        self.core.engine.type.submit(self.core.engine)
+        return 0
+
+    def stop_listening(self):
+        if self.endpoint is not None and enter(self.core.scheduler):
+            cp_mutex_lock(&self.endpoint.stream.channel.lock)
+            self.core.engine.type.stop_input(self.core.engine, self.endpoint.stream)
+            cp_mutex_unlock(&self.endpoint.stream.channel.lock)
+            self.core.engine.type.submit(self.core.engine)
+            leave(self.core.scheduler)
+
+    def close_connections(self):
+        cdef Stream* stream
+        cdef bint now = False
+        if self.endpoint is None or not enter(self.core.scheduler):
+            return
+        stream = self.endpoint.stream
+        cp_mutex_lock(&stream.channel.lock)
+        if not stream.channel.closing:
+            cp_set(&stream.close_when_sent, True)
+            now = stream.first_block == NULL
+        cp_mutex_unlock(&stream.channel.lock)
+        if now:
+            channel_close(&stream.channel)
+        leave(self.core.scheduler)
+
+    def abort_connections(self):
+        if self.endpoint is not None and enter(self.core.scheduler):
+            channel_close(&self.endpoint.stream.channel)
+            leave(self.core.scheduler)
+
+    def wait_closed(self, timeout=None):
+        return self.all_closed.wait(timeout)
+
+    def stats(self):
+        cdef Endpoint endpoint = self.endpoint
+        numbers = {
+            "received_packets": cp_peek_64(&self.received_packets),
+            "received_bytes": cp_peek_64(&self.received_bytes),
+            "truncated": cp_peek_64(&self.truncated),
+            "sent_packets": 0, "sent_bytes": 0, "dropped": 0, "queued_bytes": 0,
+        }
+        if endpoint is not None:
+            numbers["sent_packets"] = cp_peek_64(&endpoint.stream.datagrams.sent)
+            numbers["sent_bytes"] = cp_peek_64(&endpoint.stream.sent_bytes)
+            numbers["dropped"] = cp_peek_64(&endpoint.stream.datagrams.dropped)
+            numbers["queued_bytes"] = cp_peek_size(&endpoint.stream.queued_bytes)
+        return numbers
+
+    cdef int tick(self, int64_t due) except -1:
+        """Another try to receive, after memory had run out."""
+        if cp_swap_if_64(&self.next_tick, due, FOREVER) and enter(self.core.scheduler):
+            self.start_receiving()
+            leave(self.core.scheduler)
+        return 0
+
+    # -- a worker's turn
+
+    cdef int serve(self, Stream* stream, char* scratch) except -1:
+        cdef Engine* engine = stream.channel.engine
+        cdef char* data
+        cdef DatagramHead* head
+        cdef size_t before = sizeof(DatagramHead) + stream.datagrams.name_room
+        cdef int64_t size
+        cdef bint gone = False
+        cdef bint sent = False
+        cdef bytes payload = None
+        cdef object address = None
+        cdef Endpoint endpoint = <Endpoint> stream.owner
+        cp_mutex_lock(&stream.channel.lock)
+        if stream.channel.closing:
+            size = -EBADF
+        elif stream.close_when_sent:
+            size = -EAGAIN
+            sent = stream.first_block == NULL
+        else:
+            size = engine.type.next_input(engine, stream, NULL, 0, &data)
+            if size < 0 and size != -EAGAIN:
+                # Receiving has stopped; or a queued datagram was refused, and it goes on.
+                stream.error = 0
+        cp_mutex_unlock(&stream.channel.lock)
+        if size >= 0:
+            head = <DatagramHead*> data
+            if head.flags & MSG_TRUNC:
+                add_to_shared_stats(&self.truncated, 1)
+            else:
+                payload = PyBytes_FromStringAndSize(data + before, size - before)
+                address = self.addresses.find(data + sizeof(DatagramHead), head.name_size)
+            engine.type.release_input(engine, stream)
+        elif sent:
+            channel_close(&stream.channel)
+        cp_mutex_lock(&stream.channel.lock)
+        if stream.channel.closing:
+            # When the kernel holds nothing more the stream is not to be queued again.
+            gone = stream.channel.in_kernel == 0
+            stream.scheduled = gone
+        elif stream.first_chunk != NULL or stream.error != 0 or (stream.readable and stream.wants_input):
+            push(engine.scheduler, &stream.packet, True)
+        else:
+            stream.scheduled = False
+        cp_mutex_unlock(&stream.channel.lock)
+        leave(self.core.scheduler)
+        if payload is not None:
+            add_to_shared_stats(&self.received_packets, 1)
+            add_to_shared_stats(&self.received_bytes, len(payload))
+            try:
+                self.on_received(endpoint, payload, address)
+            except BaseException:
+                logger.exception("%r: exception in received(), the datagram is lost", endpoint)
+        elif size < 0 and size != -EAGAIN and size != -EBADF:
+            self.receiving_failed(endpoint, <int> -size)
+        if gone:
+            self.finish(endpoint)
+        return 0
+
+    cdef int receiving_failed(self, Endpoint endpoint, int error) except -1:
+        if error == ENOMEM or error == ENOBUFS:
+            cp_release_64(&self.next_tick, cp_now_ns() + RETRY_NS)
+        elif enter(self.core.scheduler):
+            self.start_receiving()
+            leave(self.core.scheduler)
+        if self.on_failed is not None:
+            try:
+                self.on_failed(endpoint, system_error(error))
+            except BaseException:
+                logger.exception("%r: exception in failed()", endpoint)
+        return 0
+
+    cdef int finish(self, Endpoint endpoint) except -1:
+        """The kernel holds nothing any more: everything of the endpoint goes."""
+        cdef Stream* stream = endpoint.stream
+        cdef Engine* engine = stream.channel.engine
+        cdef char* data
+        if enter(self.core.scheduler):
+            # Chunks that came in before the end hold buffers.
+            cp_mutex_lock(&stream.channel.lock)
+            while stream.first_chunk != NULL:
+                engine.type.next_input(engine, stream, NULL, 0, &data)
+                engine.type.release_input(engine, stream)
+            cp_mutex_unlock(&stream.channel.lock)
+            leave(self.core.scheduler)
+        self.core.forget(&stream.channel)
+        stream.owner = NULL
+        Py_DECREF(endpoint)
+        self.all_closed.set()
+        return 0
+
+
+cdef class Endpoint:
+    """See `completionport.Endpoint`, which documents it."""
+
+    cdef DatagramCore core
+    cdef Stream* stream
+    cdef object name
+    cdef object state_               # critical section
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        if self.stream != NULL:
+            datagrams_free(self.stream)
+            channel_release(&self.stream.channel)
+
+    def __repr__(self):
+        return f"<Endpoint {self.name!r}{', closed' if self.closing else ''}>"
+
+    @property
+    def server(self):
+        return self.core.server
+
+    @property
+    def sockname(self):
+        return self.name
+
+    @property
+    def closing(self):
+        return cp_peek(&self.stream.channel.closing) or cp_peek(&self.stream.close_when_sent)
+
+    @property
+    def send_queue_size(self):
+        return cp_peek_size(&self.stream.queued_bytes)
+
+    @property
+    def state(self):
+        with cython.critical_section(self):
+            return self.state_
+
+    @state.setter
+    def state(self, value):
+        cdef object before
+        with cython.critical_section(self):
+            before = self.state_
+            self.state_ = value
+
+    def send(self, data, address):
+        cdef Py_buffer view
+        cdef char raw[LONGEST_ADDRESS]
+        cdef unsigned int raw_size = self.core.addresses.raw_of(address, raw)
+        if PyBytes_CheckExact(data):
+            return self.send_bytes(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), raw, raw_size)
+        if isinstance(data, (list, tuple)):
+            data = b"".join(data)
+        try:
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        except TypeError:
+            raise TypeError(
+                f"send() takes a bytes-like object or a list of them, not {type(data).__name__}"
+            ) from None
+        try:
+            return self.send_bytes(<const char*> view.buf, view.len, raw, raw_size)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef bint send_bytes(
+        self, const char* data, size_t size, const char* raw, unsigned int raw_size
+    ) except *:
+        cdef Stream* stream = self.stream
+        cdef int error = EBADF
+        cdef bint queued = False
+        if enter(self.core.core.scheduler):
+            cp_mutex_lock(&stream.channel.lock)
+            if not (stream.channel.closing or stream.close_when_sent):
+                error = datagrams_try_send(stream, data, size, raw, raw_size)
+                if error == EAGAIN and not stream.channel.closing:
+                    if stream.queued_bytes + size <= self.core.send_limit:
+                        error = datagrams_queue(stream, data, size, raw, raw_size)
+                        queued = True
+                    else:
+                        error = ENOBUFS
+                if error == ENOBUFS:
+                    add_to_stats(&stream.datagrams.dropped, 1)
+            cp_mutex_unlock(&stream.channel.lock)
+            if queued:
+                stream.channel.engine.type.submit(stream.channel.engine)
+            leave(self.core.core.scheduler)
+        if error == 0:
+            return True
+        if error == ENOBUFS:
+            return False
+        if error == EBADF or error == EAGAIN:
+            raise ConnectionClosed("this endpoint is closed: nothing can be sent any more")
+        raise system_error(error)
+
+
+PublicEndpoint.register(Endpoint)

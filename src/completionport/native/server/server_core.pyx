@@ -1,0 +1,502 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The server's core: from the packet to the callback without a Python frame between them.
+
+A connection is a strand: its stream is in the packet queue at most once, and the worker that took it
+is the only one that calls the handler for it, until `scheduled` is taken back under the channel's lock.
+"""
+
+import fcntl
+import logging
+import os
+import threading
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+
+from ..channels.channels cimport channel_close, channel_release, channel_retain
+from ..channels.engine cimport Engine, Stream
+from ..channels.streams cimport stream_new
+from ..primitives.atomics cimport (
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_now_ns,
+    cp_peek,
+    cp_peek_64,
+    cp_release_64,
+    cp_set,
+    cp_set_64,
+    cp_set_int,
+    cp_swap_if_64,
+)
+from ..primitives.times cimport add_to_shared_stats, add_to_stats
+from ..scheduling.scheduler cimport FOREVER, enter, leave, push
+from .connection cimport ADDRESS_SIZE, Connection, ServerBase
+from .worker cimport overridden
+
+from ...errors import system_error
+from ...handler import Handler
+
+cdef extern from "errno.h" nogil:
+    enum:
+        EAGAIN, EBADF, EMFILE, ENFILE, ENOBUFS, ENOMEM
+
+cdef extern from "sys/socket.h" nogil:
+    cdef struct sockaddr:
+        pass
+    int getpeername(int descriptor, sockaddr* address, unsigned int* size)
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
+cdef enum:
+    CHUNKS_AT_ONCE = 16        # then other connections have their turn
+    ACCEPTS_AT_ONCE = 64
+    RETRY_ACCEPT_NS = 100000000
+    SHORTAGE_OVER_NS = 10000000000
+
+cdef object logger = logging.getLogger("completionport")
+
+
+cdef class ServerCore(ServerBase):
+    """Packets to callbacks for one `completionport.Server`; its port has no other server."""
+
+    cdef object handler
+    cdef object on_connected, on_received, on_end, on_closed
+    cdef Stream* listener             # one reference of our own, until the end of this object
+    cdef object listener_gone         # threading.Event
+    cdef object all_closed            # threading.Event
+    cdef set connections              # every connection from its birth to its `closed`
+    cdef size_t buffer_size
+    cdef Py_ssize_t max_connections   # -1: no limit
+    cdef int64_t idle_ns              # 0: no limit
+    cdef object census_lock           # `connections` and `all_closed` together
+    # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick` of the base.
+    cdef bint starved                 # accepting waits for descriptors
+    cdef int64_t starved_ns           # the listener's worker: when descriptors last ran out, 0 for never
+    cdef int64_t accepted             # atomic
+    # Of the connections that are over: atomic. Each stream counts its own.
+    cdef int64_t received_packets, received_bytes, sent_bytes
+
+    def __init__(
+        self, port, handler, server, *, buffer_size, max_connections, idle_timeout, send_limit
+    ):
+        cdef int error
+        self.core = port.core_
+        self.server = server
+        self.handler = handler
+        self.on_connected = overridden(handler, Handler, "connected")
+        self.on_received = handler.received
+        self.on_end = handler.end_of_stream
+        self.on_drained = overridden(handler, Handler, "drained")
+        self.on_closed = overridden(handler, Handler, "closed")
+        self.listener_gone = threading.Event()
+        self.listener_gone.set()
+        self.all_closed = threading.Event()
+        self.all_closed.set()
+        self.connections = set()
+        self.census_lock = threading.Lock()
+        self.buffer_size = self.scratch_size = buffer_size
+        self.send_limit = send_limit
+        self.max_connections = -1 if max_connections is None else max_connections
+        self.idle_ns = 0 if idle_timeout is None else <int64_t> (idle_timeout * 1e9)
+        self.keeps_time = self.idle_ns != 0
+        if self.keeps_time:
+            self.next_tick = cp_now_ns() + self.tick_length()
+        error = self.core.engine.type.provide_buffers(self.core.engine, self.buffer_size)
+        if error:
+            raise system_error(error)
+
+    def __dealloc__(self):
+        if self.listener != NULL:
+            channel_release(&self.listener.channel)
+
+    cdef int64_t tick_length(self) noexcept:
+        return min(max(self.idle_ns // 4, <int64_t> 10000000), <int64_t> 1000000000)
+
+    # -- what the Server calls
+
+    def listen(self, sock):
+        sock.setblocking(False)
+        self.core.begin()
+        try:
+            self.address = sock.getsockname()
+            self.listener = stream_new(
+                self.core.engine, fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+            )
+            if self.listener == NULL:
+                raise MemoryError
+            self.listener.listens = True
+            self.listener.single = self.max_connections >= 0
+            channel_retain(&self.listener.channel)
+            self.listener_gone.clear()
+            self.core.adopt(&self.listener.channel)
+            self.start_accepting()
+        finally:
+            self.core.end()
+
+    cdef int start_accepting(self) except -1:
+        cp_mutex_lock(&self.listener.channel.lock)
+        if not self.listener.channel.closing:
+            self.core.engine.type.start_input(self.core.engine, self.listener)
+        cp_mutex_unlock(&self.listener.channel.lock)
+        self.core.engine.type.submit(self.core.engine)
+        return 0
+
+    def stop_listening(self):
+        if self.listener != NULL and enter(self.core.scheduler):
+            channel_close(&self.listener.channel)
+            leave(self.core.scheduler)
+
+    def close_connections(self):
+        for connection in list(self.connections):
+            (<Connection> connection).close()
+
+    def abort_connections(self):
+        for connection in list(self.connections):
+            (<Connection> connection).abort()
+
+    def wait_closed(self, timeout=None):
+        return self.listener_gone.wait(timeout) and self.all_closed.wait(timeout)
+
+    def stats(self):
+        cdef int64_t packets = cp_peek_64(&self.received_packets)
+        cdef int64_t received = cp_peek_64(&self.received_bytes)
+        cdef int64_t sent = cp_peek_64(&self.sent_bytes)
+        cdef Connection connection
+        connections = list(self.connections)
+        for connection in connections:
+            packets += cp_peek_64(&connection.stream.received_packets)
+            received += cp_peek_64(&connection.stream.received_bytes)
+            sent += cp_peek_64(&connection.stream.sent_bytes)
+        return {
+            "connections": len(connections),
+            "accepted": cp_peek_64(&self.accepted),
+            "received_packets": packets,
+            "received_bytes": received,
+            "sent_bytes": sent,
+        }
+
+    cdef int tick(self, int64_t due) except -1:
+        """What is done by the clock: idle connections, and another try to accept."""
+        cdef int64_t now = cp_now_ns()
+        cdef Connection connection
+        cdef int64_t following = now + self.tick_length() if self.keeps_time else FOREVER
+        # One worker does it. It must not write over the time that `accept_failed` has set meanwhile,
+        # or nobody would accept again.
+        if not cp_swap_if_64(&self.next_tick, due, following):
+            return 0
+        if cp_peek(&self.starved) and self.listener != NULL and enter(self.core.scheduler):
+            cp_set(&self.starved, False)
+            self.start_accepting()
+            leave(self.core.scheduler)
+        if self.keeps_time:
+            for connection in list(self.connections):
+                if now - cp_peek_64(&connection.stream.active_ns) >= self.idle_ns and not connection.closing:
+                    connection.fail(
+                        TimeoutError(f"nothing was received or sent for {self.idle_ns / 1e9:g} s")
+                    )
+        return 0
+
+    # -- the listening socket
+
+    cdef int serve_listener(self, Stream* listener) except -1:
+        cdef Engine* engine = listener.channel.engine
+        cdef int64_t result = 0
+        cdef char* data
+        cdef int count = 0
+        cdef bint gone = False
+        while count < ACCEPTS_AT_ONCE and enter(self.core.scheduler):
+            cp_mutex_lock(&listener.channel.lock)
+            if self.max_connections >= 0 and len(self.connections) >= self.max_connections:
+                engine.type.stop_input(engine, listener)
+            if listener.channel.closing and listener.first_chunk == NULL:
+                result = -EBADF
+            else:
+                result = engine.type.next_input(engine, listener, NULL, 0, &data)
+                if result >= 0:
+                    engine.type.release_input(engine, listener)
+                elif result != -EAGAIN:
+                    listener.error = 0
+            cp_mutex_unlock(&listener.channel.lock)
+            leave(self.core.scheduler)
+            if result < 0:
+                break
+            count += 1
+            if cp_peek(&listener.channel.closing):
+                close(<int> result)
+            else:
+                self.welcome(<int> result)
+        if result < 0 and result != -EAGAIN and result != -EBADF:
+            self.accept_failed(<int> -result)
+        if enter(self.core.scheduler):
+            cp_mutex_lock(&listener.channel.lock)
+            if listener.channel.closing and listener.first_chunk == NULL:
+                # `scheduled` stays set: the stream is not to be queued again.
+                gone = listener.channel.in_kernel == 0
+                listener.scheduled = gone
+            elif listener.first_chunk != NULL or (listener.readable and listener.wants_input):
+                push(engine.scheduler, &listener.packet, True)
+            else:
+                listener.scheduled = False
+            cp_mutex_unlock(&listener.channel.lock)
+            engine.type.submit(engine)
+            leave(self.core.scheduler)
+        if gone:
+            self.core.forget(&listener.channel)
+            self.listener_gone.set()
+        return 0
+
+    cdef int accept_failed(self, int error) except -1:
+        cdef int64_t now
+        if error in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+            now = cp_now_ns()
+            # Once for a shortage, not for each connection that found its place in between.
+            if self.starved_ns == 0 or now - self.starved_ns > <int64_t> SHORTAGE_OVER_NS:
+                logger.warning(
+                    "accepting pauses: %s; it goes on when there is room again", os.strerror(error)
+                )
+            self.starved_ns = now
+            cp_set(&self.starved, True)
+            cp_release_64(&self.next_tick, now + RETRY_ACCEPT_NS)
+        else:
+            # A connection that went before it was taken: the next one is not concerned.
+            logger.debug("accept: %s", os.strerror(error))
+            if enter(self.core.scheduler):
+                self.start_accepting()
+                leave(self.core.scheduler)
+        return 0
+
+    cdef int welcome(self, int descriptor) except -1:
+        """A new connection: tell the handler, and start to receive."""
+        cdef Connection connection = Connection.__new__(Connection)
+        cdef Stream* stream
+        cdef unsigned int size = ADDRESS_SIZE
+        if not enter(self.core.scheduler):
+            close(descriptor)
+            return 0
+        stream = stream_new(self.core.engine, descriptor)
+        if stream == NULL:
+            leave(self.core.scheduler)
+            close(descriptor)
+            raise MemoryError
+        connection.core = self
+        connection.stream = stream
+        # Nobody else may take it up before `connected` has run.
+        stream.scheduled = True
+        # The Connection's own reference: its methods can be called at any time.
+        channel_retain(&stream.channel)
+        if getpeername(descriptor, <sockaddr*> connection.peer, &size) == 0:
+            connection.peer_size = <unsigned char> min(size, <unsigned int> ADDRESS_SIZE)
+        if self.keeps_time:
+            cp_set_64(&stream.active_ns, cp_now_ns())
+        Py_INCREF(connection)
+        stream.owner = <void*> connection
+        with self.census_lock:
+            self.connections.add(connection)
+            self.all_closed.clear()
+        add_to_shared_stats(&self.accepted, 1)
+        try:
+            self.core.adopt(&stream.channel)
+        except OSError as error:
+            leave(self.core.scheduler)
+            connection.failure = error
+            cp_mutex_lock(&stream.channel.lock)
+            # Unless who closes all connections has closed this one already.
+            if stream.channel.descriptor >= 0:
+                close(descriptor)
+                cp_set_int(&stream.channel.descriptor, -1)
+            cp_mutex_unlock(&stream.channel.lock)
+            self.finish(connection)
+            return 0
+        leave(self.core.scheduler)
+        if self.on_connected is not None:
+            self.call(connection, self.on_connected, None)
+        if enter(self.core.scheduler):
+            cp_mutex_lock(&stream.channel.lock)
+            connection.want_input()
+            # As if it had been taken from the queue just now.
+            push(stream.channel.engine.scheduler, &stream.packet, True)
+            cp_mutex_unlock(&stream.channel.lock)
+            leave(self.core.scheduler)
+        return 0
+
+    # -- connections
+
+    cdef int call(self, Connection connection, callback, argument) except -1:
+        try:
+            if argument is None:
+                callback(connection)
+            else:
+                callback(connection, argument)
+        except BaseException as error:
+            logger.exception("%r: exception in a callback, the connection is closed", connection)
+            connection.fail(error)
+        return 0
+
+    cdef int serve(self, Stream* stream, char* scratch) except -1:
+        """One worker's turn with one connection. Called inside `enter`, and leaves."""
+        cdef Connection connection = <Connection> stream.owner
+        cdef Engine* engine = stream.channel.engine
+        cdef int64_t size = -EAGAIN
+        cdef char* data
+        cdef int count = 0
+        cdef bint again = True
+        cdef bytes chunk = None
+        while again and count < CHUNKS_AT_ONCE:
+            cp_mutex_lock(&stream.channel.lock)
+            if stream.channel.closing:
+                size = -EBADF
+            elif connection.held is not None and not (connection.paused or connection.throttled):
+                size = -EAGAIN
+            else:
+                size = engine.type.next_input(engine, stream, scratch, self.buffer_size, &data)
+                if size > 0:
+                    add_to_stats(&stream.received_bytes, size)
+                    add_to_stats(&stream.received_packets, 1)
+                    if self.keeps_time:
+                        cp_set_64(&stream.active_ns, cp_now_ns())
+                elif size == -EAGAIN and connection.held is None and not (
+                    stream.was_full or stream.close_when_sent
+                ):
+                    # All is done, as it nearly always is by now.
+                    stream.scheduled = False
+                    cp_mutex_unlock(&stream.channel.lock)
+                    leave(self.core.scheduler)
+                    return 0
+            cp_mutex_unlock(&stream.channel.lock)
+            if size > 0:
+                chunk = PyBytes_FromStringAndSize(data, size)
+                engine.type.release_input(engine, stream)
+            leave(self.core.scheduler)
+            again = self.deliver(connection, size, chunk)
+            count += 1
+            if not enter(self.core.scheduler):
+                return 0
+        return self.end_turn(connection, stream, again)
+
+    cdef bint deliver(self, Connection connection, int64_t size, bytes chunk) except -1:
+        """Give the handler what was received, or the news that nothing more comes.
+
+        True: there may be more to deliver.
+        """
+        cdef bint quiet = cp_peek(&connection.paused) or cp_peek(&connection.throttled)
+        if size > 0:
+            # Behind what is held back already, although it was resumed a moment ago.
+            if quiet or connection.held is not None:
+                if connection.held is None:
+                    connection.held = []
+                connection.held.append(chunk)
+            else:
+                self.call(connection, self.on_received, chunk)
+            return True
+        if size == -EAGAIN:
+            if connection.held is None or quiet:
+                return False
+            chunk = connection.held.pop(0)
+            if not connection.held:
+                connection.held = None
+            self.call(connection, self.on_received, chunk)
+            return True
+        if size == 0:
+            if not connection.end_told and not quiet:
+                connection.end_told = True
+                self.call(connection, self.on_end, None)
+        elif size != -EBADF:
+            connection.fail(system_error(<int> -size))
+        return False
+
+    cdef int end_turn(self, Connection connection, Stream* stream, bint again) except -1:
+        """What follows from sends and from the end, and whether the stream is queued once more.
+
+        Called inside `enter`, and leaves.
+        """
+        cdef Engine* engine = stream.channel.engine
+        cdef bint drained = False
+        cdef bint sent = False
+        cdef bint gone = False
+        cdef bint quiet
+        cp_mutex_lock(&stream.channel.lock)
+        if stream.first_block == NULL and not stream.channel.closing:
+            if stream.was_full:
+                stream.was_full = False
+                drained = self.on_drained is not None and not stream.close_when_sent
+                if connection.throttled:
+                    cp_set(&connection.throttled, False)
+                    connection.want_input()
+            sent = stream.close_when_sent
+        cp_mutex_unlock(&stream.channel.lock)
+        if drained or sent:
+            leave(self.core.scheduler)
+            if drained:
+                self.call(connection, self.on_drained, None)
+            if sent:
+                connection.abort()
+            if not enter(self.core.scheduler):
+                return 0
+        cp_mutex_lock(&stream.channel.lock)
+        quiet = connection.paused or connection.throttled
+        if stream.channel.closing:
+            # When the kernel holds nothing more the stream is not to be queued again.
+            gone = stream.channel.in_kernel == 0
+            stream.scheduled = gone
+        elif (
+            again or stream.first_chunk != NULL
+            or (stream.readable and stream.wants_input)
+            or (stream.ended and not connection.end_told and not quiet)
+            or (connection.held is not None and not quiet)
+            or (stream.first_block == NULL and (stream.was_full or stream.close_when_sent))
+        ):
+            push(engine.scheduler, &stream.packet, True)
+        else:
+            stream.scheduled = False
+        cp_mutex_unlock(&stream.channel.lock)
+        leave(self.core.scheduler)
+        if gone:
+            self.finish(connection)
+        return 0
+
+    cdef int finish(self, Connection connection) except -1:
+        """The connection is over: the last callback, and everything of it goes."""
+        cdef Stream* stream = connection.stream
+        cdef object error
+        with cython.critical_section(connection):
+            error = connection.failure
+        if error is None and stream.error != 0:
+            error = system_error(stream.error)
+        if self.on_closed is not None:
+            try:
+                self.on_closed(connection, error)
+            except BaseException:
+                logger.exception("%r: exception in closed()", connection)
+        add_to_shared_stats(&self.sent_bytes, stream.sent_bytes)
+        add_to_shared_stats(&self.received_bytes, stream.received_bytes)
+        add_to_shared_stats(&self.received_packets, stream.received_packets)
+        if enter(self.core.scheduler):
+            # Chunks that came in before the end hold buffers.
+            cp_mutex_lock(&stream.channel.lock)
+            self.drop_chunks(stream)
+            cp_mutex_unlock(&stream.channel.lock)
+            leave(self.core.scheduler)
+        self.core.forget(&stream.channel)
+        with self.census_lock:
+            # Together, or a connection that comes just now would count as closed.
+            self.connections.discard(connection)
+            if not self.connections:
+                self.all_closed.set()
+        stream.owner = NULL
+        Py_DECREF(connection)
+        if self.listener != NULL and (self.listener.single or cp_peek(&self.starved)):
+            if enter(self.core.scheduler):
+                cp_set(&self.starved, False)
+                self.start_accepting()
+                leave(self.core.scheduler)
+        return 0
+
+    cdef void drop_chunks(self, Stream* stream) noexcept:
+        cdef Engine* engine = stream.channel.engine
+        cdef char* data
+        while stream.first_chunk != NULL:
+            engine.type.next_input(engine, stream, NULL, <size_t> -1, &data)
+            engine.type.release_input(engine, stream)
