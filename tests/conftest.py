@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import signal
 import socket
 import sys
 import threading
@@ -36,6 +38,9 @@ PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {
 }
 
 
+report_of = functools.cache(probe)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine",
@@ -51,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     parameters = []
     for name in metafunc.config.getoption("--engine") or ENGINES_HERE:
-        report = probe(name)
+        report = report_of(name)
         skip = pytest.mark.skip(reason=f"{name} does not run here: {report.reason}")
         parameters.append(pytest.param(name, marks=() if report.usable else (skip,)))
     metafunc.parametrize("engine", parameters, indirect=True, scope="module")
@@ -66,6 +71,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_interrupts() -> None:
+    """A shell's background job, and a worker of pytest-xdist, begin with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> None:
+    """Collections, of which some tests make dozens, pass over what was there before their file."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -74,6 +75,11 @@ needs_linux = pytest.mark.skipif(
 needs_posix_signals = pytest.mark.skipif(
     not hasattr(signal, "pthread_kill"), reason="this system can't send a signal to a thread"
 )
+
+
+def shown(value: object) -> str:
+    """What names a test of this value: its repr, the same in each run and each process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def wait_until(condition: Callable[[], Any], what: str = "", timeout: float = LONG) -> Any:

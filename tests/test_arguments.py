@@ -15,7 +15,7 @@ from completionport import (
     CompletionPort,
     Overlapped,
 )
-from support import assert_quiet, has_ipv6, take_one, under_number
+from support import assert_quiet, has_ipv6, shown, take_one, under_number
 
 TOO_BIG = (ValueError, OverflowError)
 
@@ -92,7 +92,7 @@ class TestPort:
 
 
 class TestAssociate:
-    @pytest.mark.parametrize("thing", [object(), "text", None, 1.5, b"bytes", []], ids=repr)
+    @pytest.mark.parametrize("thing", [object(), "text", None, 1.5, b"bytes", []], ids=shown)
     def test_an_object_with_no_descriptor(self, port, thing):
         with pytest.raises(TypeError, match=r"fileno|descriptor"):
             port.associate(thing, "key")
@@ -133,7 +133,7 @@ class TestAssociate:
         with pytest.raises(TOO_BIG):
             port.associate(2**40, "key")
 
-    @pytest.mark.parametrize("answer", ["5", None, 5.0], ids=repr)
+    @pytest.mark.parametrize("answer", ["5", None, 5.0], ids=shown)
     def test_a_fileno_that_gives_no_number(self, port, answer):
         class Odd:
             def fileno(self):
@@ -218,7 +218,7 @@ NOT_DATA = [
 
 @pytest.mark.parametrize("call", ["recv", "read"])
 @pytest.mark.parametrize(
-    ("value", "error", "message"), NOT_A_SIZE_OR_BUFFER, ids=lambda value: repr(value)[:30]
+    ("value", "error", "message"), NOT_A_SIZE_OR_BUFFER, ids=lambda value: shown(value)[:30]
 )
 def test_sizes_and_buffers_to_fill(handle, call, value, error, message):
     with pytest.raises(error, match=message):
@@ -227,7 +227,7 @@ def test_sizes_and_buffers_to_fill(handle, call, value, error, message):
 
 @pytest.mark.parametrize("call", ["send", "write"])
 @pytest.mark.parametrize(
-    ("value", "error", "message"), NOT_DATA, ids=lambda value: repr(value)[:30]
+    ("value", "error", "message"), NOT_DATA, ids=lambda value: shown(value)[:30]
 )
 def test_data_to_send(handle, call, value, error, message):
     with pytest.raises(error, match=message):
@@ -285,7 +285,7 @@ def test_offset(handle, call, offset, error):
         ((5, 5), TypeError),
         (["127.0.0.1", 80], TypeError),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_addresses(port, address, error):
     with socket.socket() as sock, port.associate(sock, "key") as handle:
@@ -306,7 +306,7 @@ def test_addresses(port, address, error):
         (("::1", 80, 0, 2**32), TOO_BIG),
         (("::1", 80, 0, 0, 0), TypeError),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_addresses_of_ipv6(port, address, error):
     with (
@@ -365,7 +365,7 @@ def test_missing_and_superfluous_arguments(handle, start):
         start(handle)
 
 
-@pytest.mark.parametrize("value", [object(), 5, "text"], ids=repr)
+@pytest.mark.parametrize("value", [object(), 5, "text"], ids=shown)
 def test_cancel(handle, value):
     with pytest.raises(TypeError, match="Overlapped"):
         handle.cancel(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import platform
+import statistics
+import time
 
 import pytest
 
@@ -51,6 +53,16 @@ def test_the_engine_asked_for_by_name_is_taken(engine):
         assert port.engine == engine
         assert port.stats()["engine"] == engine
         assert isinstance(port, CompletionPort)
+
+
+def test_a_port_is_made_and_closed_within_milliseconds(engine):
+    """Waiting until the kernel has forgotten a context of its own takes 30."""
+    times = []
+    for _ in range(21):
+        begun = time.perf_counter()
+        CompletionPort(engine=engine).close()
+        times.append(time.perf_counter() - begun)
+    assert statistics.median(times) < 0.01
 
 
 def test_handles_and_operations_have_their_public_types(port, tcp):

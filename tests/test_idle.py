@@ -28,7 +28,7 @@ SYS_IO_URING_SETUP = 425
 IORING_FEAT_NO_IOWAIT = 1 << 17
 
 
-def assert_idle(port, seconds=0.4):
+def assert_idle(port, seconds=0.25):
     began = time.process_time()
     assert port.get(seconds) is None
     used = time.process_time() - began

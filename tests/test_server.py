@@ -38,6 +38,7 @@ from support import (
     reset,
     run_python,
     send_signal,
+    shown,
     wait_until,
 )
 
@@ -627,7 +628,7 @@ class TestSend:
         client.sendall(b"x")
         assert read_exactly(client, 6) == b"abcdef"
 
-    @pytest.mark.parametrize("data", [5, "text", None, ["text"], object()], ids=repr)
+    @pytest.mark.parametrize("data", [5, "text", None, ["text"], object()], ids=shown)
     def test_it_refuses_anything_else(self, serve, dial, data):
         class Answer(Handler):
             def received(self, connection, _):
@@ -1465,7 +1466,7 @@ class TestArguments:
             Server(Handler(), **{"port": 0, "engine": engine, **options})
         assert descriptors() == before
 
-    @pytest.mark.parametrize("handler", [None, object(), Handler, Echo], ids=repr)
+    @pytest.mark.parametrize("handler", [None, object(), Handler, Echo], ids=shown)
     def test_the_handler_is_a_handler(self, engine, handler):
         with pytest.raises(TypeError, match="handler"):
             Server(handler, port=0, engine=engine)
@@ -1476,7 +1477,7 @@ class TestArguments:
             Server(Handler(), port=0, engine="kqueue")
         assert descriptors() == before
 
-    @pytest.mark.parametrize("grace", [-1, float("nan"), "5", None], ids=repr)
+    @pytest.mark.parametrize("grace", [-1, float("nan"), "5", None], ids=shown)
     def test_the_grace_is_a_number_of_seconds(self, serve, grace):
         server = serve(Echo())
         with pytest.raises((TypeError, ValueError), match="grace"):

@@ -27,6 +27,7 @@ from support import (
     read_to_end,
     readable,
     reset,
+    shown,
     take,
     take_one,
     wait_for_stats,
@@ -357,7 +358,7 @@ class TestSend:
             assert (done.transferred, done.error) == (5000, None)
             assert read_exactly(far, 5000) == data
 
-    @pytest.mark.parametrize("nothing", [b"", [b""], [b"", b""]], ids=repr)
+    @pytest.mark.parametrize("nothing", [b"", [b""], [b"", b""]], ids=shown)
     def test_a_send_of_nothing_gives_its_packet(self, port, pair, nothing):
         near, far = pair
         with port.associate(near, "key") as handle:

@@ -43,6 +43,10 @@ class EngineReport:
 
 def probe(name: str) -> EngineReport:
     """Look whether the engine ``name`` runs here, by asking the kernel for it."""
+    return _report(name, True)
+
+
+def _report(name: str, thorough: bool) -> EngineReport:
     if name == "selectors":
         return EngineReport(name, *((False, *_NEEDS_UNIX) if _WINDOWS else (True,)))
     if _WINDOWS and name in ("io_uring", "epoll"):
@@ -58,7 +62,7 @@ def probe(name: str) -> EngineReport:
             raise ValueError(f"unknown engine {name!r}: it is one of {', '.join(ENGINES)}")
     except ImportError:
         return EngineReport(name, False, *_NOT_COMPILED)
-    reason, remedy, features = ask_kernel()
+    reason, remedy, features = ask_kernel(thorough)
     return EngineReport(name, not reason, reason, remedy, features)
 
 
@@ -66,9 +70,9 @@ def port_class(engine: str | None) -> type[CompletionPort]:
     """The implementation of the engine asked for, or of the best one here."""
     wanted = engine if engine is not None else os.environ.get("COMPLETIONPORT_ENGINE") or None
     if wanted is None:
-        wanted = next(name for name in ENGINES if probe(name).usable)
+        wanted = next(name for name in ENGINES if _report(name, False).usable)
     else:
-        report = probe(wanted)
+        report = _report(wanted, False)
         if not report.usable:
             raise EngineUnavailable(wanted, report.reason, report.remedy)
     if wanted == "selectors":

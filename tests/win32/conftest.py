@@ -5,6 +5,7 @@ On Windows there is one system, the real one. Elsewhere it is each engine in tur
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from completionport import win32
 from completionport.engines import probe
 from win32_support import LONG, connected_pair
 
+report_of = functools.cache(probe)
 SYSTEMS = ["windows"] if sys.platform == "win32" else ["io_uring", "epoll", "selectors"]
 
 
@@ -27,7 +29,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if asked and name not in asked and name != "windows":
             continue
         marks = []
-        if name != "windows" and not (report := probe(name)).usable:
+        if name != "windows" and not (report := report_of(name)).usable:
             marks.append(pytest.mark.skip(reason=f"{name} does not run here: {report.reason}"))
         parameters.append(pytest.param(name, marks=marks))
     metafunc.parametrize("system", parameters, indirect=True, scope="module")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 
 
-def probe() -> tuple[str, str, dict[str, bool]]:
-    """The reason why it does not run, what to do, and the features of this Windows."""
+def probe(thorough: bool) -> tuple[str, str, dict[str, bool]]:
+    """The reason why it does not run, what to do, and the features of this Windows.
+
+    It takes no time, whether ``thorough`` or not.
+    """
     if sys.platform != "win32":
         return (
             "the completion ports of Windows are needed",

@@ -44,11 +44,12 @@ cdef dict FILE_OPERATIONS = {
 cdef str UPGRADE = "Use a kernel of 6.0 or later, or engine='epoll'"
 
 
-def probe():
+def probe(bint thorough):
     """``(reason, remedy, features)``: an empty reason means that the engine runs here.
 
     Everything is asked of the kernel itself: the features of a ring, its list of operations,
-    a provided-buffer ring, and a multishot receive on a pair of sockets.
+    a provided-buffer ring, and a multishot receive on a pair of sockets. That takes some hundred
+    microseconds, so it is done whether ``thorough`` or not.
     """
     cdef Ring ring
     cdef BufferPool pool
