@@ -5,6 +5,8 @@ BIN = $(VENV)/bin
 SOURCES = setup.py pyproject.toml $(wildcard src/completionport/native/*/*.pyx \
 	src/completionport/native/*/*.pxd src/completionport/native/*/*.h)
 
+SIDE_BY_SIDE = -q -n auto --maxprocesses 4 --dist loadscope
+
 .PHONY: run build test test-windows lint format bench bench-workers races clean
 
 run: build
@@ -12,8 +14,9 @@ run: build
 
 build: $(VENV)/built
 
+# All of them side by side, since most wait most of the time; what ARGS names, in one process.
 test: $(VENV)/tested
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 # The Windows side, under Wine: the tool says what that takes.
 test-windows: $(VENV)/built
@@ -50,7 +53,8 @@ $(VENV)/built: $(BIN)/python $(SOURCES)
 	touch $@
 
 $(VENV)/tested: $(VENV)/built
-	$(BIN)/python -m pip install --quiet 'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100' 'rich>=13'
+	$(BIN)/python -m pip install --quiet 'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6' \
+		'hypothesis>=6.100' 'rich>=13'
 	touch $@
 
 $(VENV)/linted: $(VENV)/built
