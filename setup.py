@@ -49,4 +49,5 @@ def extensions() -> list[Extension]:
     )
 
 
-setup(ext_modules=extensions())
+# `parallel`: the C compiler takes most of the time.
+setup(ext_modules=extensions(), options={"build_ext": {"parallel": os.cpu_count() or 1}})
