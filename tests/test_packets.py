@@ -340,6 +340,28 @@ class TestSignals:
         finally:
             signal.signal(USER_SIGNAL, old)
 
+    @needs_posix_signals
+    def test_a_signal_that_another_thread_got_is_handled_soon(self, port):
+        """Python handles it in the main thread, whose wait it does not end."""
+        old = signal.signal(USER_SIGNAL, lambda *_: port.post("from the handler"))
+        try:
+            got = threading.Event()
+            other = Background(got.wait, LONG)
+
+            def send():
+                wait_for_stats(port, waiting=1)
+                signal.pthread_kill(other.ident, USER_SIGNAL)
+
+            sender = Background(send)
+            begun = time.monotonic()
+            assert port.get(LONG).transferred == "from the handler"
+            assert time.monotonic() - begun < LONG / 4
+            got.set()
+            other.outcome()
+            sender.outcome()
+        finally:
+            signal.signal(USER_SIGNAL, old)
+
     def test_signals_do_not_lengthen_a_timeout(self, port):
         stop = threading.Event()
         handled = []

@@ -26,6 +26,9 @@ from .timers import PortableTimer, TimerQueue
 
 LONGEST_WAIT = 86400.0
 """Seconds; longer waits are cut in pieces, as the system calls have limits of their own."""
+SIGNAL_SLICE = 1.0
+"""Seconds that the main thread waits at a time: a signal that comes just before its wait, or that
+the system hands to another thread, does not end the wait."""
 STUCK_AFTER = 0.01
 """Seconds without a packet taken after which the threads at work count as blocked."""
 MEASURED_EVERY = 16
@@ -163,6 +166,8 @@ class Scheduler:
         # takes the next packet itself, and nobody is woken for it.
         returning = came_back = place.let_go(self)
         deadline = None if timeout is None else time.monotonic() + timeout
+        is_main = threading.get_ident() == threading.main_thread().ident
+        longest = SIGNAL_SLICE if is_main else LONGEST_WAIT
         waiter: _Waiter | None = None
         looked = False  # in the kernel, at least once
         packets: list[Packet] = []
@@ -229,15 +234,13 @@ class Scheduler:
                 if until_ns is not None:
                     due_in = max(until_ns - time.monotonic_ns(), 0) / 1e9
                     remaining = due_in if remaining is None else min(remaining, due_in)
-                if remaining is not None and remaining > LONGEST_WAIT:
-                    remaining = LONGEST_WAIT
+                if remaining is None or remaining > longest:
+                    remaining = longest
                 if lead:
                     looked = True
                     events = self._reaper.wait(remaining)
                     self._asleep = False  # under no lock: at worst a wake-up for nothing
                     self._reaper.reap(events)
-                elif remaining is None:
-                    waiter.gate.acquire()
                 else:
                     waiter.gate.acquire(timeout=remaining)
         except BaseException:

@@ -4,12 +4,14 @@
 import math
 import os
 import sys
+import threading
 import warnings
 import weakref
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
@@ -95,6 +97,13 @@ cdef object warn = warnings.warn
 cdef object resource_warning = ResourceWarning
 cdef object NO_KEY = object()
 cdef object O_RDONLY = os.O_RDONLY
+
+
+# The main thread, which alone handles signals, waits so long at a time: one that comes just before its
+# wait, or that the system hands to another thread, does not end the wait.
+cdef enum:
+    SIGNAL_SLICE_NS = 1000000000
+cdef unsigned long main_thread = threading.main_thread().ident
 
 
 cdef object histogram_of(Times* times):
@@ -268,12 +277,18 @@ cdef class Port:
         cdef TakeStatus status
         cdef Answer answer
         cdef Scheduler* scheduler = self.core.scheduler
+        cdef bint slices = PyThread_get_thread_ident() == main_thread
+        cdef int64_t until = deadline
         while True:
             self.core.begin()
+            if slices:
+                until = min(deadline, cp_now_ns() + SIGNAL_SLICE_NS)
             with nogil:
-                status = take(scheduler, deadline, taken)
+                status = take(scheduler, until, taken)
                 leave(scheduler)
             thread_is_back()
+            if status == TAKE_TIMEOUT and until != deadline:
+                status = TAKE_INTERRUPTED
             answer = answer_of(status)
             if answer != ASK_AGAIN:
                 return answer == IS_THERE
