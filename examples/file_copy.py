@@ -2,14 +2,16 @@
 
     python examples/file_copy.py SOURCE TARGET [--engine E] [--no-check] [--quiet]
 
-TARGET must not exist. Modes and times are kept, links are copied as links. Every block that was
-written is read back and compared unless ``--no-check`` says otherwise. With `rich` installed a
-progress bar is shown.
+TARGET must not exist. Modes and times are kept, links are copied as links. All that was written is
+read back and compared unless ``--no-check`` says otherwise. With `rich` installed a progress bar is
+shown.
 
-A block is read into memory that the next one uses again, since to allocate it anew would take
-longer than to read it, and 256 KiB stay in a processor's cache until they are written. The space on
-the disk is set aside first. docs/performance.md has the figures beside `cp`, which has the kernel
-copy (copy_file_range(2)).
+A file of more than one block has its space on the disk set aside, and is then copied by the kernel
+(copy_file_range(2)): in pieces, on the port's pool, so that there is progress to show and one piece
+is checked while the next is copied. Where the kernel can't (Windows, two file systems), and for
+small files, blocks are read and written. A block is read into memory that the next one uses again,
+since to allocate it anew would take longer than to read it, and 256 KiB stay in a processor's cache
+until they are written. docs/performance.md has the figures beside `cp`.
 """
 
 from __future__ import annotations
@@ -17,21 +19,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import os
 import stat
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from completionport import CompletionPort, Handle, Operation, Overlapped
 
 BLOCK = 1 << 18  # of one read or write, bytes
 BLOCKS = 16  # in flight, of all files together
+PIECE = 1 << 23  # that the kernel copies in one go, bytes: some milliseconds
+PIECES = 2  # in flight: of one file the second is read while the first is written
 FILES = 32  # being copied at a time
 
+KERNEL_COPIES = hasattr(os, "copy_file_range")
 CAN_NOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS)
 """Of a file system that sets no space aside; the writes find theirs all the same."""
+CAN_NOT_COPY = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
+"""Of a kernel that does not copy between these two files; they can be read and written."""
 
 
 class Failed(Exception):
@@ -56,13 +65,43 @@ class Block(Overlapped):
         self.size = 0
         self.data = bytearray(BLOCK)
         self.back = bytearray()  # what was written, read again
+        self.is_written = False  # the kernel has copied it: it is only to be compared
 
     def part(self, memory: bytearray) -> bytearray | memoryview:
         return memory if self.size == BLOCK else memoryview(memory)[: self.size]
 
 
+class Piece(Overlapped):
+    """A part of a file that the kernel copies."""
+
+    def __init__(self) -> None:
+        self.after: Callable[[Piece], None]
+        self.what = ""
+        self.offset = 0
+        self.size = 0
+
+
+def copy_piece(source: io.FileIO, target: io.FileIO, offset: int, size: int) -> int:
+    """Have the kernel copy a part of a file; returned: the bytes copied, fewer where it can't."""
+    copied = 0
+    while copied < size:
+        start = offset + copied
+        try:
+            count = os.copy_file_range(
+                source.fileno(), target.fileno(), size - copied, start, start
+            )
+        except OSError as error:
+            if error.errno not in CAN_NOT_COPY:
+                raise
+            break
+        if count == 0:
+            break
+        copied += count
+    return copied
+
+
 class Copy:
-    """One file: opened, copied block by block, closed."""
+    """One file: opened, copied in pieces or blocks, closed."""
 
     def __init__(self, copier: Copier, source: str, target: str, status: os.stat_result) -> None:
         self.copier = copier
@@ -70,7 +109,9 @@ class Copy:
         self.status = status
         self.port = copier.port
         self.handles: list[Handle] = []
-        self.next_offset = 0  # of the next block to be read
+        self.files: list[io.FileIO] = []  # for the pool: see `open_for_kernel`
+        self.next_offset = 0  # of the next piece
+        self.parts: deque[tuple[int, int, bool]] = deque()  # for blocks: from, to, and `is_written`
         self.left = status.st_size  # bytes that are not done yet
 
     def start(self) -> None:
@@ -93,33 +134,83 @@ class Copy:
             self.allocated(step)
 
     def allocated(self, step: Step) -> None:
-        if self.left:
-            self.copier.wants_blocks(self)
-        else:
+        if not self.left:
             self.end()
+        elif self.left > BLOCK and KERNEL_COPIES:
+            self.open_for_kernel()
+            self.copier.pieces.wanted_by(self.next_piece)
+        else:
+            self.wants_blocks(0, self.left, False)
+
+    def open_for_kernel(self) -> None:
+        # Descriptors of its own: a piece that still runs when all else is given up keeps them open,
+        # so it never meets another file under the same number.
+        for handle in self.handles:
+            self.files.append(io.FileIO(os.dup(handle.fileno())))
+
+    def next_piece(self, piece: Piece) -> bool:
+        """Start the next piece; False when there is none."""
+        if self.next_offset >= self.status.st_size:
+            return False
+        piece.after, piece.what = self.piece_copied, self.names[1]
+        piece.offset = self.next_offset
+        piece.size = min(PIECE, self.status.st_size - self.next_offset)
+        self.next_offset += piece.size
+        self.port.submit(copy_piece, *self.files, piece.offset, piece.size, overlapped=piece)
+        return True
+
+    def piece_copied(self, piece: Piece) -> None:
+        copied = piece.offset + piece.result()
+        end = piece.offset + piece.size
+        if copied < end:
+            # Blocks do the rest of the piece and all that follows.
+            self.wants_blocks(copied, end, False)
+            self.wants_blocks(self.next_offset, self.status.st_size, False)
+            self.next_offset = self.status.st_size
+        if self.copier.checks:
+            self.wants_blocks(piece.offset, copied, True)
+        else:
+            self.left -= copied - piece.offset
+        self.copier.moved(copied - piece.offset)
+        self.copier.pieces.give_back(piece)
+        self.end_if_done()
+
+    def wants_blocks(self, start: int, end: int, is_written: bool) -> None:
+        if start < end:
+            self.parts.append((start, end, is_written))
+            self.copier.blocks.wanted_by(self.next_block)
 
     def next_block(self, block: Block) -> bool:
         """Start the next block; False when there is none."""
-        if self.next_offset >= self.status.st_size:
+        if not self.parts:
             return False
+        start, end, block.is_written = self.parts.popleft()
         block.after, block.what = self.read, self.names[0]
-        block.offset = self.next_offset
-        block.size = min(BLOCK, self.status.st_size - self.next_offset)
-        self.next_offset += block.size
+        block.offset = start
+        block.size = min(BLOCK, end - start)
+        if start + block.size < end:
+            self.parts.appendleft((start + block.size, end, block.is_written))
         self.handles[0].read(block.part(block.data), block.offset, block)
         return True
 
     def read(self, block: Block) -> None:
         if block.transferred < block.size:
             raise Failed(f"{self.names[0]} became shorter while it was copied")
-        block.after, block.what = self.written, self.names[1]
-        self.handles[1].write(block.part(block.data), block.offset, block)
+        block.what = self.names[1]
+        if block.is_written:
+            self.read_back(block)
+        else:
+            block.after = self.written
+            self.handles[1].write(block.part(block.data), block.offset, block)
 
     def written(self, block: Block) -> None:
-        if not self.copier.checks:
-            self.block_done(block)
-            return
         self.copier.moved(block.size)
+        if self.copier.checks:
+            self.read_back(block)
+        else:
+            self.block_done(block)
+
+    def read_back(self, block: Block) -> None:
         block.after = self.checked
         if not block.back:
             block.back = bytearray(BLOCK)
@@ -128,11 +219,15 @@ class Copy:
     def checked(self, block: Block) -> None:
         if block.transferred < block.size or block.part(block.data) != block.part(block.back):
             raise Failed(f"{self.names[1]} differs from {self.names[0]} at {block.offset}")
+        self.copier.moved(block.size)
         self.block_done(block)
 
     def block_done(self, block: Block) -> None:
         self.left -= block.size
-        self.copier.block_done(block)
+        self.copier.blocks.give_back(block)
+        self.end_if_done()
+
+    def end_if_done(self) -> None:
         if not self.left:
             self.end()
 
@@ -140,57 +235,68 @@ class Copy:
         by_number = os.chmod in os.supports_fd and os.utime in os.supports_fd
         if by_number:
             set_mode_and_times(self.handles[1].fileno(), self.status)
-        for handle in self.handles:
-            handle.close()
+        self.close()
         if not by_number:
             set_mode_and_times(self.names[1], self.status)
-        self.copier.file_done(self)
+        self.copier.under_way.remove(self)
+
+    def close(self) -> None:
+        for file in (*self.handles, *self.files):
+            file.close()
+
+
+Part = TypeVar("Part", Block, Piece)
+
+
+class Supply(Generic[Part]):
+    """What all files share: so many blocks, or pieces, and no more are in flight."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.free = parts  # not in flight
+        self.hungry: deque[Callable[[Part], bool]] = deque()  # start one; False: they need no more
+
+    def wanted_by(self, start: Callable[[Part], bool]) -> None:
+        self.hungry.append(start)
+        self.feed()
+
+    def give_back(self, part: Part) -> None:
+        self.free.append(part)
+        self.feed()
+
+    def feed(self) -> None:
+        while self.hungry and self.free:
+            if self.hungry[0](self.free[-1]):
+                self.free.pop()
+            else:
+                self.hungry.popleft()
 
 
 class Copier:
-    """Copies files side by side: so many at a time, so many blocks in flight."""
+    """Copies files side by side: so many at a time, so many blocks and pieces in flight."""
 
     def __init__(self, port: CompletionPort, checks: bool, moved: Callable[[int], None]) -> None:
         self.port = port
         self.checks = checks
         self.moved = moved
-        self.files = 0  # under way
-        self.free = [Block() for _ in range(BLOCKS)]  # not in flight
-        self.hungry: deque[Copy] = deque()  # files that have blocks to be started
-
-    def wants_blocks(self, copy: Copy) -> None:
-        self.hungry.append(copy)
-        self.feed()
-
-    def feed(self) -> None:
-        while self.hungry and self.free:
-            if self.hungry[0].next_block(self.free[-1]):
-                self.free.pop()
-            else:
-                self.hungry.popleft()
-
-    def block_done(self, block: Block) -> None:
-        self.free.append(block)
-        self.moved(block.size)
-        self.feed()
-
-    def file_done(self, copy: Copy) -> None:
-        self.files -= 1
+        self.under_way: set[Copy] = set()
+        self.blocks = Supply([Block() for _ in range(BLOCKS)])
+        self.pieces = Supply([Piece() for _ in range(PIECES)])
 
     def run(self, work: Iterator[tuple[str, str, os.stat_result]]) -> int:
         """Copy all of it; returned: how many files."""
         count = 0
         more = True
-        while more or self.files:
-            while more and self.files < FILES:
+        while more or self.under_way:
+            while more and len(self.under_way) < FILES:
                 following = next(work, None)
                 if following is None:
                     more = False
                     break
-                self.files += 1
                 count += 1
-                Copy(self, *following).start()
-            if self.files:
+                copy = Copy(self, *following)
+                self.under_way.add(copy)
+                copy.start()
+            if self.under_way:
                 for done in self.port.get_many(64):
                     step = done.overlapped
                     if done.error is not None and not (
@@ -200,6 +306,11 @@ class Copier:
                         raise Failed(f"{step.what}: {done.error.strerror}")
                     step.after(step)
         return count
+
+    def close(self) -> None:
+        """Close what a failure has left open, once nothing is under way any more."""
+        for copy in self.under_way:
+            copy.close()
 
 
 def files_of(
@@ -252,8 +363,14 @@ def copy(source: str, target: str, engine: str | None, checks: bool, quiet: bool
     if os.path.lexists(target):
         raise Failed(f"{target} exists already")
     directories: list[tuple[str, os.stat_result]] = []
-    with CompletionPort(1, engine=engine) as port, progress(source, checks, quiet) as moved:
-        count = Copier(port, checks, moved).run(files_of(source, target, directories))
+    with (
+        contextlib.ExitStack() as behind_the_port,  # whose end waits for what is under way
+        CompletionPort(1, engine=engine) as port,
+        progress(source, checks, quiet) as moved,
+    ):
+        copier = Copier(port, checks, moved)
+        behind_the_port.callback(copier.close)
+        count = copier.run(files_of(source, target, directories))
     # From the innermost outwards: what is made in a directory changes its times.
     for name, status in reversed(directories):
         set_mode_and_times(name, status)

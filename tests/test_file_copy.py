@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -92,6 +95,78 @@ def test_what_can_not_be_copied_is_one_line(engine, tree, tmp_path):
         assert done.stderr.count("\n") == 1
         assert reason in done.stderr
     assert existing.read_bytes() == b"mine"
+
+
+@pytest.fixture
+def big(tmp_path):
+    """A file of several pieces and blocks, and a part of one."""
+    path = tmp_path / "big"
+    path.write_bytes(pattern(3 * 2**23 + 2**18 + 12345))
+    return path
+
+
+@pytest.mark.parametrize("options", [(), ("--no-check",)], ids=["checked", "not checked"])
+class TestFileOfSeveralPieces:
+    def test_it_is_copied(self, engine, big, tmp_path, options):
+        copy(big, tmp_path / "copy", "--engine", engine, *options)
+        assert_same(big, tmp_path / "copy")
+
+    def test_it_is_copied_between_two_file_systems(self, engine, big, tmp_path, options):
+        memory = Path("/dev/shm")
+        if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is no second file system here")
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            target = Path(folder) / "copy"
+            copy(big, target, "--engine", engine, *options)
+            assert_same(big, target)
+
+
+@pytest.fixture(params=[True, False], ids=["kernel copies", "reads and writes"])
+def program(request, monkeypatch):
+    """The program as a module, so that a test can put itself between two of its steps."""
+    monkeypatch.syspath_prepend(PROGRAM.parent)
+    module = importlib.import_module(PROGRAM.stem)
+    if not request.param:
+        monkeypatch.setattr(module, "KERNEL_COPIES", False)
+    elif not module.KERNEL_COPIES:
+        pytest.skip("this system has no call for it")
+    return module
+
+
+def change_before_it_is_read_back(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Have one byte of each target changed after it was written; returned: its offset."""
+    offset = 2**23 + 2**18 + 5
+    read_back = program.Copy.read_back
+
+    def meddling(self, block):
+        if block.offset <= offset < block.offset + block.size:
+            with open(self.names[1], "r+b", buffering=0) as file:
+                file.seek(offset)
+                (byte,) = file.read(1)
+                file.seek(offset)
+                file.write(bytes([byte ^ 1]))
+        read_back(self, block)
+
+    monkeypatch.setattr(program.Copy, "read_back", meddling)
+    return offset
+
+
+def test_what_was_not_written_as_it_was_read_is_found(engine, program, big, tmp_path, monkeypatch):
+    offset = change_before_it_is_read_back(program, monkeypatch)
+    with pytest.raises(program.Failed, match=f"differs from .* at {offset // 2**18 * 2**18}"):
+        program.copy(str(big), str(tmp_path / "copy"), engine, True, True)
+
+
+def test_a_source_that_became_shorter_is_told(engine, program, big, tmp_path, monkeypatch):
+    allocated = program.Copy.allocated
+
+    def shortening(self, step):
+        os.truncate(big, 2**23 + 1000)
+        allocated(self, step)
+
+    monkeypatch.setattr(program.Copy, "allocated", shortening)
+    with pytest.raises(program.Failed, match="became shorter"):
+        program.copy(str(big), str(tmp_path / "copy"), engine, False, True)
 
 
 @needs_descriptors
