@@ -259,6 +259,18 @@ needs_links = pytest.mark.skipif(
 )
 
 
+def read_within(source: Any, size: int, seconds: float) -> bytes | None:
+    """Up to so many bytes of a socket or a descriptor; None when none come in that time."""
+    if isinstance(source, socket.socket) or not WINDOWS:
+        if not select.select([source], [], [], seconds)[0]:
+            return None
+        if isinstance(source, socket.socket):
+            return source.recv(size)
+        return os.read(source, size)
+    part: bytes | None = source.read_within(size, seconds)
+    return part
+
+
 def readable(sock: socket.socket) -> bool:
     """Whether there is something to receive."""
     return bool(select.select([sock], [], [], 0)[0])
@@ -367,6 +379,14 @@ def signal_main_thread(number: int) -> None:
         ident = threading.main_thread().ident
         assert ident is not None
         signal.pthread_kill(ident, number)
+
+
+def raise_signal(number: int) -> None:
+    """Have a signal come to this process."""
+    if WINDOWS:
+        _thread.interrupt_main(number)
+    else:
+        os.kill(os.getpid(), number)
 
 
 def send_signal(number: int, process: int | None = None) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import os
-import secrets
 import sys
 import weakref
 
@@ -19,45 +17,14 @@ if sys.platform != "win32":
     pytest.skip("named pipes of this kind are Windows' own", allow_module_level=True)
 
 import _winapi
-from asyncio.windows_utils import PipeHandle
 
-from windows_support import PipeEnd
-
-ACCESS = _winapi.GENERIC_READ | _winapi.GENERIC_WRITE
-
-
-class Pipe:
-    """A named pipe: its server's end, and clients of it."""
-
-    def __init__(self, stack):
-        self.stack = stack
-        self.name = rf"\\.\pipe\completionport-{os.getpid()}-{secrets.token_hex(6)}"
-        self.server = self.keep(
-            _winapi.CreateNamedPipe(
-                self.name,
-                _winapi.PIPE_ACCESS_DUPLEX | _winapi.FILE_FLAG_OVERLAPPED,
-                _winapi.PIPE_WAIT,
-                _winapi.PIPE_UNLIMITED_INSTANCES,
-                *(65536, 65536, 0, 0),
-            )
-        )
-
-    def keep(self, handle):
-        return self.stack.enter_context(contextlib.closing(PipeEnd(PipeHandle(handle))))
-
-    def client(self):
-        return self.keep(
-            _winapi.CreateFile(
-                *(self.name, ACCESS, 0, 0),
-                *(_winapi.OPEN_EXISTING, _winapi.FILE_FLAG_OVERLAPPED, 0),
-            )
-        )
+from windows_support import NamedPipe
 
 
 @pytest.fixture
 def pipe(nothing_left):
     with contextlib.ExitStack() as stack:
-        yield Pipe(stack)
+        yield NamedPipe(stack)
 
 
 @pytest.fixture
@@ -271,7 +238,8 @@ def test_what_only_the_servers_end_can_do(port, pipe, ends):
 
 
 def test_a_pipe_that_is_not_overlapped_is_refused_with_what_to_do(port, pipe):
-    handle = _winapi.CreateFile(pipe.name, ACCESS, 0, 0, _winapi.OPEN_EXISTING, 0, 0)
+    access = _winapi.GENERIC_READ | _winapi.GENERIC_WRITE
+    handle = _winapi.CreateFile(pipe.name, access, 0, 0, _winapi.OPEN_EXISTING, 0, 0)
     end = pipe.keep(handle)
     with pytest.raises(OSError, match="FILE_FLAG_OVERLAPPED"):
         port.associate(end, "client")

@@ -6,12 +6,14 @@ import _winapi
 import contextlib
 import ctypes
 import msvcrt
+import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from asyncio import windows_utils
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,30 @@ def under_number(sock: socket.socket, number: int) -> socket.socket:
     return another
 
 
+def is_descriptor(file: Any) -> bool:
+    """Whether the program has the file as a descriptor of the C library."""
+    return not isinstance(file, (socket.socket, PipeEnd))
+
+
+@contextlib.contextmanager
+def file_under_number(number: int) -> Iterator[Callable[[], None]]:
+    """Another file under a descriptor that has become free, and a look at whether it works."""
+    content = Path(__file__).read_bytes()
+    opened = os.open(__file__, os.O_RDONLY | os.O_BINARY)
+    if opened != number:
+        os.dup2(opened, number, inheritable=False)
+        os.close(opened)
+
+    def works() -> None:
+        os.lseek(number, 0, os.SEEK_SET)
+        assert os.read(number, 100) == content[:100]
+
+    try:
+        yield works
+    finally:
+        os.close(number)
+
+
 class PipeEnd:
     """An overlapped end of a pipe that can be read and written like a file, waiting."""
 
@@ -137,6 +163,21 @@ class PipeEnd:
         except BrokenPipeError:
             return b""
 
+    def read_within(self, size: int, seconds: float) -> bytes | None:
+        """What comes in that time; None when nothing does."""
+        try:
+            operation, error = _winapi.ReadFile(self.handle, size, overlapped=True)
+            if error == _winapi.ERROR_IO_PENDING:
+                _winapi.WaitForMultipleObjects([operation.event], False, int(seconds * 1000))
+                operation.cancel()  # where nothing has come
+            return self._wait(operation, error)
+        except BrokenPipeError:
+            return b""
+        except OSError as failure:
+            if failure.winerror != _winapi.ERROR_OPERATION_ABORTED:
+                raise
+            return None
+
     def write(self, data: bytes) -> int:
         operation, error = _winapi.WriteFile(self.handle, data, overlapped=True)
         self._wait(operation, error)
@@ -149,6 +190,35 @@ class PipeEnd:
     def _wait(self, operation: Any, error: int) -> bytes:
         count, _ = operation.GetOverlappedResult(True)
         return bytes(operation.getbuffer() or b"")[:count]
+
+
+class NamedPipe:
+    """A named pipe: its server's end, and clients of it."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.stack = stack
+        self.name = rf"\\.\pipe\completionport-{os.getpid()}-{secrets.token_hex(6)}"
+        self.server = self.keep(
+            _winapi.CreateNamedPipe(
+                self.name,
+                _winapi.PIPE_ACCESS_DUPLEX | _winapi.FILE_FLAG_OVERLAPPED,
+                _winapi.PIPE_WAIT,
+                _winapi.PIPE_UNLIMITED_INSTANCES,
+                *(65536, 65536, 0, 0),
+            )
+        )
+
+    def keep(self, handle: int) -> PipeEnd:
+        end = PipeEnd(windows_utils.PipeHandle(handle))
+        return self.stack.enter_context(contextlib.closing(end))
+
+    def client(self) -> PipeEnd:
+        return self.keep(
+            _winapi.CreateFile(
+                *(self.name, _winapi.GENERIC_READ | _winapi.GENERIC_WRITE, 0, 0),
+                *(_winapi.OPEN_EXISTING, _winapi.FILE_FLAG_OVERLAPPED, 0),
+            )
+        )
 
 
 @contextlib.contextmanager

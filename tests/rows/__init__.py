@@ -7,7 +7,7 @@ all by one entry. docs/rules.md is made from both (tools/make_rules.py).
 from __future__ import annotations
 
 from .base import Row
-from .events import After, Changes, Process, Signal
+from .events import After, Changes, Post, Process, Signal
 from .files import (
     CloseDescriptor,
     FileAllocate,
@@ -23,7 +23,15 @@ from .files import (
     Open,
     Submit,
 )
-from .pipes import FifoRead, FifoWrite, PipeRead, PipeWrite, TerminalRead, TerminalWrite
+from .pipes import (
+    FifoRead,
+    FifoWrite,
+    PipeAccept,
+    PipeRead,
+    PipeWrite,
+    TerminalRead,
+    TerminalWrite,
+)
 from .sockets import (
     Accept,
     Connect,
@@ -49,8 +57,9 @@ GROUPS: dict[str, list[type[Row]]] = {
         FileStatus, NameStatus, Open, CloseDescriptor,
     ],
     "pipes, FIFOs, terminals": [
-        PipeRead, PipeWrite, FifoRead, FifoWrite, TerminalRead, TerminalWrite,
+        PipeRead, PipeWrite, PipeAccept, FifoRead, FifoWrite, TerminalRead, TerminalWrite,
     ],
+    "posted packets": [Post],
     "timers": [After],
     "processes": [Process],
     "signals": [Signal],

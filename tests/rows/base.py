@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from completionport import Overlapped
-from support import LONG, Background, assert_quiet
+from support import (
+    LONG,
+    WINDOWS,
+    Background,
+    assert_quiet,
+    local_pair,
+    read_within,
+    under_number,
+)
+
+if WINDOWS:
+    import windows_support
 
 KEY = "the row's key"
 BIG = 400_000
@@ -21,11 +32,15 @@ FAR_AWAY = 3600.0
 Wrong = tuple[Callable[[Any], Any], "type[BaseException] | tuple[type[BaseException], ...]", str]
 
 NO_HANDLE = "it belongs to no handle"
+NO_CANCEL = "what is posted is not taken back"
 NO_FILE = "the program has no descriptor that it could close"
 NO_MODE = "there is no mode that would make it wait or not"
 SIDE_BY_SIDE = "these run side by side, in any order"
 NO_OVERLAPPED = "it has no Overlapped"
 ONE_EACH = "a handle has one of them"
+
+UNIX_ONLY = "Windows has no such thing"
+WINDOWS_ONLY = "only Windows has such a thing"
 
 
 class Row:
@@ -36,9 +51,18 @@ class Row:
     several = 4
     """How many are begun at a time."""
     has_overlapped = True
+    open_at_exit = False
+    """Whether its files may be open when the interpreter ends: Windows deletes no such file."""
     cancel_gives_a_packet = True
     without: ClassVar[dict[str, str]] = {}
     """Rules that do not apply, and why: the names of their tests."""
+    not_on_windows = ""
+    not_on_unix = ""
+    """Why there is nothing of the kind."""
+    without_on_windows: ClassVar[dict[str, str]] = {}
+    """Rules that do not apply there, and why."""
+    without_on_wine: ClassVar[dict[str, str]] = {}
+    """Rules that Wine breaks: what it does, and what is documented."""
     wrong: ClassVar[list[Wrong]] = []
     """Calls that raise at once, what they raise, and what the message says."""
 
@@ -91,6 +115,10 @@ class Row:
         """Put the program's file into blocking or non-blocking mode."""
         os.set_blocking(self.number(), blocking)
 
+    def mode(self) -> bool:
+        """Whether the program's file is in blocking mode."""
+        return os.get_blocking(self.number())
+
     def number(self) -> int:
         """The number of the program's descriptor."""
         file = self.handles[0].file
@@ -101,12 +129,35 @@ class Row:
         file = self.handles[0].file
         os.close(file) if isinstance(file, int) else file.close()
 
+    @contextlib.contextmanager
+    def another_under(self, number: int) -> Iterator[Callable[[], None]]:
+        """Another file under a number that has become free, and a look at whether it works."""
+        if WINDOWS and windows_support.is_descriptor(self.handles[0].file):
+            with windows_support.file_under_number(number) as works:
+                yield works
+            return
+        near, far = local_pair()
+        with far, under_number(near, number) as other:
+
+            def works() -> None:
+                far.sendall(b"hello")
+                assert other.recv(10) == b"hello"
+                other.sendall(b"hello")
+                assert far.recv(10) == b"hello"
+
+            yield works
+
     def release(self) -> None:
         """Let what is no part of the row come to its end as well."""
         for aside in self.asides:
             aside.cancel()
 
     # -- the same for every row
+
+    def make_folder(self) -> str:
+        """A folder of its own."""
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=self.open_at_exit)
+        return self.stack.enter_context(folder)
 
     def associate(self, file: Any) -> Any:
         """A handle, whose file is closed with the row whatever becomes of the handle."""
@@ -152,16 +203,16 @@ class Row:
             assert any(done.overlapped is aside for aside in self.asides), done
         assert_quiet(self.port)
 
-    def pull(self, number: int, expected: bytes) -> None:
+    def pull(self, source: Any, expected: bytes) -> None:
         """Read from the other side what is to come there."""
         data = bytearray()
         end = time.monotonic() + LONG
         while len(data) < len(expected):
-            if select.select([number], [], [], 0.02)[0]:
-                try:
-                    part = os.read(number, min(len(expected) - len(data), 65536))
-                except OSError:  # a reset, or a terminal whose other side is gone
-                    part = b""
+            try:
+                part = read_within(source, min(len(expected) - len(data), 65536), 0.02)
+            except OSError:  # a reset, or a terminal whose other side is gone
+                part = b""
+            if part is not None:
                 if not part:
                     break
                 data += part

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from typing import Any, ClassVar
 
@@ -17,7 +16,8 @@ from .sockets import Scatter
 class Pooled(Row):
     """The port's pool has one thread, which is at work until `complete`: the row's wait in line."""
 
-    kernel_does_it = True
+    kernel_on: ClassVar[tuple[str, ...]] = ("io_uring", "iocp")
+    """Engines that have the kernel do it."""
     without: ClassVar[dict[str, str]] = {
         "test_they_are_carried_out_in_order": SIDE_BY_SIDE,
         "test_files_in_any_mode_work_alike": NO_MODE,
@@ -26,7 +26,7 @@ class Pooled(Row):
     def set_up(self) -> None:
         self.go = threading.Event()
         self.begun = 0
-        self.waits = not self.kernel_does_it or self.port.engine != "io_uring"
+        self.waits = self.port.engine not in self.kernel_on
         if self.waits:
             at_work = threading.Event()
 
@@ -52,7 +52,7 @@ class File(Pooled):
     content = pattern(400)
 
     def set_up(self) -> None:
-        folder = self.stack.enter_context(tempfile.TemporaryDirectory())
+        folder = self.make_folder()
         self.path = os.path.join(folder, "file")
         with open(self.path, "wb") as file:
             file.write(self.content)
@@ -151,6 +151,7 @@ class FileWriteOn(FileWrite):
 class FileSync(File):
     id = "fsync"
     title = "`fsync`"
+    kernel_on = ("io_uring",)
     wrong: ClassVar[list[Wrong]] = [
         (lambda row: row.handle.fsync(overlapped=5), TypeError, "Overlapped"),
     ]
@@ -165,6 +166,7 @@ class FileSync(File):
 class FileAllocate(File):
     id = "allocate"
     title = "`allocate`"
+    kernel_on = ("io_uring",)
     wrong: ClassVar[list[Wrong]] = [
         (lambda row: row.handle.allocate(-1, 1), ValueError, "offset must be"),
         (lambda row: row.handle.allocate(0, 0), ValueError, "length must be"),
@@ -184,6 +186,7 @@ class FileAllocate(File):
 class FileStatus(File):
     id = "stat"
     title = "`stat` of an open file"
+    kernel_on = ("io_uring",)
     wrong: ClassVar[list[Wrong]] = [
         (lambda row: row.handle.stat("x"), TypeError, "Overlapped"),
     ]
@@ -201,6 +204,7 @@ class FileStatus(File):
 class Errand(Pooled):
     """An operation of the port itself."""
 
+    kernel_on = ("io_uring",)
     without: ClassVar[dict[str, str]] = {
         **Pooled.without,
         "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
@@ -219,13 +223,13 @@ class NameStatus(Errand):
     ]
 
     def start(self, overlapped: Overlapped | None = None) -> Any:
-        return self.port.stat(os.devnull, key=KEY, overlapped=overlapped)
+        return self.port.stat(__file__, key=KEY, overlapped=overlapped)
 
     def value(self, done: Any) -> Any:
         return done.overlapped.result().st_ino
 
     def expected(self, number: int) -> Any:
-        return os.stat(os.devnull).st_ino
+        return os.stat(__file__).st_ino
 
 
 class Open(Errand):
@@ -233,12 +237,12 @@ class Open(Errand):
     title = "`port.open`"
     wrong: ClassVar[list[Wrong]] = [
         (lambda row: row.port.open(5), TypeError, "path must be"),
-        (lambda row: row.port.open(os.devnull, -1), ValueError, "flags must be"),
-        (lambda row: row.port.open(os.devnull, 0, "x"), TypeError, "mode must be"),
+        (lambda row: row.port.open(__file__, -1), ValueError, "flags must be"),
+        (lambda row: row.port.open(__file__, 0, "x"), TypeError, "mode must be"),
     ]
 
     def start(self, overlapped: Overlapped | None = None) -> Any:
-        return self.port.open(os.devnull, key=KEY, overlapped=overlapped)
+        return self.port.open(__file__, key=KEY, overlapped=overlapped)
 
     def value(self, done: Any) -> Any:
         number = done.overlapped.result()
@@ -247,7 +251,7 @@ class Open(Errand):
         return found
 
     def expected(self, number: int) -> Any:
-        return os.stat(os.devnull).st_ino
+        return os.stat(__file__).st_ino
 
 
 class CloseDescriptor(Errand):
@@ -259,9 +263,9 @@ class CloseDescriptor(Errand):
     ]
 
     def start(self, overlapped: Overlapped | None = None) -> Any:
-        number = os.open(os.devnull, os.O_RDONLY)
+        number = os.open(__file__, os.O_RDONLY)
         # Nobody has closed it when this fails or is cancelled.
-        self.stack.callback(close_if_same, number, os.stat(os.devnull))
+        self.stack.callback(close_if_same, number, os.stat(__file__))
         return self.port.close_descriptor(number, key=KEY, overlapped=overlapped)
 
     def expected(self, number: int) -> Any:
@@ -271,7 +275,7 @@ class CloseDescriptor(Errand):
 class Lookup(Errand):
     id = "getaddrinfo"
     title = "`getaddrinfo`"
-    kernel_does_it = False
+    kernel_on = ()
     without: ClassVar[dict[str, str]] = {
         name: why
         for name, why in Errand.without.items()

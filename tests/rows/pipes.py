@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from typing import Any, ClassVar
 
 from completionport import Overlapped
-from support import pattern
+from support import WINDOWS, pattern
 
-from .base import BIG, Row, Wrong, message
+from .base import BIG, NO_MODE, ONE_EACH, UNIX_ONLY, WINDOWS_ONLY, Row, Wrong, message
+
+if WINDOWS:
+    import windows_support
+
+NO_MODE_OF_PIPES = {"test_files_in_any_mode_work_alike": NO_MODE}
 
 
-class PipeRead(Row):
+class Pipe(Row):
+    """On Unix its ends are descriptors, on Windows files."""
+
+    without_on_windows: ClassVar[dict[str, str]] = NO_MODE_OF_PIPES
+
+    def make(self) -> tuple[Any, Any]:
+        """Both ends, the reading one first."""
+        if WINDOWS:
+            return self.stack.enter_context(windows_support.make_pipe())
+        return os.pipe()
+
+    def keep(self, end: Any) -> None:
+        """Close the end that is not the port's with the row."""
+        if not WINDOWS:
+            self.stack.callback(os.close, end)
+
+
+class PipeRead(Pipe):
     id = "pipe-read"
     title = "`read` of a pipe"
     wrong: ClassVar[list[Wrong]] = [
@@ -25,25 +46,25 @@ class PipeRead(Row):
 
     def set_up(self) -> None:
         reading, self.other = self.make()
-        self.stack.callback(os.close, self.other)
+        self.keep(self.other)
         self.handle = self.associate(reading)
-
-    def make(self) -> tuple[int, int]:
-        return os.pipe()
 
     def start(self, overlapped: Overlapped | None = None) -> Any:
         return self.handle.read(4, overlapped=overlapped)
 
     def complete(self) -> None:
         with contextlib.suppress(BrokenPipeError):
-            os.write(self.other, message(self.completed))
+            if WINDOWS:
+                self.other.write(message(self.completed))
+            else:
+                os.write(self.other, message(self.completed))
         self.completed += 1
 
     def expected(self, number: int) -> Any:
         return message(number)
 
 
-class PipeWrite(Row):
+class PipeWrite(Pipe):
     id = "pipe-write"
     title = "`write` to a full pipe"
     wrong: ClassVar[list[Wrong]] = [
@@ -54,12 +75,9 @@ class PipeWrite(Row):
 
     def set_up(self) -> None:
         self.other, writing = self.make()
-        self.stack.callback(os.close, self.other)
+        self.keep(self.other)
         self.begun = 0
         self.handle = self.associate(writing)
-
-    def make(self) -> tuple[int, int]:
-        return os.pipe()
 
     def start(self, overlapped: Overlapped | None = None) -> Any:
         data = pattern(BIG, self.begun)
@@ -80,7 +98,7 @@ class PipeWrite(Row):
 
 
 def make_fifo(row: Row) -> tuple[int, int]:
-    folder = row.stack.enter_context(tempfile.TemporaryDirectory())
+    folder = row.make_folder()
     path = os.path.join(folder, "fifo")
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -90,6 +108,7 @@ def make_fifo(row: Row) -> tuple[int, int]:
 class FifoRead(PipeRead):
     id = "fifo-read"
     title = "`read` of a FIFO"
+    not_on_windows = UNIX_ONLY
 
     def make(self) -> tuple[int, int]:
         return make_fifo(self)
@@ -98,6 +117,7 @@ class FifoRead(PipeRead):
 class FifoWrite(PipeWrite):
     id = "fifo-write"
     title = "`write` to a full FIFO"
+    not_on_windows = UNIX_ONLY
 
     def make(self) -> tuple[int, int]:
         return make_fifo(self)
@@ -115,6 +135,7 @@ def make_terminal() -> tuple[int, int]:
 class TerminalRead(PipeRead):
     id = "terminal-read"
     title = "`read` of a pseudo-terminal"
+    not_on_windows = UNIX_ONLY
 
     def make(self) -> tuple[int, int]:
         return make_terminal()
@@ -128,7 +149,49 @@ class TerminalRead(PipeRead):
 class TerminalWrite(PipeWrite):
     id = "terminal-write"
     title = "`write` to a full pseudo-terminal"
+    not_on_windows = UNIX_ONLY
 
     def make(self) -> tuple[int, int]:
         inside, outside = make_terminal()[::-1]
         return inside, outside
+
+
+class PipeAccept(Row):
+    id = "pipe-accept"
+    title = "`accept` of a named pipe"
+    not_on_unix = WINDOWS_ONLY
+    without: ClassVar[dict[str, str]] = {
+        "test_they_are_carried_out_in_order": ONE_EACH,
+        **NO_MODE_OF_PIPES,
+    }
+    wrong: ClassVar[list[Wrong]] = [
+        (lambda row: row.handles[0].accept(5), TypeError, "Overlapped"),
+        (lambda row: row.handles[0].recv(1), OSError, "socket"),
+    ]
+
+    def set_up(self) -> None:
+        self.pipes: list[Any] = []
+
+    def start(self, overlapped: Overlapped | None = None) -> Any:
+        pipe = windows_support.NamedPipe(self.stack)
+        handle = self.associate(pipe.server)
+        operation = handle.accept(overlapped=overlapped)
+        self.pipes.append(pipe)
+        return operation
+
+    def start_again(self) -> Any:
+        return self.handles[0].accept()
+
+    def complete(self) -> None:
+        with contextlib.suppress(OSError):  # the server's end may be closed by then
+            self.pipes[self.completed].client()
+        self.completed += 1
+
+    def value(self, done: Any) -> Any:
+        return [pipe.server for pipe in self.pipes].index(done.overlapped.result())
+
+    def expected(self, number: int) -> Any:
+        return number
+
+    def absorb(self, done: Any) -> None:
+        self.complete()  # it is still there

@@ -10,23 +10,36 @@ import tempfile
 from typing import Any, ClassVar
 
 from completionport import Overlapped
-from support import LONG, pattern, tcp_pair, unix_pair
+from support import LONG, WINDOWS, local_pair, pattern, tcp_pair
 
 from .base import BIG, ONE_EACH, Row, Wrong, message
 
 RIGHTS = (socket.SOL_SOCKET, getattr(socket, "SCM_RIGHTS", -1))
 
 
-class Stream(Row):
+class Socket(Row):
+    def set_mode(self, blocking: bool) -> None:
+        self.handles[0].file.settimeout(None if blocking else 0)
+
+    def mode(self) -> bool:
+        sock = self.handles[0].file
+        # Winsock tells nobody what mode a socket is in.
+        return bool(sock.getblocking() if WINDOWS else os.get_blocking(sock.fileno()))
+
+
+class Stream(Socket):
     kind = "tcp"
 
     def set_up(self) -> None:
-        near, self.far = tcp_pair() if self.kind == "tcp" else unix_pair()
+        near, self.far = tcp_pair() if self.kind == "tcp" else local_pair()
         self.stack.enter_context(self.far)
         self.handle = self.associate(near)
 
-    def set_mode(self, blocking: bool) -> None:
-        self.handles[0].file.settimeout(None if blocking else 0)
+    def limit_room(self) -> None:
+        """Have what is sent wait for its reader."""
+        if WINDOWS:
+            # Without it Windows may take a send of any size into its memory.
+            self.handles[0].file.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
 
 
 class Receive(Stream):
@@ -55,7 +68,7 @@ class Receive(Stream):
 class Scatter(Receive):
     id = "recv-buffers"
     title = "`recv` into several buffers"
-    kind = "unix"
+    kind = "local"
     wrong: ClassVar[list[Wrong]] = [
         (lambda row: row.handle.recv([]), ValueError, "at least one buffer"),
         (lambda row: row.handle.recv([bytearray(1), None]), TypeError, "bytes-like"),
@@ -80,7 +93,7 @@ class Scatter(Receive):
         return b"".join(done.overlapped.buffers)
 
 
-class Accept(Row):
+class Accept(Socket):
     id = "accept"
     title = "`accept`"
     wrong: ClassVar[list[Wrong]] = [
@@ -112,11 +125,8 @@ class Accept(Row):
     def expected(self, number: int) -> Any:
         return self.names[number]
 
-    def set_mode(self, blocking: bool) -> None:
-        self.handles[0].file.settimeout(None if blocking else 0)
 
-
-class Connect(Row):
+class Connect(Socket):
     id = "connect"
     title = "`connect`"
     without: ClassVar[dict[str, str]] = {
@@ -165,7 +175,7 @@ class Connect(Row):
 class Send(Stream):
     id = "send"
     title = "`send` of more than there is room for"
-    kind = "unix"
+    kind = "local"
     size = BIG
     wrong: ClassVar[list[Wrong]] = [
         (lambda row: row.handle.send("text"), TypeError, r"send\(\) takes"),
@@ -175,6 +185,7 @@ class Send(Stream):
 
     def set_up(self) -> None:
         super().set_up()
+        self.limit_room()
         self.begun = 0
 
     def start(self, overlapped: Overlapped | None = None) -> Any:
@@ -184,11 +195,11 @@ class Send(Stream):
         return operation
 
     def complete(self) -> None:
-        self.pull(self.far.fileno(), self.sent(self.completed))
+        self.pull(self.far, self.sent(self.completed))
         self.completed += 1
 
     def absorb(self, done: Any) -> None:
-        self.pull(self.far.fileno(), self.sent(self.completed)[: done.transferred])
+        self.pull(self.far, self.sent(self.completed)[: done.transferred])
         self.completed += 1
 
     def sent(self, number: int) -> bytes:
@@ -229,7 +240,7 @@ class SendFile(Send):
 class Shutdown(Stream):
     id = "shutdown"
     title = "`shutdown` behind a `send`"
-    kind = "unix"
+    kind = "local"
     wrong: ClassVar[list[Wrong]] = [
         (lambda row: row.handle.shutdown(7), ValueError, "how must be"),
         (lambda row: row.handle.shutdown("x"), TypeError, "how must be an integer"),
@@ -237,6 +248,7 @@ class Shutdown(Stream):
 
     def set_up(self) -> None:
         super().set_up()
+        self.limit_room()
         self.asides.append(self.handle.send(pattern(BIG)))
 
     def start(self, overlapped: Overlapped | None = None) -> Any:
@@ -244,7 +256,7 @@ class Shutdown(Stream):
 
     def complete(self) -> None:
         if not self.completed:
-            self.pull(self.far.fileno(), pattern(BIG))
+            self.pull(self.far, pattern(BIG))
         self.completed += 1
 
     def expected(self, number: int) -> Any:
@@ -262,7 +274,7 @@ class Disconnect(Shutdown):
         return self.handle.disconnect(overlapped=overlapped)
 
 
-class ReceiveFrom(Row):
+class ReceiveFrom(Socket):
     id = "recvfrom"
     title = "`recvfrom` on UDP"
     wrong: ClassVar[list[Wrong]] = [
@@ -287,9 +299,6 @@ class ReceiveFrom(Row):
 
     def expected(self, number: int) -> Any:
         return message(number), self.far.getsockname()
-
-    def set_mode(self, blocking: bool) -> None:
-        self.handles[0].file.settimeout(None if blocking else 0)
 
 
 class SendTo(ReceiveFrom):
@@ -320,8 +329,10 @@ class SendTo(ReceiveFrom):
         return 4
 
 
-class Messages(Row):
+class Messages(Socket):
     """A pair of Unix datagram sockets, and a pipe whose reading end goes along."""
+
+    not_on_windows = "Windows passes no descriptors through sockets"
 
     def set_up(self) -> None:
         near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -341,9 +352,6 @@ class Messages(Row):
         same = os.path.samestat(os.fstat(number), os.fstat(self.pipe[0]))
         os.close(number)
         return same
-
-    def set_mode(self, blocking: bool) -> None:
-        self.handles[0].file.settimeout(None if blocking else 0)
 
 
 class ReceiveMessage(Messages):
