@@ -641,6 +641,7 @@ class TestOthersGoOn:
             assert read_exactly(busy, 1) == b"!"
         assert statistics.median(times) < NOTICEABLE
 
+    @needs_to_be_told
     @pytest.mark.usefixtures("sees_who_blocks")
     def test_a_worker_that_blocks_is_not_taken_for_one_that_runs_while_others_have_much_to_do(
         self, engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -124,8 +124,11 @@ class TestFileOfSeveralPieces:
 @pytest.fixture(params=[True, False], ids=["kernel copies", "reads and writes"])
 def program(request, monkeypatch):
     """The program as a module, so that a test can put itself between two of its steps."""
-    monkeypatch.syspath_prepend(PROGRAM.parent)
-    module = importlib.import_module(PROGRAM.stem)
+    spec = importlib.util.spec_from_file_location(PROGRAM.stem, PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     if not request.param:
         monkeypatch.setattr(module, "KERNEL_COPIES", False)
     elif not module.KERNEL_COPIES:
