@@ -125,6 +125,7 @@ def compute(seconds):
 class TestSayingSo:
     """`CompletionPort.blocking`."""
 
+    @needs_concurrency
     def test_another_thread_takes_the_place_at_once(self, make_port):
         port = make_port(1)
         port.post(1)
