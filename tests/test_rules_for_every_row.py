@@ -37,7 +37,6 @@ from support import (
     WINE,
     Background,
     descriptors,
-    needs_fork,
     raise_signal,
     run_python,
     wait_for_stats,
@@ -45,6 +44,8 @@ from support import (
 )
 
 SEED = int(os.environ.get("COMPLETIONPORT_SEED", random.randrange(2**32)))
+NOT_ON_WINDOWS = {"test_a_child_of_fork_is_refused_and_the_parent_goes_on": "Windows has no fork"}
+"""Tests of rules that are about nothing there, and why."""
 OTHER_SIGNAL: int = signal.SIGINT if sys.platform == "win32" else signal.SIGUSR2
 ROUNDS = int(os.environ.get("COMPLETIONPORT_ROUNDS", "8"))
 """How often a race is run."""
@@ -73,7 +74,11 @@ def marks(kind: type[Row], name: str) -> list[pytest.MarkDecorator]:
     """Why the row does not have this rule on the system that this is."""
     reasons = []
     if WINDOWS:
-        reasons = [kind.not_on_windows, kind.without_on_windows.get(name)]
+        reasons = [
+            kind.not_on_windows,
+            kind.without_on_windows.get(name),
+            NOT_ON_WINDOWS.get(name),
+        ]
     else:
         reasons = [kind.not_on_unix]
     if WINE:
@@ -511,7 +516,6 @@ def take_in_main_thread(port, row, handled):
 
 
 @rule(13)
-@needs_fork
 def test_a_child_of_fork_is_refused_and_the_parent_goes_on(engine, kind):
     """The child of a fork is refused, and the parent goes on"""
     done = run_python(

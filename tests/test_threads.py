@@ -331,7 +331,8 @@ class TestConcurrency:
         port.post("two")
         take_one(port)
         waiter = Background(port.get)
-        wait_for_stats(port, waiting=1)
+        # Who slept here would be replaced.
+        compute_until(lambda: port.stats()["waiting"] == 1)
         assert other.get(0) is None
         assert waiter.outcome().transferred == "two"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from made_page import write_or_check  # noqa: E402
 
 import test_rules_for_every_row as tests  # noqa: E402
-from rows import GROUPS  # noqa: E402
+from rows import GROUPS, Row  # noqa: E402
 
 INTRODUCTION = """\
 # The rules, and what they are tested on
@@ -26,8 +27,8 @@ Sixteen rules hold for a port, whatever is associated with it and whatever engin
 This page says which test holds each of them for each kind of operation. It is made by
 `tools/make_rules.py` from the tests themselves.
 
-All tests of the table run on every engine, with the GIL and without. A new kind of operation is one
-more description in `tests/rows/`, and gets them all:
+All tests of the table run on every engine, with the GIL and without; those of `iocp` under Wine. A
+new kind of operation is one more description in `tests/rows/`, and gets them all:
 
 ```
 make test ARGS="tests/test_rules_for_every_row.py -k sendfile"
@@ -125,19 +126,39 @@ def page() -> str:
     parts.append(f"\n## The table\n\n| | {' | '.join(letter for letter, _ in columns)} |")
     parts.append(f"|---|{'---|' * len(columns)}")
     reasons: list[str] = []
+
+    def note(why: str) -> str:
+        if why not in reasons:
+            reasons.append(why)
+        return f"({reasons.index(why) + 1})"
+
     for group, rows in GROUPS.items():
         parts.append(f"| **{group}** |{' |' * len(columns)}")
         for row in rows:
             cells = []
             for _, name in columns:
-                why = row.without.get(name)
-                if why is not None and why not in reasons:
-                    reasons.append(why)
-                cells.append("✓" if why is None else f"({reasons.index(why) + 1})")
+                cells.append(cell(row, name, note))
             parts.append(f"| {row.title} | {' | '.join(cells)} |")
-    parts.append("\nWhere a rule does not apply:\n")
+    parts.append(
+        "\n✓: on Unix and on Windows; U: on Unix only; W: on Windows only. Where a rule does not "
+        "apply:\n"
+    )
     parts += [f"{place}. {why}" for place, why in enumerate(reasons, 1)]
     return "\n".join(parts) + "\n"
+
+
+def cell(row: type[Row], name: str, note: Callable[[str], str]) -> str:
+    """Where a row has the rule, and why not elsewhere."""
+    if why := row.without.get(name):
+        return note(why)
+    if row.not_on_unix:
+        return f"W {note(row.not_on_unix)}"
+    on_windows = tests.NOT_ON_WINDOWS.get(name) or row.without_on_windows.get(name)
+    if why := row.not_on_windows or on_windows:
+        return f"U {note(why)}"
+    if why := row.without_on_wine.get(name):
+        return f"✓ {note(why)}"
+    return "✓"
 
 
 def missing() -> list[str]:
