@@ -166,8 +166,7 @@ class Scheduler:
         # takes the next packet itself, and nobody is woken for it.
         returning = came_back = place.let_go(self)
         deadline = None if timeout is None else time.monotonic() + timeout
-        is_main = threading.get_ident() == threading.main_thread().ident
-        longest = SIGNAL_SLICE if is_main else LONGEST_WAIT
+        longest = LONGEST_WAIT
         waiter: _Waiter | None = None
         looked = False  # in the kernel, at least once
         packets: list[Packet] = []
@@ -218,6 +217,8 @@ class Scheduler:
                     if waiter is None:
                         waiter = _Waiter()
                         self._waiters.append(waiter)
+                        if threading.get_ident() == threading.main_thread().ident:
+                            longest = SIGNAL_SLICE
                     elif waiter.called:
                         waiter.called = False
                         waiter.gate.acquire(False)
