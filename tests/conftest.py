@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import signal
 import socket
@@ -15,13 +14,14 @@ from typing import Any
 import pytest
 
 from completionport import CompletionPort
-from completionport.engines import ENGINES, probe
+from completionport.engines import ENGINES
 from support import (
     descriptors,
     has_ipv6,
     local_pair,
     native_threads,
     needs_unix_sockets,
+    report_of,
     tcp_pair,
     unix_pair,
     wait_until,
@@ -36,9 +36,6 @@ PAIRS: dict[str, Callable[[], tuple[socket.socket, socket.socket]]] = {
     "unix": unix_pair,
     "local": local_pair,
 }
-
-
-report_of = functools.cache(probe)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

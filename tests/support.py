@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import os
 import re
 import select
@@ -23,6 +24,7 @@ from typing import Any
 import pytest
 
 import completionport
+from completionport.engines import probe
 
 if sys.platform == "win32":
     import windows_support
@@ -75,6 +77,10 @@ needs_linux = pytest.mark.skipif(
 needs_posix_signals = pytest.mark.skipif(
     not hasattr(signal, "pthread_kill"), reason="this system can't send a signal to a thread"
 )
+
+
+report_of = functools.cache(probe)
+"""Whether an engine runs here. Asked once: the kernel may take its time."""
 
 
 def shown(value: object) -> str:

@@ -34,7 +34,6 @@ from rows.base import KEY
 from support import (
     LONG,
     WINDOWS,
-    WINE,
     Background,
     descriptors,
     raise_signal,
@@ -44,8 +43,6 @@ from support import (
 )
 
 SEED = int(os.environ.get("COMPLETIONPORT_SEED", random.randrange(2**32)))
-NOT_ON_WINDOWS = {"test_a_child_of_fork_is_refused_and_the_parent_goes_on": "Windows has no fork"}
-"""Tests of rules that are about nothing there, and why."""
 OTHER_SIGNAL: int = signal.SIGINT if sys.platform == "win32" else signal.SIGUSR2
 ROUNDS = int(os.environ.get("COMPLETIONPORT_ROUNDS", "8"))
 """How often a race is run."""
@@ -72,18 +69,8 @@ def rule(number: int) -> Callable[[Callable[..., Any]], Any]:
 
 def marks(kind: type[Row], name: str) -> list[pytest.MarkDecorator]:
     """Why the row does not have this rule on the system that this is."""
-    reasons = []
-    if WINDOWS:
-        reasons = [
-            kind.not_on_windows,
-            kind.without_on_windows.get(name),
-            NOT_ON_WINDOWS.get(name),
-        ]
-    else:
-        reasons = [kind.not_on_unix]
-    if WINE:
-        reasons.append(kind.without_on_wine.get(name))
-    return [pytest.mark.skip(reason=reason) for reason in reasons if reason]
+    reason = kind.why_not_on_windows(name) if WINDOWS else kind.not_on_unix
+    return [pytest.mark.skip(reason=reason)] if reason else []
 
 
 class Mine(Overlapped):

@@ -153,11 +153,8 @@ def cell(row: type[Row], name: str, note: Callable[[str], str]) -> str:
         return note(why)
     if row.not_on_unix:
         return f"W {note(row.not_on_unix)}"
-    on_windows = tests.NOT_ON_WINDOWS.get(name) or row.without_on_windows.get(name)
-    if why := row.not_on_windows or on_windows:
+    if why := row.why_not_on_windows(name):
         return f"U {note(why)}"
-    if why := row.without_on_wine.get(name):
-        return f"✓ {note(why)}"
     return "✓"
 
 

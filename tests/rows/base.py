@@ -39,6 +39,15 @@ SIDE_BY_SIDE = "these run side by side, in any order"
 NO_OVERLAPPED = "it has no Overlapped"
 ONE_EACH = "a handle has one of them"
 
+WITHOUT_HANDLE = {
+    "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
+    "test_a_closed_handle_refuses": NO_HANDLE,
+    "test_a_close_may_meet_the_end": NO_HANDLE,
+    "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
+}
+
+NOT_ON_WINDOWS = {"test_a_child_of_fork_is_refused_and_the_parent_goes_on": "Windows has no fork"}
+"""Tests of rules that are about nothing there, and why."""
 UNIX_ONLY = "Windows has no such thing"
 WINDOWS_ONLY = "only Windows has such a thing"
 
@@ -61,8 +70,6 @@ class Row:
     """Why there is nothing of the kind."""
     without_on_windows: ClassVar[dict[str, str]] = {}
     """Rules that do not apply there, and why."""
-    without_on_wine: ClassVar[dict[str, str]] = {}
-    """Rules that Wine breaks: what it does, and what is documented."""
     wrong: ClassVar[list[Wrong]] = []
     """Calls that raise at once, what they raise, and what the message says."""
 
@@ -110,6 +117,11 @@ class Row:
 
     def cancel(self, operation: Any) -> bool:
         return operation.cancel()
+
+    @classmethod
+    def why_not_on_windows(cls, test: str) -> str | None:
+        """Why the rule of this test does not apply there; None where it does."""
+        return cls.not_on_windows or NOT_ON_WINDOWS.get(test) or cls.without_on_windows.get(test)
 
     def set_mode(self, blocking: bool) -> None:
         """Put the program's file into blocking or non-blocking mode."""

@@ -16,10 +16,10 @@ from .base import (
     KEY,
     NO_CANCEL,
     NO_FILE,
-    NO_HANDLE,
     NO_MODE,
     NO_OVERLAPPED,
     ONE_EACH,
+    WITHOUT_HANDLE,
     Row,
     Wrong,
 )
@@ -31,37 +31,20 @@ WITHOUT_OVERLAPPED = {
 }
 
 
-class Post(Row):
-    id = "post"
-    title = "`post`"
+class Posted(Row):
+    """Packets of the program's own, with their number in `transferred`."""
+
     has_overlapped = False
     cancel_gives_a_packet = False
     without: ClassVar[dict[str, str]] = {
         **WITHOUT_OVERLAPPED,
-        "test_a_cancel_may_meet_the_end": NO_CANCEL,
-        "test_cancel_ends_it_with_one_packet": NO_CANCEL,
-        "test_a_cancel_may_come_too_late": NO_CANCEL,
-        "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
-        "test_a_closed_handle_refuses": NO_HANDLE,
-        "test_a_close_may_meet_the_end": NO_HANDLE,
-        "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
+        **WITHOUT_HANDLE,
         "test_files_in_any_mode_work_alike": NO_MODE,
     }
-    wrong: ClassVar[list[Wrong]] = [
-        (lambda row: row.port.post(1, 2, 3, 4), TypeError, "argument"),
-        (lambda row: row.port.post(bytes=1), TypeError, "bytes"),
-    ]
 
     def set_up(self) -> None:
         self.waits = False
         self.begun = 0
-
-    def start(self, overlapped: Overlapped | None = None) -> Any:
-        self.port.post(self.begun, KEY)
-        self.begun += 1
-
-    def complete(self) -> None:
-        """It is there at once."""
 
     def value(self, done: Any) -> Any:
         return done.transferred
@@ -70,19 +53,31 @@ class Post(Row):
         return number
 
 
-class After(Row):
+class Post(Posted):
+    id = "post"
+    title = "`post`"
+    without: ClassVar[dict[str, str]] = {
+        **Posted.without,
+        "test_a_cancel_may_meet_the_end": NO_CANCEL,
+        "test_cancel_ends_it_with_one_packet": NO_CANCEL,
+        "test_a_cancel_may_come_too_late": NO_CANCEL,
+    }
+    wrong: ClassVar[list[Wrong]] = [
+        (lambda row: row.port.post(1, 2, 3, 4), TypeError, "argument"),
+        (lambda row: row.port.post(bytes=1), TypeError, "bytes"),
+    ]
+
+    def start(self, overlapped: Overlapped | None = None) -> Any:
+        self.port.post(self.begun, KEY)
+        self.begun += 1
+
+    def complete(self) -> None:
+        """It is there at once."""
+
+
+class After(Posted):
     id = "post_after"
     title = "`post_after`, `post_at`"
-    has_overlapped = False
-    cancel_gives_a_packet = False
-    without: ClassVar[dict[str, str]] = {
-        **WITHOUT_OVERLAPPED,
-        "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
-        "test_a_closed_handle_refuses": NO_HANDLE,
-        "test_a_close_may_meet_the_end": NO_HANDLE,
-        "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
-        "test_files_in_any_mode_work_alike": NO_MODE,
-    }
     wrong: ClassVar[list[Wrong]] = [
         (lambda row: row.port.post_after(-1), ValueError, "seconds must be"),
         (lambda row: row.port.post_after(float("nan")), ValueError, "seconds must be"),
@@ -92,9 +87,8 @@ class After(Row):
     ]
 
     def set_up(self) -> None:
-        self.waits = False
+        super().set_up()
         self.stays = True
-        self.begun = 0
         self.timers: list[Any] = []
 
     def start(self, overlapped: Overlapped | None = None) -> Any:
@@ -116,12 +110,6 @@ class After(Row):
 
     def complete(self) -> None:
         """Time does."""
-
-    def value(self, done: Any) -> Any:
-        return done.transferred
-
-    def expected(self, number: int) -> Any:
-        return number
 
     def close(self) -> None:
         for timer in self.timers:
@@ -187,13 +175,10 @@ class Signal(Row):
     cancel_gives_a_packet = False
     without: ClassVar[dict[str, str]] = {
         **WITHOUT_OVERLAPPED,
+        **WITHOUT_HANDLE,
         "test_they_are_carried_out_in_order": "signals of one number count as one",
-        "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
-        "test_a_closed_handle_refuses": NO_HANDLE,
-        "test_a_close_may_meet_the_end": NO_HANDLE,
         "test_a_cancel_may_come_too_late": "a watch has no end of its own",
         "test_the_thread_that_began_it_may_end": "only the main thread may begin it",
-        "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
         "test_files_in_any_mode_work_alike": NO_MODE,
     }
     wrong: ClassVar[list[Wrong]] = [

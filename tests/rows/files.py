@@ -9,7 +9,16 @@ from typing import Any, ClassVar
 from completionport import Overlapped
 from support import LONG, pattern
 
-from .base import KEY, NO_FILE, NO_HANDLE, NO_MODE, SIDE_BY_SIDE, Row, Wrong, close_if_same, message
+from .base import (
+    KEY,
+    NO_MODE,
+    SIDE_BY_SIDE,
+    WITHOUT_HANDLE,
+    Row,
+    Wrong,
+    close_if_same,
+    message,
+)
 from .sockets import Scatter
 
 
@@ -207,10 +216,7 @@ class Errand(Pooled):
     kernel_on = ("io_uring",)
     without: ClassVar[dict[str, str]] = {
         **Pooled.without,
-        "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
-        "test_a_closed_handle_refuses": NO_HANDLE,
-        "test_a_close_may_meet_the_end": NO_HANDLE,
-        "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
+        **WITHOUT_HANDLE,
     }
 
 

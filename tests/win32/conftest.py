@@ -5,7 +5,6 @@ On Windows there is one system, the real one. Elsewhere it is each engine in tur
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 
 from completionport import win32
-from completionport.engines import probe
+from support import report_of
 from win32_support import LONG, connected_pair
 
-report_of = functools.cache(probe)
 SYSTEMS = ["windows"] if sys.platform == "win32" else ["io_uring", "epoll", "selectors"]
 
 
