@@ -26,7 +26,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from completionport import CompletionPort, Handle, Operation, Overlapped
 
@@ -55,30 +55,31 @@ class Step(Overlapped):
         self.what = what
 
 
-class Block(Overlapped):
-    """A part of a file: read, written, read back. Its memory is used for one after another."""
+class Part(Overlapped):
+    """A part of a file under way, and what comes next; used for one part after another."""
 
     def __init__(self) -> None:
-        self.after: Callable[[Block], None]
+        self.after: Callable[[Any], None]
         self.what = ""
         self.offset = 0
         self.size = 0
+
+
+class Piece(Part):
+    """A part that the kernel copies."""
+
+
+class Block(Part):
+    """A part that is read, written, read back, and its memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.data = bytearray(BLOCK)
         self.back = bytearray()  # what was written, read again
         self.is_written = False  # the kernel has copied it: it is only to be compared
 
     def part(self, memory: bytearray) -> bytearray | memoryview:
         return memory if self.size == BLOCK else memoryview(memory)[: self.size]
-
-
-class Piece(Overlapped):
-    """A part of a file that the kernel copies."""
-
-    def __init__(self) -> None:
-        self.after: Callable[[Piece], None]
-        self.what = ""
-        self.offset = 0
-        self.size = 0
 
 
 def copy_piece(source: io.FileIO, target: io.FileIO, offset: int, size: int) -> int:
@@ -245,21 +246,21 @@ class Copy:
             file.close()
 
 
-Part = TypeVar("Part", Block, Piece)
+Kind = TypeVar("Kind", bound=Part)
 
 
-class Supply(Generic[Part]):
+class Supply(Generic[Kind]):
     """What all files share: so many blocks, or pieces, and no more are in flight."""
 
-    def __init__(self, parts: list[Part]) -> None:
+    def __init__(self, parts: list[Kind]) -> None:
         self.free = parts  # not in flight
-        self.hungry: deque[Callable[[Part], bool]] = deque()  # start one; False: they need no more
+        self.hungry: deque[Callable[[Kind], bool]] = deque()  # start one; False: they need no more
 
-    def wanted_by(self, start: Callable[[Part], bool]) -> None:
+    def wanted_by(self, start: Callable[[Kind], bool]) -> None:
         self.hungry.append(start)
         self.feed()
 
-    def give_back(self, part: Part) -> None:
+    def give_back(self, part: Kind) -> None:
         self.free.append(part)
         self.feed()
 
