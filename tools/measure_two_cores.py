@@ -76,9 +76,8 @@ def echo(engine: str, workers: int, handler: float) -> tuple[float, float]:
 
     One worker has a core of its own; two share both cores with the client.
     """
-    processes.cores = lambda: (None, None)  # type: ignore[assignment]
     command = [sys.executable, __file__, "{port}", engine, str(workers), str(handler)]
-    with processes.echo_server(command) as server:
+    with processes.echo_server(command, processes.Places(None, None)) as server:
         if workers == 1:
             for task in Path(f"/proc/{server.pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), {sorted(os.sched_getaffinity(0))[0]})
