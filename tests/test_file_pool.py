@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
+import sys
 import textwrap
 import threading
 from pathlib import Path
 
 import pytest
+
+if sys.platform.startswith("linux"):
+    import fcntl
 
 from completionport import OperationAborted
 from support import (
@@ -131,6 +136,80 @@ class TestOverlap:
             assert [(done.key, done.error) for done in packets] == [("file", None)] * 2
         go.set()
         assert [done.key for done in take(port, 6)] == ["function"] * 6
+
+
+@pytest.fixture
+def leases(tmp_path, nothing_left):
+    """Files that nobody else can open before their lease is given back: path and descriptor.
+
+    An open waits for that in the kernel (fcntl(2), F_SETLEASE), which tells us by SIGIO.
+    """
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGIO, before)
+        files = []
+        for number in range(4):
+            path = tmp_path / f"leased {number}"
+            file = stack.enter_context(path.open("w+b", 0))
+            try:
+                fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            except OSError as error:
+                pytest.skip(f"this file system has no leases: {error}")
+            files.append((path, file))
+        yield files
+
+
+@needs_linux
+class TestOverlapOnEveryEngine:
+    """That of one kernel or pool thread for each, no matter which: several are under way at once.
+
+    As many as io_uring has threads for with a single processor.
+    """
+
+    def test_opens_that_wait_in_the_kernel_are_ended_in_the_other_order(self, port, leases):
+        for path, _ in leases:
+            port.open(path, os.O_RDONLY, key=path)
+        assert port.get(0.05) is None
+        for path, file in reversed(leases):
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            done = take_one(port)
+            assert (done.key, done.error) == (path, None)
+            close_results([done])
+        assert_quiet(port)
+
+    def test_what_needs_no_wait_passes_them(self, port, leases, tmp_path):
+        for path, _ in leases:
+            port.open(path, os.O_RDONLY, key=path)
+        with (tmp_path / "other").open("w+b", 0) as file, port.associate(file, "other") as handle:
+            handle.write(b"content", 0)
+            assert take_one(port).transferred == 7
+            handle.fsync()
+            assert take_one(port).key == "other"
+            read = handle.read(100, 0)
+            take_one(port)
+            assert read.result() == b"content"
+        for _, file in leases:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        close_results(take(port, len(leases)))
+
+    def test_an_open_that_waits_in_the_kernel_is_cancelled(self, port, leases):
+        path, file = leases[0]
+        operation = port.open(path, os.O_RDONLY, key=path)
+        assert port.get(0.05) is None
+        assert operation.cancel()
+        done = take_one(port)
+        assert (done.key, done.overlapped) == (path, operation)
+        assert isinstance(done.error, OperationAborted)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        assert_quiet(port)
+
+    def test_a_port_that_is_closed_waits_for_none_of_them(self, port, leases):
+        operations = [port.open(path, os.O_RDONLY) for path, _ in leases]
+        assert port.get(0.05) is None
+        Background(port.close).outcome()
+        assert all(isinstance(operation.error, OperationAborted) for operation in operations)
+        for _, file in leases:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 class TestHowManyThreads:

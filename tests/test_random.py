@@ -537,6 +537,7 @@ class Writer:
         self.chance = random.Random(f"{seed} file {number}")
         self.everything = []
         self.writes = [[] for _ in range(SLOTS)]  # of each slot, in the order of the calls
+        self.ends = []  # of what was set aside: the allocation, and where it ends
 
     def place(self, slot):
         return (self.number * SLOTS + slot) * SLOT
@@ -551,7 +552,7 @@ class Writer:
             )
 
     def start_one(self):
-        kind = self.chance.randrange(12)
+        kind = self.chance.randrange(13)
         slot = self.chance.randrange(SLOTS)
         handle = self.handles[self.number]
         operation = Recorded(None)
@@ -570,6 +571,11 @@ class Writer:
             handle.stat(operation)
         elif kind == 10:
             self.port.open(self.path, os.O_RDONLY, overlapped=operation)
+        elif kind == 11:
+            # Over what this thread writes, what others write, and the end of the file.
+            length = self.chance.randrange(1, 4 * SLOTS * SLOT)
+            handle.allocate(self.place(slot), length, operation)
+            self.ends.append((operation, self.place(slot) + length))
         else:
             self.port.stat(self.path, overlapped=operation)
         self.everything.append(operation)
@@ -586,8 +592,21 @@ class Writer:
             assert done.error is None or isinstance(done.error, OperationAborted), done
 
 
+def check_length(content, ends):
+    """The file is as long as the allocations made it, and has nothing there."""
+    written = 3 * SLOTS * SLOT
+    made = [end for operation, end in ends if operation.error is None]
+    assert len(content) >= max([written, *made])
+    # One that was cancelled as the kernel was at it may have been carried out.
+    assert len(content) in {written, *(end for _, end in ends)}
+    assert not any(content[written:])
+
+
 def test_a_file_has_what_was_written_last_whatever_is_cancelled(engine, tmp_path):
-    """Reads, writes, syncs and names from several threads; opened files are closed by the port."""
+    """Reads, writes, allocations, syncs and names from several threads.
+
+    Opened files are closed by the port.
+    """
     seed = new_seed()
     stop = threading.Event()
     path = tmp_path / "file"
@@ -628,6 +647,7 @@ def test_a_file_has_what_was_written_last_whatever_is_cancelled(engine, tmp_path
     content = path.read_bytes()
     for writer in writers:
         writer.check(content)
+    check_length(content, [end for writer in writers for end in writer.ends])
     print(f"{len(everything)} operations, {next(closes)} files opened and closed")
 
 

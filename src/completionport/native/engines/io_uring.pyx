@@ -115,6 +115,11 @@ cdef enum:
     TAG_INPUT = 2
     TAG_CANCEL = 3                # a channel
     TAG_MASK = 7
+    # Of the kernel's linux/errno.h, which is not for programs.
+    ERESTARTSYS = 512
+    ERESTARTNOINTR = 513
+    ERESTARTNOHAND = 514
+    ERESTART_RESTARTBLOCK = 516
 
 cdef struct Uring:
     Engine engine               # first
@@ -253,11 +258,25 @@ cdef bint cancel(Engine* engine, Operation* operation) noexcept nogil:
     return False
 
 
+cdef inline bint was_interrupted(int32_t result) noexcept nogil:
+    """By a signal, of which the ring's threads get one when what they are at is cancelled.
+
+    Reads and accepts say EINTR then. Others, as an open that waits for a lease, pass on what the kernel
+    says to itself for the way back from a system call.
+    """
+    return (
+        result == -EINTR or result == -ERESTARTSYS or result == -ERESTARTNOINTR
+        or result == -ERESTARTNOHAND or result == -ERESTART_RESTARTBLOCK
+    )
+
+
 cdef void operation_completed(Operation* operation, int32_t result) noexcept nogil:
     cdef Channel* channel = channel_retain(operation.channel)
     cdef Progress progress
     cp_mutex_lock(&channel.lock)
     operation.in_kernel = False
+    if was_interrupted(result):
+        result = -EINTR
     if result == -ECANCELED or (result == -EINTR and operation.code != CP_CLOSE):
         # Unless `cancelled` says otherwise, the thread that submitted it has ended.
         progress = GO_ON
