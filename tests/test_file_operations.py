@@ -165,9 +165,12 @@ class TestStat:
         assert_same_status(through.result(), os.stat(file.name))
         assert stat.S_ISLNK(of_itself.result().st_mode)
 
-    def test_of_nothing(self, port, tmp_path):
-        operation = port.stat(tmp_path / "nothing")
-        assert isinstance(take_one(port).error, FileNotFoundError)
+    @pytest.mark.parametrize("kind", [str, os.fsencode, lambda path: path])
+    def test_of_nothing(self, port, tmp_path, kind):
+        operation = port.stat(kind(tmp_path / "nothing"))
+        error = take_one(port).error
+        assert isinstance(error, FileNotFoundError)
+        assert error.filename == str(tmp_path / "nothing")
         with pytest.raises(FileNotFoundError, match="nothing"):
             operation.result()
 
@@ -212,7 +215,9 @@ class TestOpenAndClose:
 
     def test_a_name_that_is_none(self, port, tmp_path):
         operation = port.open(tmp_path / "nothing")
-        assert isinstance(take_one(port).error, FileNotFoundError)
+        error = take_one(port).error
+        assert isinstance(error, FileNotFoundError)
+        assert error.filename == str(tmp_path / "nothing")
         with pytest.raises(FileNotFoundError, match="nothing"):
             operation.result()
 

@@ -171,6 +171,16 @@ class TestRegularFiles:
             sink.write(bytes(1000))
             assert take_one(port).transferred == 1000
 
+    @needs_linux
+    def test_a_device_has_no_places(self, port):
+        """Those that can't be polled too, which an epoll instance refuses as it does files."""
+        with open("/dev/null", "r+b", 0) as null, port.associate(null, "null") as handle:
+            for start in (lambda: handle.read(1, 0), lambda: handle.write(b"x", 5)):
+                assert outcome(port, start).errno == errno.ESPIPE
+            for start in (handle.fsync, handle.stat, lambda: handle.allocate(0, 1)):
+                assert outcome(port, start).errno == errno.EINVAL
+            assert_quiet(port)
+
     def test_socket_operations_on_a_file_raise(self, port, file):
         with port.associate(file, "file") as handle:
             for start in (

@@ -303,7 +303,7 @@ class PortablePort(CompletionPort):
         core, name = self._inside, path_bytes(path)
         core.check()
         request = new_request(core.errands, Operation.OPEN, key, overlapped)
-        request.path, request.flags, request.extent = name, flags, mode
+        request.path, request.flags, request.extent = os.fsdecode(name), flags, mode
         return start(core.errands, request)
 
     def stat(
@@ -317,7 +317,7 @@ class PortablePort(CompletionPort):
         core, name = self._inside, path_bytes(path)
         core.check()
         request = new_request(core.errands, Operation.STAT, key, overlapped)
-        request.path, request.flags = name, not follow_symlinks
+        request.path, request.flags = os.fsdecode(name), not follow_symlinks
         return start(core.errands, request)
 
     def close_descriptor(

@@ -100,7 +100,7 @@ class Request:
         self.error: BaseException | None = None
         self.cancelled = False  # cancel() asked for its end: the lock of its line
         self.extent = 0  # bytes from `offset` that a write covers; the mode of an open
-        self.path = b""
+        self.path = ""
         self.direct = False  # the file is read and written past the page cache
         self.call: Callable[[], Any] | None = None  # a function with its arguments
         self.ancillary: Items = []  # to be sent; descriptors in it are duplicates of our own

@@ -111,6 +111,7 @@ cdef class Handle(HandleBase):
     # under the lock of completionport.changes.
     cdef public object _companion
     cdef readonly object _strand
+    cdef bint is_file        # a regular one, a directory or a disk. A channel may become REGULAR for less
     cdef bint fills          # a file: a read that brings less has met its end
     cdef object __weakref__
 
@@ -147,6 +148,7 @@ cdef class Handle(HandleBase):
             self.channel.readable = access != os.O_WRONLY
             self.channel.writable = access != os.O_RDONLY
             self.channel.skips_on_success = skips_on_success
+            self.is_file = kind == REGULAR
             if kind == REGULAR:
                 self.fills = not stat.S_ISDIR(mode)
                 self.channel.appends = status & os.O_APPEND != 0
@@ -476,7 +478,7 @@ cdef class Handle(HandleBase):
             raise
 
     cdef int need_file(self, str caller) except -1:
-        if self.channel.kind != REGULAR:
+        if not self.is_file:
             raise refusal(errnos.EINVAL, f"{caller}() needs a regular file, a directory or a disk")
         return 0
 
@@ -487,7 +489,7 @@ cdef class Handle(HandleBase):
             raise TypeError(f"offset must be an integer or None, not {type(offset).__name__}")
         if not 0 <= offset <= LARGEST_OFFSET:
             raise ValueError(f"offset must be from 0 to 2**63 - 1, not {offset}")
-        if self.channel.kind != REGULAR:
+        if not self.is_file:
             raise refusal(errnos.ESPIPE, "only a regular file takes an offset")
         operation.operation_.offset = offset
         return 0
