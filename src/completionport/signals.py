@@ -7,6 +7,7 @@ it did not start, and the programs that are started would inherit the mask.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .errors import CompletionPortError
+from .errors import CompletionPortError, system_error
 
 if TYPE_CHECKING:
     from .interface import CompletionPort
@@ -151,8 +152,15 @@ def watch_signal(port: CompletionPort, signum: int, key: Any, strand: Strand | N
     watchers = _watched.get(number)
     if watchers is None or signal.getsignal(number) != watchers.handle:
         watchers = _Watchers(number, signal.getsignal(number))
-        # SIGKILL and SIGSTOP are refused here, with an OSError.
-        signal.signal(number, watchers.handle)
+        try:
+            signal.signal(number, watchers.handle)
+        except OSError as error:
+            name = signal.Signals(number).name
+            raise system_error(
+                error.errno or errno.EINVAL,
+                f"{name} can't be caught: the system ends or stops the process itself; watch for "
+                "a signal that asks for it, as SIGTERM or SIGTSTP",
+            ) from None
         _watched[number] = watchers
     watch = SignalWatch(port, watchers, key, strand)
     watchers.watches[watch] = None

@@ -3,19 +3,21 @@
 Unless it says otherwise a function here wants the channel's lock held.
 """
 
-from .engine cimport ERRANDS, REGULAR, Channel, ChannelKind, Engine, Operation, OperationQueue
+from .engine cimport Channel, ChannelKind, Engine, Operation, OperationQueue
 
 cdef enum:
     NO_PACKET = -1   # of `submit_operation`: it succeeded at once, and its channel skips the port
 
 # Constant. Not only the head of a queue is started, but all that have nothing to wait for.
 cdef inline bint side_by_side(Channel* channel) noexcept nogil:
-    return channel.kind == REGULAR or channel.kind == ERRANDS
+    return channel.beside != NULL
 
 
 # Without the lock.
 cdef Channel* channel_new(Engine* engine, int descriptor, ChannelKind kind) noexcept nogil
 cdef void channel_init(Channel* channel, Engine* engine, int descriptor, ChannelKind kind) noexcept nogil
+# Before anybody else knows it. 0 or ENOMEM.
+cdef int channel_runs_side_by_side(Channel* channel) noexcept nogil
 cdef Channel* channel_retain(Channel* channel) noexcept nogil
 cdef void channel_release(Channel* channel) noexcept nogil
 cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil

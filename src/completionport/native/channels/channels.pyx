@@ -26,6 +26,9 @@ from .engine cimport (
     CP_RECVMSG,
     CP_STAT,
     DONE,
+    ERRANDS,
+    REGULAR,
+    SideBySide,
 )
 from .messages cimport close_passed_descriptors
 from .precedence cimport hides, is_in_turn, note_gone, note_queued, note_started
@@ -35,6 +38,7 @@ cdef extern from "errno.h" nogil:
     enum:
         EBADF
         ECANCELED
+        ENOMEM
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -54,9 +58,18 @@ cdef void channel_init(Channel* channel, Engine* engine, int descriptor, Channel
 
 cdef Channel* channel_new(Engine* engine, int descriptor, ChannelKind kind) noexcept nogil:
     cdef Channel* channel = <Channel*> calloc(1, sizeof(Channel))
-    if channel != NULL:
-        channel_init(channel, engine, descriptor, kind)
+    if channel == NULL:
+        return NULL
+    channel_init(channel, engine, descriptor, kind)
+    if (kind == REGULAR or kind == ERRANDS) and channel_runs_side_by_side(channel) != 0:
+        free(channel)
+        return NULL
     return channel
+
+
+cdef int channel_runs_side_by_side(Channel* channel) noexcept nogil:
+    channel.beside = <SideBySide*> calloc(1, sizeof(SideBySide))
+    return 0 if channel.beside != NULL else ENOMEM
 
 
 cdef Channel* channel_retain(Channel* channel) noexcept nogil:
@@ -68,6 +81,7 @@ cdef void channel_release(Channel* channel) noexcept nogil:
     if cp_add_fetch(&channel.references, -1) == 0:
         if channel.strand != NULL:
             strand_release(channel.strand)
+        free(channel.beside)
         free(channel)
 
 
@@ -133,7 +147,7 @@ cdef Operation* pop_operation(OperationQueue* queue) noexcept nogil:
 
 cdef void remove_operation(OperationQueue* queue, Operation* operation) noexcept nogil:
     if side_by_side(operation.channel):
-        note_gone(queue, operation)
+        note_gone(operation)
     if queue.head == operation:
         pop_operation(queue)
         return
@@ -178,7 +192,8 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
     """Carry on with the head of the queue, and with the next when it is done."""
     cdef Operation* operation = queue.head
     if side_by_side(channel):
-        start_waiting(channel, queue, NULL)
+        if queue == &channel.output:
+            start_waiting(channel, NULL)
         return
     while operation != NULL and not operation.in_kernel:
         if step(operation) == WAIT:
@@ -189,32 +204,33 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
         operation = queue.head
 
 
-cdef void count_waiting(OperationQueue* queue, Operation* operation, int change) noexcept nogil:
-    queue.waiting += change
+cdef void count_waiting(Operation* operation, int change) noexcept nogil:
+    cdef SideBySide* beside = operation.channel.beside
+    beside.waiting += change
     if operation.code == CP_FSYNC:
-        queue.waiting_syncs += change
-    if change > 0 and queue.first_waiting == NULL:
-        queue.first_waiting = operation
-    while queue.first_waiting != NULL and (
-        queue.first_waiting.in_kernel or (change < 0 and queue.first_waiting == operation)
+        beside.waiting_syncs += change
+    if change > 0 and beside.first_waiting == NULL:
+        beside.first_waiting = operation
+    while beside.first_waiting != NULL and (
+        beside.first_waiting.in_kernel or (change < 0 and beside.first_waiting == operation)
     ):
-        queue.first_waiting = queue.first_waiting.next
+        beside.first_waiting = beside.first_waiting.next
 
 
-cdef void start_waiting(Channel* channel, OperationQueue* queue, Operation* gone) noexcept nogil:
+cdef void start_waiting(Channel* channel, Operation* gone) noexcept nogil:
     """Start what has nothing to wait for any more; ``gone``: the one that is over, if it is one only."""
-    cdef Operation* operation = queue.first_waiting
+    cdef Operation* operation = channel.beside.first_waiting
     cdef Operation* following
     cdef bint hidden
     cdef int under_way
-    while operation != NULL and queue.waiting > 0:
+    while operation != NULL and channel.beside.waiting > 0:
         following = operation.next
         if not operation.in_kernel:
             hidden = gone != NULL and hides(operation, gone)
-            if is_in_turn(queue, operation):
-                count_waiting(queue, operation, -1)
+            if is_in_turn(operation):
+                count_waiting(operation, -1)
                 under_way = channel.in_kernel
-                start_now(channel, queue, operation)
+                start_now(channel, operation)
                 if channel.in_kernel == under_way:
                     # It is over already: no thread was to be had.
                     gone = NULL
@@ -224,8 +240,8 @@ cdef void start_waiting(Channel* channel, OperationQueue* queue, Operation* gone
         operation = following
 
 
-cdef void start_now(Channel* channel, OperationQueue* queue, Operation* operation) noexcept nogil:
-    note_started(queue, operation)
+cdef void start_now(Channel* channel, Operation* operation) noexcept nogil:
+    note_started(operation)
     channel.engine.type.start(channel.engine, operation)
 
 
@@ -236,8 +252,8 @@ cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
     remove_operation(queue, operation)
     if side_by_side(channel):
         # Before its packet is out, with which it may be used again.
-        if not channel.closing:
-            start_waiting(channel, queue, operation)
+        if not channel.closing and queue == &channel.output:
+            start_waiting(channel, operation)
         settle(operation, wake)
         return
     settle(operation, wake)
@@ -265,11 +281,11 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
     if side_by_side(channel):
         channel_retain(channel)
         append_operation(queue, operation)
-        note_queued(queue, operation)
-        if is_in_turn(queue, operation):
-            start_now(channel, queue, operation)
+        note_queued(operation)
+        if is_in_turn(operation):
+            start_now(channel, operation)
         else:
-            count_waiting(queue, operation, 1)
+            count_waiting(operation, 1)
     elif queue.head != NULL:
         channel_retain(channel)
         append_operation(queue, operation)
@@ -306,7 +322,7 @@ cdef bint stop(Channel* channel, OperationQueue* queue, Operation* operation, bi
         if not channel.engine.type.cancel(channel.engine, operation):
             return True
     elif side_by_side(channel):
-        count_waiting(queue, operation, -1)
+        count_waiting(operation, -1)
     remove_operation(queue, operation)
     abort_operation(operation)
     settle(operation, wake)

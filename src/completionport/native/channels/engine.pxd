@@ -121,7 +121,10 @@ cdef struct ChannelOwner:
 cdef struct OperationQueue:
     Operation* head
     Operation* tail
-    # Of a channel whose operations run side by side:
+
+cdef struct SideBySide:
+    # What is known of the output queue of a channel whose operations run side by side. Those in its
+    # input queue wait for nothing.
     int waiting             # those not started,
     int waiting_syncs       # of them the fsyncs,
     Operation* first_waiting   # and the first of them, or NULL
@@ -148,6 +151,8 @@ cdef struct Channel:
     bint skips_on_success   # what succeeds at once gives no packet
     int direct              # O_DIRECT: what addresses, offsets and sizes are multiples of, else 0
     bint appends            # O_APPEND: each write goes to the end
+    # Of what runs side by side, else NULL: a server's connections do without its memory.
+    SideBySide* beside      # the pointer is constant, what it points to the lock's
     # lock; `closing` and `descriptor` are written as atomics, for those who only ask:
     OperationQueue input
     OperationQueue output

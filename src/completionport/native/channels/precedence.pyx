@@ -22,7 +22,7 @@ from .engine cimport (
     CP_WRITE,
     ERRANDS,
     Operation,
-    OperationQueue,
+    SideBySide,
 )
 
 
@@ -63,72 +63,77 @@ cdef inline bint may_cover_all(Operation* operation) noexcept nogil:
     )
 
 
-cdef int place_of(OperationQueue* queue, int64_t offset) noexcept nogil:
+cdef int place_of(SideBySide* beside, int64_t offset) noexcept nogil:
     """How many spans begin before the offset."""
     cdef int low = 0
-    cdef int high = queue.span_count
+    cdef int high = beside.span_count
     cdef int middle
     while low < high:
         middle = (low + high) // 2
-        if queue.spans[middle].offset < offset:
+        if beside.spans[middle].offset < offset:
             low = middle + 1
         else:
             high = middle
     return low
 
 
-cdef bint meets_span(OperationQueue* queue, Operation* operation) noexcept nogil:
-    cdef int place = place_of(queue, operation.offset)
-    if place < queue.span_count and may_meet(operation, queue.spans[place]):
+cdef bint meets_span(SideBySide* beside, Operation* operation) noexcept nogil:
+    cdef int place = place_of(beside, operation.offset)
+    if place < beside.span_count and may_meet(operation, beside.spans[place]):
         return True
-    return place > 0 and may_meet(operation, queue.spans[place - 1])
+    return place > 0 and may_meet(operation, beside.spans[place - 1])
 
 
-cdef void note_queued(OperationQueue* queue, Operation* operation) noexcept nogil:
-    if queue.head == operation and operation.next == NULL:
-        queue.spans_lost = False
-    queue.everywhere += may_cover_all(operation)
+cdef void note_queued(Operation* operation) noexcept nogil:
+    cdef SideBySide* beside = operation.channel.beside
+    if not changes(operation):
+        return
+    if operation.previous == NULL:
+        beside.spans_lost = False
+    beside.everywhere += may_cover_all(operation)
 
 
-cdef void note_started(OperationQueue* queue, Operation* operation) noexcept nogil:
+cdef void note_started(Operation* operation) noexcept nogil:
+    cdef SideBySide* beside = operation.channel.beside
     cdef Operation** grown
     cdef int place
-    if not changes(operation) or may_cover_all(operation) or queue.spans_lost:
+    if not changes(operation) or may_cover_all(operation) or beside.spans_lost:
         return
-    if queue.span_count == queue.span_room:
+    if beside.span_count == beside.span_room:
         grown = <Operation**> realloc(
-            queue.spans, (2 * queue.span_room + 16) * sizeof(Operation*)
+            beside.spans, (2 * beside.span_room + 16) * sizeof(Operation*)
         )
         if grown == NULL:
-            queue.spans_lost = True
+            beside.spans_lost = True
             return
-        queue.spans = grown
-        queue.span_room = 2 * queue.span_room + 16
-    place = place_of(queue, operation.offset)
+        beside.spans = grown
+        beside.span_room = 2 * beside.span_room + 16
+    place = place_of(beside, operation.offset)
     memmove(
-        &queue.spans[place + 1], &queue.spans[place],
-        (queue.span_count - place) * sizeof(Operation*),
+        &beside.spans[place + 1], &beside.spans[place],
+        (beside.span_count - place) * sizeof(Operation*),
     )
-    queue.spans[place] = operation
-    queue.span_count += 1
+    beside.spans[place] = operation
+    beside.span_count += 1
     operation.is_span = True
 
 
-cdef void note_gone(OperationQueue* queue, Operation* operation) noexcept nogil:
+cdef void note_gone(Operation* operation) noexcept nogil:
+    cdef SideBySide* beside = operation.channel.beside
     cdef int place
-    queue.everywhere -= may_cover_all(operation)
+    beside.everywhere -= may_cover_all(operation)
     if operation.is_span:
         operation.is_span = False
-        place = place_of(queue, operation.offset)
-        queue.span_count -= 1
+        place = place_of(beside, operation.offset)
+        beside.span_count -= 1
         memmove(
-            &queue.spans[place], &queue.spans[place + 1],
-            (queue.span_count - place) * sizeof(Operation*),
+            &beside.spans[place], &beside.spans[place + 1],
+            (beside.span_count - place) * sizeof(Operation*),
         )
-        if queue.span_count == 0:
-            free(queue.spans)
-            queue.spans = NULL
-            queue.span_room = 0
+        if beside.span_count == 0:
+            free(beside.spans)
+            beside.spans = NULL
+            beside.span_room = 0
 
 
 cdef bint hides(Operation* pending, Operation* gone) noexcept nogil:
@@ -143,7 +148,8 @@ cdef bint hides(Operation* pending, Operation* gone) noexcept nogil:
     )
 
 
-cdef bint is_in_turn(OperationQueue* queue, Operation* operation) noexcept nogil:
+cdef bint is_in_turn(Operation* operation) noexcept nogil:
+    cdef SideBySide* beside = operation.channel.beside
     cdef Operation* earlier = operation.previous
     if operation.channel.kind == ERRANDS or operation.code == CP_STAT or (
         operation.code == CP_READ and operation.offset >= 0
@@ -151,9 +157,9 @@ cdef bint is_in_turn(OperationQueue* queue, Operation* operation) noexcept nogil
         return True
     if changes(operation) and not may_cover_all(operation):
         # What was started and covers some of the same bytes came before: it would have waited else.
-        if meets_span(queue, operation):
+        if meets_span(beside, operation):
             return False
-        if queue.waiting == queue.waiting_syncs and queue.everywhere == 0 and not queue.spans_lost:
+        if beside.waiting == beside.waiting_syncs and beside.everywhere == 0 and not beside.spans_lost:
             return True
     while earlier != NULL:
         if must_follow(operation, earlier):

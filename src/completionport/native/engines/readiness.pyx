@@ -17,7 +17,12 @@ How the kernel behaves, as far as the code below leans on it:
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
-from ..channels.channels cimport channel_release, channel_retain, run_queue
+from ..channels.channels cimport (
+    channel_release,
+    channel_retain,
+    channel_runs_side_by_side,
+    run_queue,
+)
 from ..channels.engine cimport REGULAR, Stream
 from ..channels.streams cimport stream_ready
 from ..primitives.atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
@@ -175,7 +180,7 @@ cdef int readiness_add(Readiness* table, Channel* channel) noexcept nogil:
     free_slot(table, channel)
     if error == EPERM:
         channel.kind = REGULAR
-        return 0
+        return channel_runs_side_by_side(channel)
     return error
 
 
