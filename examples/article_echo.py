@@ -10,13 +10,13 @@ it ends; then close the port.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import threading
 from typing import Any
 
 from completionport import CompletionPort, Handle, Operation, Overlapped
-from completionport.workers import usable_processors
 
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGBREAK", signal.SIGTERM)}
 MESSAGE_SIZE = 1024
@@ -75,7 +75,7 @@ def main() -> None:
     connections: set[PerHandleData] = set()
     workers = [
         threading.Thread(target=worker, args=(port, connections), name=f"worker-{number}")
-        for number in range(usable_processors())
+        for number in range(os.cpu_count() or 1)
     ]
     for thread in workers:
         thread.start()

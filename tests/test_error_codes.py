@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from completionport import OperationAborted, Overlapped
-from completionport.error_codes import CODES, UNKNOWN, add_codes, codes_of
+from completionport.interface.error_codes import CODES, UNKNOWN, add_codes, codes_of
 from support import outcome, reset, take_one, wait_until
 
 # errno of what a system call of the engines can end with (their manual pages), and what Windows

@@ -199,11 +199,11 @@ def test_a_descriptor_that_outlives_the_names_of_its_module():
     done = run_python(
         """
         import os
-        from completionport import meaning
-        kept = meaning.OwnDescriptor(os.open(os.devnull, os.O_RDONLY))
-        for name in list(vars(meaning)):
+        from completionport.watches import own_descriptor
+        kept = own_descriptor.OwnDescriptor(os.open(os.devnull, os.O_RDONLY))
+        for name in list(vars(own_descriptor)):
             if not name.startswith("__"):
-                setattr(meaning, name, None)
+                setattr(own_descriptor, name, None)
         """
     )
     assert done.stderr == ""

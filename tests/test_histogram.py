@@ -12,7 +12,7 @@ import time
 import pytest
 
 from completionport import Handler, Histogram, Server, Strand
-from completionport.histogram import STEPS, upper_limit_ns
+from completionport.interface.histogram import STEPS, upper_limit_ns
 from completionport.portable.recorder import Recorder, bucket
 from support import (
     LONG,

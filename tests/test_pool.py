@@ -186,7 +186,9 @@ class TestWork:
             dump.seek(0)
             text = dump.read()
         assert "in import_one_file" in text
-        assert any("pool.py" in line and line.endswith("in work") for line in text.splitlines())
+        assert any(
+            "worker_pool.py" in line and line.endswith("in work") for line in text.splitlines()
+        )
 
 
 class TestExceptions:

@@ -1,37 +1,135 @@
-"""The rooms of the compiled part: imports point downwards only, as docs/design.md draws them."""
+"""The rooms of the package: imports point downwards only, as docs/design.md draws them.
+
+Every import counts: one in a function, and one that only a type checker sees, as well.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-NATIVE = Path(__file__).resolve().parent.parent / "src" / "completionport" / "native"
-ROOMS = ["server", "port", "engines", "pool", "channels", "scheduling", "primitives"]
-"""From the top downwards."""
-IMPORT = re.compile(r"^\s*from \.\.(\w+)(?:\.\w+)? (?:c?import)", re.MULTILINE)
+PACKAGE = Path(__file__).resolve().parent.parent / "src" / "completionport"
+DESIGN = PACKAGE.parents[1] / "docs" / "design.md"
+LEVELS = [
+    ["__main__"],
+    ["__init__", "cli", "win32"],
+    ["directories", "engines"],
+    ["windows"],
+    ["native", "portable"],
+    ["servers", "watches"],
+    ["shared"],
+    ["interface"],
+]
+"""From the top downwards; those of one level know nothing of each other."""
+NATIVE_LEVELS = [
+    ["server"],
+    ["port"],
+    ["engines"],
+    ["pool"],
+    ["channels"],
+    ["scheduling"],
+    ["primitives"],
+]
+"""The same within `native`."""
+ROOMS = [room for level in LEVELS for room in level]
+KINDS = (".py", ".pyi", ".pyx", ".pxd")
+CYTHON = re.compile(r"^\s*from (\.+)([\w.]*) (c?)import (\([^)]*\)|[^\n#]*)", re.MULTILINE)
 
 
-def test_each_folder_is_a_room():
-    assert sorted(ROOMS) == sorted(path.parent.name for path in NATIVE.glob("*/__init__.py"))
+def sources(folder: Path = PACKAGE) -> list[Path]:
+    found = [path for path in folder.rglob("*") if path.suffix in KINDS]
+    assert found
+    return found
+
+
+def place(path: Path) -> tuple[str, ...]:
+    """From the package on: ``("native", "port", "handles")``."""
+    return path.relative_to(PACKAGE).with_suffix("").parts
+
+
+def statements(path: Path) -> Iterator[tuple[int, str, list[str], bool]]:
+    """Imports of what is the package's own: how many dots, from where, names, of declarations."""
+    text = path.read_text()
+    if path.suffix in (".pyx", ".pxd"):
+        for dots, where, c, names in CYTHON.findall(text):
+            yield len(dots), where, re.findall(r"(\w+)(?: as \w+)?(?:,|\s*\)?$)", names), bool(c)
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            assert not any(name.name.startswith("completionport") for name in node.names), path
+        elif isinstance(node, ast.ImportFrom):
+            where, names = node.module or "", [name.name for name in node.names]
+            if node.level:
+                yield node.level, where, names, False
+            elif where.partition(".")[0] == "completionport":
+                yield (
+                    len(place(path)),
+                    where.removeprefix("completionport").strip("."),
+                    names,
+                    False,
+                )
+
+
+def imports(path: Path) -> set[Path]:
+    """The files that a file imports."""
+    found = set()
+    for dots, where, names, declarations in statements(path):
+        base = PACKAGE.joinpath(*place(path)[:-dots], *filter(None, where.split(".")))
+        for name in names:
+            # A module of a package, or a name in a module.
+            inside = base / name
+            whole = inside if inside.is_dir() or file_of(inside, declarations) else base
+            target = whole / "__init__.py" if whole.is_dir() else file_of(whole, declarations)
+            assert target is not None, f"{path} imports {where}.{name}, which is nowhere"
+            found.add(target)
+    if path.suffix == ".pyx" and path.with_suffix(".pxd").exists():
+        found.add(path.with_suffix(".pxd"))
+    return found
+
+
+def file_of(module: Path, declarations: bool) -> Path | None:
+    """The file of a module; where only declarations are wanted, that of these."""
+    kinds = (".pxd", ".pyx") if declarations else (".py", ".pyx")
+    return next((file for kind in kinds if (file := Path(f"{module}{kind}")).exists()), None)
+
+
+def check(levels: list[list[str]], folder: Path) -> None:
+    """What stands in a room of the folder imports, of this folder, from lower levels only."""
+    level_of = {room: number for number, level in enumerate(levels) for room in level}
+    depth = len(folder.relative_to(PACKAGE).parts)
+    for path in sources(folder):
+        room = place(path)[depth]
+        for target in imports(path):
+            if target.is_relative_to(folder) and place(target)[depth] != room:
+                other = place(target)[depth]
+                assert level_of[other] > level_of[room], (
+                    f"{path} imports {target}: {other} is not below {room}"
+                )
+
+
+def test_each_file_and_folder_has_its_place():
+    rooms = {place(path)[0] for path in sources()}
+    assert rooms == set(ROOMS)
+    rooms = {place(path)[1] for path in sources(PACKAGE / "native")} - {"__init__"}
+    assert rooms == {room for level in NATIVE_LEVELS for room in level}
+
+
+def test_a_room_imports_only_from_rooms_below_it():
+    check(LEVELS, PACKAGE)
+
+
+def test_a_room_of_the_compiled_part_imports_only_from_rooms_below_it():
+    check(NATIVE_LEVELS, PACKAGE / "native")
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_takes_only_from_rooms_below_it(room):
-    below = ROOMS[ROOMS.index(room) + 1 :]
-    sources = [*(NATIVE / room).glob("*.pyx"), *(NATIVE / room).glob("*.pxd")]
-    assert sources
-    for source in sources:
-        for other in IMPORT.findall(source.read_text()):
-            assert other in below, f"{source.name} takes from {other}, which is not below {room}"
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_design_page_names_each_module_of_a_room(room):
-    page = (NATIVE.parents[2] / "docs" / "design.md").read_text()
+def test_the_design_page_names_each_module(room):
+    page = DESIGN.read_text()
     rooms = page[page.index("## The rooms") : page.index("## Life of an operation")]
-    for source in (NATIVE / room).glob("*.p[yx]*"):
-        name = source.name.partition(".")[0]
-        if name != "__init__":
-            assert re.search(rf"\b{name}\b", rooms), name
+    for path in sources():
+        if place(path)[0] == room and not path.stem.startswith("__"):
+            assert re.search(rf"\b{path.stem}\b", rooms), path

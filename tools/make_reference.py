@@ -14,9 +14,8 @@ from made_page import write_or_check
 
 import completionport
 from completionport import win32
-from completionport.overlapped import Overlapped
-from completionport.service import Service
-from completionport.service_socket import ServiceSocket
+from completionport.interface.handle import Overlapped
+from completionport.servers.service import Service, ServiceSocket
 
 ORDER = [
     "CompletionPort",
@@ -75,14 +74,9 @@ def signature(name: str, member: object) -> str:
     return name + str(shown.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 
-def source_members(name: str) -> list[tuple[str, object]]:
-    if name == "Overlapped":
-        # Its documentation stands where type checkers read it.
-        source = inspect.getsource(Overlapped).replace("if TYPE_CHECKING:", "if True:")
-        scope: dict[str, object] = {"OverlappedBase": object, "Any": object}
-        exec("from __future__ import annotations\n" + source, scope)
-        return members(scope["Overlapped"])  # type: ignore[arg-type]
-    return members(getattr(completionport, name))
+def documented(name: str) -> type:
+    """The class that carries the documentation: of Overlapped the program gets a derived one."""
+    return Overlapped if name == "Overlapped" else getattr(completionport, name)
 
 
 def render() -> str:
@@ -92,7 +86,7 @@ def render() -> str:
         parts.append(f"## {name}\n\n{text(cls)}\n")
         if name == "Operation":
             parts.append("\n".join(f"- `{member.name}`" for member in cls) + "\n")
-        for member_name, member in source_members(name):
+        for member_name, member in members(documented(name)):
             parts.append(f"### `{name}.{signature(member_name, member)}`\n\n{text(member)}\n")
     parts.append("## Errors\n")
     for name in sorted(completionport.__all__):

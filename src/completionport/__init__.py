@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from .changes import Change, ChangeAction
-from .datagram_handler import DatagramHandler, Endpoint
-from .datagram_server import DatagramServer
 from .directories import open_directory
-from .errors import (
+from .engines import Completion, Overlapped
+from .interface.errors import (
     AlreadyAssociated,
     CompletionPortError,
     ConnectionClosed,
@@ -17,16 +15,15 @@ from .errors import (
     PortClosed,
     PortForked,
 )
-from .handler import Connection, Handler
-from .histogram import Histogram
-from .interface import CompletionPort, Handle
-from .operation import Operation
-from .overlapped import Completion, Overlapped
-from .pool import WorkerPool
-from .server import Server
-from .signals import SignalWatch
-from .strand import Strand
-from .timer import Timer
+from .interface.handle import Handle
+from .interface.histogram import Histogram
+from .interface.operation import Operation
+from .interface.port import CompletionPort, SignalWatch, Strand
+from .interface.timer import Timer
+from .servers.datagram_server import DatagramHandler, DatagramServer, Endpoint
+from .servers.stream_server import Connection, Handler, Server
+from .servers.worker_pool import WorkerPool
+from .watches.changes import Change, ChangeAction
 
 __all__ = [
     "AlreadyAssociated",
@@ -58,3 +55,9 @@ __all__ = [
     "WorkerPool",
     "open_directory",
 ]
+
+# So that a traceback, a pickle and `help` have the name that a program knows, in whatever room it
+# stands. The compiled Completion can't be told.
+for _name in __all__:
+    if _name != "Completion":
+        globals()[_name].__module__ = __name__

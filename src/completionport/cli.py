@@ -9,9 +9,8 @@ import threading
 from collections.abc import Sequence
 
 from .engines import ENGINES, probe
-from .errors import CompletionPortError
-from .handler import Connection, Handler
-from .server import Server
+from .interface.errors import CompletionPortError
+from .servers.stream_server import Connection, Handler, Server
 
 PRIVILEGED = 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .interface import Path
+from .interface.handle import Path
 
 
 def open_directory(path: Path) -> int:

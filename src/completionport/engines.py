@@ -1,20 +1,38 @@
-"""Which engines run here, why not, and which one a new port takes."""
+"""Which engines run here, why not, and which implementation stands behind what a program makes.
+
+The interface imports no implementation: it asks this module, which stands above all of them.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .errors import EngineUnavailable
+from .interface import handle
+from .interface.errors import EngineUnavailable
+from .interface.port import CompletionPort
+from .servers.datagram_server import DatagramServer
+from .servers.service import Core
+from .servers.stream_server import Server
 
 if TYPE_CHECKING:
-    from .interface import CompletionPort
+    from .interface.handle import Overlapped as Overlapped
+    from .interface.port import Completion as Completion
+else:
+    # One for all engines of a process: what a program derives from Overlapped is good at any port.
+    try:
+        from .native.port.operations import Completion
+        from .native.port.overlapped import Overlapped
+    except ImportError:
+        from .interface.port import Completion  # noqa: F401
+        from .portable.overlapped import Overlapped
 
 ENGINES = ("iocp", "io_uring", "epoll", "selectors")
 """All engines, the preferred one first."""
-
+COMPILED = ("io_uring", "epoll")
 _WINDOWS = sys.platform == "win32"
 _NEEDS_LINUX = (
     "it stands on the kernel of Linux",
@@ -49,7 +67,7 @@ def probe(name: str) -> EngineReport:
 def _report(name: str, thorough: bool) -> EngineReport:
     if name == "selectors":
         return EngineReport(name, *((False, *_NEEDS_UNIX) if _WINDOWS else (True,)))
-    if _WINDOWS and name in ("io_uring", "epoll"):
+    if _WINDOWS and name in COMPILED:
         return EngineReport(name, False, *_NEEDS_LINUX)
     try:
         if name == "iocp":
@@ -86,3 +104,31 @@ def port_class(engine: str | None) -> type[CompletionPort]:
     from .native.port import ports
 
     return ports.PORTS[wanted]
+
+
+def stream_core(port: CompletionPort) -> Callable[..., Core]:
+    """What makes the core of a `Server` on this port."""
+    if port.engine in COMPILED:
+        from .native.server.server_core import ServerCore
+
+        return ServerCore
+    from .portable.connections import ServerCore as PortableCore
+
+    return PortableCore
+
+
+def datagram_core(port: CompletionPort) -> Callable[..., Core]:
+    """What makes the core of a `DatagramServer` on this port."""
+    if port.engine in COMPILED:
+        from .native.server.datagram_core import DatagramCore
+
+        return DatagramCore
+    from .portable.datagram_core import DatagramCore as PortableCore
+
+    return PortableCore
+
+
+CompletionPort._choose = port_class
+handle.Overlapped._implementation = Overlapped
+Server._core_class = stream_core
+DatagramServer._core_class = datagram_core

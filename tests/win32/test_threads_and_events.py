@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from completionport import OperationAborted, error_codes, win32
+from completionport import OperationAborted, win32
+from completionport.interface import error_codes
 from win32_support import LONG
 
 

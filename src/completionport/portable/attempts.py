@@ -16,8 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import system_error
-from ..operation import Operation
+from ..interface.errors import system_error
+from ..interface.operation import Operation
 from .messages import CLOSE_ON_EXEC, Items, descriptors_in
 from .requests import LARGEST_VECTOR, Request
 

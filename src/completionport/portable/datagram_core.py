@@ -6,14 +6,16 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
-from ..datagram_handler import DatagramHandler, Endpoint
-from ..errors import ConnectionClosed, HandleClosed, OperationAborted, PortClosed
-from ..overlapped import Completion, Overlapped
+from ..interface.errors import ConnectionClosed, HandleClosed, OperationAborted, PortClosed
+from ..interface.handle import Overlapped
+from ..interface.port import Completion
+from ..servers.datagram_server import DatagramHandler, Endpoint
 from .worker import WorkingCore, logger
 
 if TYPE_CHECKING:
-    from ..datagram_server import DatagramServer
-    from ..interface import CompletionPort, Handle
+    from ..interface.handle import Handle
+    from ..interface.port import CompletionPort
+    from ..servers.datagram_server import DatagramServer
 
 OUTSTANDING = 16
 """Receives under way: so many workers can be at a datagram each while the next one is received."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..operation import Operation
-from ..overlapped import Overlapped
+from ..interface.handle import Overlapped
+from ..interface.operation import Operation
 from .requests import Request
 
 if TYPE_CHECKING:

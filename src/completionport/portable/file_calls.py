@@ -7,8 +7,8 @@ import mmap
 import os
 from collections.abc import Callable
 
-from ..errors import system_error
-from ..operation import Operation
+from ..interface.errors import system_error
+from ..interface.operation import Operation
 from .requests import LARGEST_VECTOR, Request
 
 

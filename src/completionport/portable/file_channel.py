@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import HandleClosed, PortClosed, system_error
-from ..operation import Operation
+from ..interface.errors import HandleClosed, PortClosed, system_error
+from ..interface.operation import Operation
 from .chores import Chores
 from .file_calls import CALLS
 from .offload import Offload
@@ -21,7 +21,7 @@ from .precedence import CHANGES, Spans, hides, is_in_turn, may_cover_all, waits_
 from .requests import Request
 
 if TYPE_CHECKING:
-    from ..overlapped import Overlapped
+    from ..interface.handle import Overlapped
 
 
 def unaligned(error: BaseException) -> BaseException:

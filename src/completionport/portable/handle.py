@@ -7,18 +7,18 @@ import operator
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import addresses
-from ..arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
-from ..error_codes import add_codes
-from ..errors import HandleClosed, PortClosed, system_error
-from ..interface import CompletionPort, Handle
-from ..operation import Operation
-from ..overlapped import Overlapped
+from ..interface.error_codes import add_codes
+from ..interface.errors import HandleClosed, PortClosed, system_error
+from ..interface.handle import Handle, Meaning, Overlapped
+from ..interface.operation import Operation
+from ..interface.port import CompletionPort
+from ..shared import addresses
+from ..shared.arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
+from ..watches.changes import read_changes
 from .messages import prepared
 from .requests import LARGEST_OFFSET, Request
 
 if TYPE_CHECKING:
-    from ..meaning import Meaning
     from .port import Core
     from .strand import PortableStrand
 
@@ -90,7 +90,7 @@ class PortableHandle(Handle):
         self.key = key
         self.strand = strand
         # What works for this handle on a descriptor of its own: cancelled and closed with it. Set
-        # once, under the lock of completionport.changes.
+        # once, under the lock of completionport.watches.changes.
         self._companion: Any = None
         self._core = core
         self._channel = channel
@@ -288,6 +288,11 @@ class PortableHandle(Handle):
     def disconnect(self, overlapped: Overlapped | None = None) -> Overlapped:
         request = self._request(Operation.DISCONNECT, overlapped)
         return self._start(request, overlapped)
+
+    def read_changes(
+        self, recursive: bool = False, overlapped: Overlapped | None = None, *, size: int = 65536
+    ) -> Overlapped:
+        return read_changes(self, recursive, size, overlapped)
 
     def cancel(self, overlapped: Overlapped | None = None) -> int:
         if overlapped is not None and not isinstance(overlapped, Overlapped):

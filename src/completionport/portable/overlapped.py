@@ -1,35 +1,18 @@
-"""Overlapped and Completion in Python; ``native.port.operations`` has their compiled twins."""
+"""Overlapped in Python; ``native.port.operations`` has its compiled twin."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, Self
 
-from ..errors import OperationPending
-from ..operation import Operation
-
-if TYPE_CHECKING:
-    from ..interface import Handle
-
-
-class Completion(NamedTuple):
-    """One packet taken from a port; unpacks as transferred, key, overlapped, error."""
-
-    transferred: Any
-    """Bytes moved, or what was posted."""
-    key: Any
-    """The key given to `CompletionPort.associate`, or what was posted."""
-    overlapped: Any
-    """The Overlapped of the operation, or what was posted."""
-    error: BaseException | None = None
-    """What went wrong, None when the operation succeeded or the packet was posted."""
+from ..interface.errors import OperationPending
+from ..interface.handle import Handle
+from ..interface.handle import Overlapped as PublicOverlapped
+from ..interface.operation import Operation
 
 
-class OverlappedBase:
-    """State of one operation. `completionport.Overlapped` has the documentation.
-
-    An engine uses `_begin`, `_finish` and `_withdraw`, and nothing else. The fields are
-    written by whoever claimed the object (`_begin`), until it gives it back.
-    """
+class Overlapped(PublicOverlapped):
+    # The fields are written by whoever claimed the object (`_begin`), until it gives it back.
+    __doc__ = PublicOverlapped.__doc__
 
     __slots__ = (
         "__weakref__",
@@ -96,10 +79,9 @@ class OverlappedBase:
         handle = self._handle
         if self._idle or handle is None:
             return False
-        return handle.cancel(self) > 0  # type: ignore[arg-type]
+        return handle.cancel(self) > 0
 
     def _begin(self, handle: Handle, operation: Operation) -> None:
-        """Claim the object for one operation; `OperationPending` when it is in use."""
         try:
             self._idle.pop()
         except IndexError:
@@ -114,14 +96,12 @@ class OverlappedBase:
         self._value = None
 
     def _finish(self, transferred: int, error: BaseException | None, value: Any) -> None:
-        """Give the object back to the program with the outcome of its operation."""
         self._transferred = transferred
         self._error = error
         self._value = value
         self._idle.append(None)
 
     def _withdraw(self) -> None:
-        """Give the object back as if the operation had never been asked for."""
         self._operation = Operation.NONE
         self._handle = None
         self._idle.append(None)

@@ -14,7 +14,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from ..arguments import (
+from ..interface.handle import Handle, HasFileno, Overlapped
+from ..interface.operation import Operation
+from ..interface.port import Completion, CompletionPort, SignalWatch, Strand, check_strand
+from ..interface.timer import Timer
+from ..shared.arguments import (
     LARGEST_DESCRIPTOR,
     LARGEST_POOL,
     check_callable,
@@ -25,18 +29,13 @@ from ..arguments import (
     check_when,
     path_bytes,
 )
-from ..interface import CompletionPort, Handle, HasFileno
-from ..operation import Operation
-from ..overlapped import Overlapped
-from ..processes import is_process, watch_process
-from ..strand import Strand, check_strand
-from ..timer import Timer
-from ..workers import default_concurrency
+from ..shared.workers import default_concurrency
+from ..watches.processes import is_process, watch_process
+from ..watches.signals import watch_signal
 from .errands import new_request, start
 from .file_channel import SideBySide, executes_for
 from .handle import Channel
 from .offload import Offload
-from .overlapped import Completion
 from .places import Blocking
 from .requests import Post, Request
 from .scheduler import Scheduler
@@ -334,6 +333,11 @@ class PortablePort(CompletionPort):
         scheduler = self._inside.scheduler
         scheduler.check_fork()
         return Blocking(scheduler)
+
+    def associate_signal(
+        self, signum: int, key: Any, *, strand: Strand | None = None
+    ) -> SignalWatch:
+        return watch_signal(self, signum, key, strand)
 
     def stats(self) -> dict[str, Any]:
         return self._inside.numbers()

@@ -8,17 +8,16 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..error_codes import add_codes
-from ..errors import OperationAborted, system_error
-from ..operation import Operation
-from ..sources import open_source
+from ..interface.error_codes import add_codes
+from ..interface.errors import OperationAborted, system_error
+from ..interface.operation import Operation
+from ..interface.port import Completion
+from ..shared.sources import open_source
 from .messages import Items, close_descriptors
-from .overlapped import Completion
 from .recorder import NOT_MEASURED
 
 if TYPE_CHECKING:
-    from ..meaning import Meaning
-    from ..overlapped import Overlapped
+    from ..interface.handle import Meaning, Overlapped
     from .errands import Errand
     from .handle import PortableHandle
     from .strand import PortableStrand

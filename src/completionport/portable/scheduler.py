@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from typing import Any, Protocol
 
-from ..errors import PortClosed, PortForked
+from ..interface.errors import PortClosed, PortForked
 from .packets import PacketQueue, look
 from .places import Note, this_place
 from .recorder import NOT_MEASURED, Recorder

@@ -18,9 +18,9 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .. import association
-from ..errors import HandleClosed
-from ..operation import Operation
+from ..interface.errors import HandleClosed
+from ..interface.operation import Operation
+from ..shared import association
 from .attempts import attempt
 from .chores import Chores
 from .file_channel import SideBySide
@@ -28,7 +28,7 @@ from .offload import Offload
 from .requests import READING, Request
 
 if TYPE_CHECKING:
-    from ..overlapped import Overlapped
+    from ..interface.handle import Overlapped
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE

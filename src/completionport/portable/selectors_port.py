@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .. import association
-from ..interface import CompletionPort, Handle
+from ..interface.handle import Handle
+from ..interface.port import CompletionPort
+from ..shared import association
 from .handle import PortableHandle
 from .port import Core, PortablePort
 from .requests import Request

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ..strand import Strand
+from ..interface.port import Strand
 from .places import this_place
 
 if TYPE_CHECKING:
-    from ..interface import CompletionPort
+    from ..interface.port import CompletionPort
     from .port import Core
     from .requests import Packet
     from .scheduler import Scheduler

@@ -11,7 +11,7 @@ import heapq
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ..timer import Timer
+from ..interface.timer import Timer
 
 if TYPE_CHECKING:
     from .requests import Post

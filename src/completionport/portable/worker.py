@@ -7,11 +7,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ..errors import PortClosed
-from ..overlapped import Completion
+from ..interface.errors import PortClosed
+from ..interface.port import Completion
 
 if TYPE_CHECKING:
-    from ..interface import CompletionPort
+    from ..interface.port import CompletionPort
 
 logger = logging.getLogger("completionport")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arguments import check_count
+from ..shared.arguments import check_count
 from .last_error import SetLastError
 from .structures import HANDLE, OVERLAPPED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from ..arguments import check_count
+from ..shared.arguments import check_count
 from .arguments import check_dword, check_handle, check_overlapped, succeed
 from .last_error import SetLastError
 from .structures import HANDLE, INVALID_HANDLE_VALUE, OVERLAPPED, OVERLAPPED_ENTRY

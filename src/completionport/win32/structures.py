@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mmap import mmap
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
-from ..addresses import pack, unpack
+from ..shared.addresses import pack, unpack
 from .constants import AF_INET, AF_INET6, STATUS_PENDING
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"

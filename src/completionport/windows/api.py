@@ -17,7 +17,7 @@ assert sys.platform == "win32"
 
 from ctypes import wintypes  # noqa: E402
 
-from ..error_codes import codes_of  # noqa: E402
+from ..interface.error_codes import codes_of  # noqa: E402
 
 HANDLE = ctypes.c_void_p
 DWORD = wintypes.DWORD

@@ -15,10 +15,10 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import addresses
-from ..errors import system_error
-from ..operation import Operation
+from ..interface.errors import system_error
+from ..interface.operation import Operation
 from ..portable.requests import READING, Request
+from ..shared import addresses
 from . import api, changes, pipes, pool_calls
 from .flights import Flight
 

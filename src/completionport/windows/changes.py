@@ -13,14 +13,14 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from ..changes import DELETED, LOST, OTHER_TREE, Change, ChangeAction
-from ..errors import system_error
-from ..operation import Operation
+from ..interface.errors import system_error
+from ..interface.operation import Operation
+from ..watches.changes import DELETED, LOST, OTHER_TREE, Change, ChangeAction
 from . import api
 from .flights import Flight
 
 if TYPE_CHECKING:
-    from ..interface import Handle
+    from ..interface.handle import Handle
     from .channel import IocpChannel
 
 # FILE_NOTIFY_CHANGE_FILE_NAME, _DIR_NAME, _ATTRIBUTES, _SIZE, _LAST_WRITE and _SECURITY

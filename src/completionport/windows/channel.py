@@ -15,17 +15,17 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .. import association
-from ..errors import HandleClosed
-from ..operation import Operation
+from ..interface.errors import HandleClosed
+from ..interface.operation import Operation
 from ..portable.chores import Chores
 from ..portable.requests import READING, Request
+from ..shared import association
 from . import api, calls
 from .flights import Flight
 from .pool_calls import PoolCall
 
 if TYPE_CHECKING:
-    from ..overlapped import Overlapped
+    from ..interface.handle import Overlapped
     from ..portable.offload import Offload
     from .files import Resolved
     from .scheduler import KernelScheduler

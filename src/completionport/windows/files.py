@@ -15,7 +15,7 @@ import socket
 import stat
 from typing import Any
 
-from .. import association
+from ..shared import association
 from . import api
 
 REMEDY = (

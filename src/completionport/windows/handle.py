@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from ..arguments import check_count
-from ..changes import LEAST_SIZE, MOST_SIZE, NO_DIRECTORY
-from ..errors import system_error
-from ..operation import Operation
+from ..interface.errors import system_error
+from ..interface.operation import Operation
 from ..portable.handle import PortableHandle
+from ..shared.arguments import check_count
+from ..watches.changes import LEAST_SIZE, MOST_SIZE, NO_DIRECTORY
 from .changes import Changes
 from .channel import IocpChannel
 
 if TYPE_CHECKING:
-    from ..overlapped import Overlapped
+    from ..interface.handle import Overlapped
 
 
 class IocpHandle(PortableHandle):

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import system_error
-from ..operation import Operation
+from ..interface.errors import system_error
+from ..interface.operation import Operation
 from ..portable.file_calls import CALLS
 from ..portable.requests import LARGEST_OFFSET
 from . import api

@@ -6,14 +6,14 @@ import contextlib
 import weakref
 from typing import Any
 
-from .. import association
-from ..errors import AlreadyAssociated
-from ..interface import CompletionPort, Handle
+from ..interface.errors import AlreadyAssociated
+from ..interface.handle import Handle
+from ..interface.port import CompletionPort, Strand
 from ..portable.handle import Channel, PortableHandle
 from ..portable.port import Core, PortablePort
 from ..portable.strand import PortableStrand
-from ..processes import is_process, watch_process
-from ..strand import Strand
+from ..shared import association
+from ..watches.processes import is_process, watch_process
 from . import api
 from .channel import IocpChannel
 from .files import Resolved, register

@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from typing import Any
 
-from ..errors import PortClosed
+from ..interface.errors import PortClosed
 from ..portable.packets import look
 from ..portable.places import Note, this_place
 from ..portable.recorder import NOT_MEASURED, Recorder

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HandleClosed
+from ..interface.errors import HandleClosed
 from ..portable.chores import Chores
 from ..portable.requests import Request
 from . import api
@@ -22,7 +22,7 @@ from .flights import Flight
 if TYPE_CHECKING:
     import subprocess
 
-    from ..overlapped import Overlapped
+    from ..interface.handle import Overlapped
     from .scheduler import KernelScheduler
 
 _numbers = itertools.count(1, 2)  # one step; an OVERLAPPED lies at an even address

@@ -23,7 +23,7 @@ cdef extern from "sys/socket.h" nogil:
         size_t msg_controllen
         int msg_flags
 
-# completionport.operation.Operation
+# completionport.interface.operation.Operation
 cdef enum:
     CP_ACCEPT = 1
     CP_CONNECT = 2
@@ -65,7 +65,7 @@ ctypedef enum ChannelKind:
 cdef struct Operation:
     Packet packet           # first: the packet queue links through it
     uint32_t state          # OperationState, atomic
-    int code                # completionport.operation.Operation
+    int code                # completionport.interface.operation.Operation
     void* overlapped        # one reference from the claim until the packet is taken
     Channel* channel        # as `overlapped`, one reference
     # All below: the channel's lock until DONE, then whoever takes the packet.

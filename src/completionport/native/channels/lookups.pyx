@@ -9,7 +9,7 @@ from libc.string cimport strdup
 
 from .messages cimport address_of
 
-from ...errors import system_error
+from ...interface.errors import system_error
 
 cdef extern from "netdb.h" nogil:
     int getaddrinfo(const char* host, const char* service, const addrinfo* hints, addrinfo** found)

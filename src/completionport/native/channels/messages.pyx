@@ -11,8 +11,8 @@ from libc.string cimport memcpy, memset
 
 from .engine cimport sockaddr
 
-from ...addresses import unpack
-from ...errors import system_error
+from ...interface.errors import system_error
+from ...shared.addresses import unpack
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct cmsghdr:

@@ -32,9 +32,9 @@ from ..scheduling.scheduler cimport (
 from ..scheduling.timer_heap cimport close_timers, open_timers
 from .operations cimport drop_packet
 
-from ... import association
-from ...errors import PortClosed, PortForked, system_error
-from ...workers import default_concurrency
+from ...interface.errors import PortClosed, PortForked, system_error
+from ...shared import association
+from ...shared.workers import default_concurrency
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
 cdef object release_file = association.release

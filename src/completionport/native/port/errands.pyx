@@ -10,8 +10,8 @@ from .core cimport Core
 from .operations cimport HandleBase, OverlappedBase, drop_packet
 from .strand cimport Strand
 
-from ...errors import PortClosed, system_error
-from ...overlapped import Overlapped
+from ...interface.errors import PortClosed, system_error
+from .overlapped import Overlapped
 
 cdef extern from "errno.h" nogil:
     enum:

@@ -1,2 +1,2 @@
 class Handle:
-    """The compiled handle; `completionport.interface.Handle` has its methods."""
+    """The compiled handle; `completionport.Handle` has its methods."""

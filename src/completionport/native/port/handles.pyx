@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True
-"""Handles: arguments in, operations out. `completionport.interface.Handle` documents the methods."""
+"""Handles: arguments in, operations out. `completionport.Handle` documents the methods."""
 
 import errno as errnos
 import fcntl
@@ -27,12 +27,12 @@ from .file_status cimport alignment_of
 from .operations cimport HandleBase, OverlappedBase
 from .strand cimport Strand
 
-from ... import association
-from ...addresses import pack
-from ...arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
-from ...errors import HandleClosed, PortClosed, system_error
-from ...operation import Operation as OperationCode
-from ...overlapped import Overlapped
+from ...interface.errors import HandleClosed, PortClosed, system_error
+from ...interface.operation import Operation as OperationCode
+from ...shared import association
+from ...shared.addresses import pack
+from ...shared.arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
+from .overlapped import Overlapped
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
 cdef object release_file = association.release
@@ -108,7 +108,7 @@ cdef class Handle(HandleBase):
     cdef int type
     cdef bint listening      # seen to be, which does not change
     # What works for this handle on a descriptor of its own: cancelled and closed with it. Set once,
-    # under the lock of completionport.changes.
+    # under the lock of completionport.watches.changes.
     cdef public object _companion
     cdef readonly object _strand
     cdef bint is_file        # a regular one, a directory or a disk. A channel may become REGULAR for less

@@ -19,7 +19,7 @@ cdef class OverlappedBase:
     cdef int pinned
     cdef object vectors       # memory of the iovec array
     cdef object envelope      # memory of addresses, ancillary data, paths; a function and its outcome
-    cdef object meaning       # of a read: a completionport.meaning.Meaning, or None; as `handle_`
+    cdef object meaning       # of a read: an interface.handle.Meaning, or None; as `handle_`
     cdef Py_ssize_t skipped   # bytes of `received` before the first aligned one
     cdef object __weakref__
 

@@ -1,2 +1,4 @@
-from completionport.portable.overlapped import Completion as Completion
-from completionport.portable.overlapped import OverlappedBase as OverlappedBase
+from completionport.interface.port import Completion as Completion
+
+class OverlappedBase:
+    """The compiled state of an operation; `completionport.Overlapped` has the documentation."""

@@ -63,9 +63,9 @@ from ..scheduling.scheduler cimport (
 from ..scheduling.timer_heap cimport TimedPacket
 from .file_status cimport STATUS_ROOM, status_of
 
-from ...errors import OperationAborted, OperationPending, system_error
-from ...operation import Operation as OperationCode
-from ...sources import open_source
+from ...interface.errors import OperationAborted, OperationPending, system_error
+from ...interface.operation import Operation as OperationCode
+from ...shared.sources import open_source
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
 cdef object is_finalizing = sys.is_finalizing

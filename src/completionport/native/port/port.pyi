@@ -1,2 +1,2 @@
 class Port:
-    """The compiled port; `completionport.interface.CompletionPort` has its methods."""
+    """The compiled port; `completionport.CompletionPort` has its methods."""

@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True
-"""The compiled completion port. `completionport.interface.CompletionPort` documents the methods."""
+"""The compiled completion port. `completionport.CompletionPort` documents the methods."""
 
 import math
 import os
@@ -56,7 +56,10 @@ from .operations cimport completion_of
 from .strand cimport Blocking, Strand
 from .timers cimport due_after, due_at, new_timer
 
-from ...arguments import (
+from ...interface.errors import PortClosed, PortForked
+from ...interface.histogram import Histogram
+from ...interface.port import check_strand
+from ...shared.arguments import (
     LARGEST_DESCRIPTOR,
     LARGEST_POOL,
     check_callable,
@@ -65,11 +68,8 @@ from ...arguments import (
     check_open,
     path_bytes,
 )
-from ...errors import PortClosed, PortForked
-from ...histogram import Histogram
-from ...processes import is_process, watch_process
-from ...strand import check_strand
-from ...workers import default_concurrency
+from ...shared.workers import default_concurrency
+from ...watches.processes import is_process, watch_process
 
 
 

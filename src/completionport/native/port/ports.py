@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from ...interface import CompletionPort
-from ...interface import Handle as PublicHandle
-from ...strand import Strand as PublicStrand
-from ...timer import Timer
+from typing import Any
+
+from ...interface.handle import Handle as PublicHandle
+from ...interface.handle import Overlapped
+from ...interface.port import CompletionPort, SignalWatch
+from ...interface.port import Strand as PublicStrand
+from ...interface.timer import Timer
+from ...watches.changes import read_changes
+from ...watches.signals import watch_signal
 from .handles import Handle as CompiledHandle
 from .port import Port
 from .strand import Strand as CompiledStrand
@@ -17,6 +22,11 @@ class Handle(CompiledHandle, PublicHandle):
 
     __slots__ = ()
 
+    def read_changes(
+        self, recursive: bool = False, overlapped: Overlapped | None = None, *, size: int = 65536
+    ) -> Overlapped:
+        return read_changes(self, recursive, size, overlapped)
+
 
 class Strand(CompiledStrand, PublicStrand):
     """A strand of a compiled engine."""
@@ -27,20 +37,28 @@ class Strand(CompiledStrand, PublicStrand):
 Timer.register(CompiledTimer)
 
 
-class IoUringPort(Port, CompletionPort):
+class CompiledPort(Port, CompletionPort):
+    """A completion port of a compiled engine."""
+
+    HANDLE = Handle
+    STRAND = Strand
+
+    def associate_signal(
+        self, signum: int, key: Any, *, strand: PublicStrand | None = None
+    ) -> SignalWatch:
+        return watch_signal(self, signum, key, strand)
+
+
+class IoUringPort(CompiledPort):
     """A completion port on io_uring."""
 
     ENGINE = "io_uring"
-    HANDLE = Handle
-    STRAND = Strand
 
 
-class EpollPort(Port, CompletionPort):
+class EpollPort(CompiledPort):
     """A completion port on epoll."""
 
     ENGINE = "epoll"
-    HANDLE = Handle
-    STRAND = Strand
 
 
 PORTS: dict[str, type[CompletionPort]] = {"io_uring": IoUringPort, "epoll": EpollPort}

@@ -17,7 +17,7 @@ from ..scheduling.scheduler cimport (
 )
 from .core cimport Core
 
-from ...errors import PortForked
+from ...interface.errors import PortForked
 
 
 # The collector must not take the core away before __dealloc__ has used it.

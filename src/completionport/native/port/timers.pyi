@@ -1,2 +1,2 @@
 class Timer:
-    """The compiled timer; `completionport.interface.Timer` has its methods."""
+    """The compiled timer; `completionport.Timer` has its methods."""

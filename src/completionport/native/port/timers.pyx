@@ -14,8 +14,8 @@ from .core cimport Core
 from .operations cimport release_values
 from .strand cimport Strand
 
-from ...arguments import LONGEST_DELAY, check_delay, check_when
-from ...errors import PortClosed
+from ...interface.errors import PortClosed
+from ...shared.arguments import LONGEST_DELAY, check_delay, check_when
 
 cdef double LONGEST = LONGEST_DELAY
 

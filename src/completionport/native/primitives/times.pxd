@@ -19,7 +19,7 @@ cdef extern from *:
     const int MEASURED "CP_MEASURED"
 
 cdef enum:
-    HISTOGRAM_STEPS = 16    # as completionport.histogram has it
+    HISTOGRAM_STEPS = 16    # as interface.histogram has it
     HISTOGRAM_BUCKETS = 608 # up to 2**40 ns
     # In a busy port one packet of so many is measured (powers of 2), unless work takes long anyway.
     # That is three looks at the clock, some 30 ns each: they must not show beside the work.

@@ -14,7 +14,7 @@ cimport cython
 
 from ..channels.messages cimport address_of
 
-from ...addresses import pack
+from ...shared.addresses import pack
 
 cdef enum:
     ENTRIES = 2048                 # a power of two

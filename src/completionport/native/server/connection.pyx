@@ -25,9 +25,9 @@ from ..primitives.atomics cimport (
 )
 from ..scheduling.scheduler cimport enter, leave, packets_are_short
 
-from ...addresses import unpack
-from ...errors import ConnectionClosed
-from ...handler import Connection as PublicConnection
+from ...interface.errors import ConnectionClosed
+from ...servers.stream_server import Connection as PublicConnection
+from ...shared.addresses import unpack
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct sockaddr:

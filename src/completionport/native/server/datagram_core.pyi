@@ -1,7 +1,6 @@
-from completionport.datagram_handler import DatagramHandler
-from completionport.datagram_server import DatagramServer
-from completionport.interface import CompletionPort
-from completionport.service import Core
+from completionport.interface.port import CompletionPort
+from completionport.servers.datagram_server import DatagramHandler, DatagramServer
+from completionport.servers.service import Core
 
 def DatagramCore(
     port: CompletionPort,

@@ -46,9 +46,9 @@ from ..scheduling.scheduler cimport FOREVER, enter, leave, push
 from .address_cache cimport LONGEST_ADDRESS, AddressCache
 from .worker cimport WorkingCore, overridden
 
-from ...datagram_handler import DatagramHandler
-from ...datagram_handler import Endpoint as PublicEndpoint
-from ...errors import ConnectionClosed, system_error
+from ...interface.errors import ConnectionClosed, system_error
+from ...servers.datagram_server import DatagramHandler
+from ...servers.datagram_server import Endpoint as PublicEndpoint
 
 cdef extern from "errno.h" nogil:
     enum:

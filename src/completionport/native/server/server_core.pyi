@@ -1,7 +1,6 @@
-from completionport.handler import Handler
-from completionport.interface import CompletionPort
-from completionport.server import Server
-from completionport.service import Core
+from completionport.interface.port import CompletionPort
+from completionport.servers.service import Core
+from completionport.servers.stream_server import Handler, Server
 
 def ServerCore(
     port: CompletionPort,

@@ -35,8 +35,8 @@ from ..scheduling.scheduler cimport FOREVER, enter, leave, push
 from .connection cimport ADDRESS_SIZE, Connection, ServerBase
 from .worker cimport overridden
 
-from ...errors import system_error
-from ...handler import Handler
+from ...interface.errors import system_error
+from ...servers.stream_server import Handler
 
 cdef extern from "errno.h" nogil:
     enum:

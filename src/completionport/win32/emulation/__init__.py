@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from ...error_codes import Codes, codes_of
-from ...errors import PortClosed
-from ...overlapped import Overlapped
-from ...workers import usable_processors
+from ...interface.error_codes import Codes, codes_of
+from ...interface.errors import PortClosed
+from ...interface.handle import Overlapped
+from ...shared.workers import usable_processors
 from ..constants import (
     CREATE_ALWAYS,
     CREATE_NEW,

@@ -17,10 +17,16 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from ...error_codes import Codes, codes_of
-from ...errors import AlreadyAssociated, HandleClosed, OperationAborted, PortClosed, PortForked
-from ...interface import CompletionPort, Handle
-from ...overlapped import Completion, Overlapped
+from ...interface.error_codes import Codes, codes_of
+from ...interface.errors import (
+    AlreadyAssociated,
+    HandleClosed,
+    OperationAborted,
+    PortClosed,
+    PortForked,
+)
+from ...interface.handle import Handle, Overlapped
+from ...interface.port import Completion, CompletionPort
 from ..constants import (
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,

@@ -15,9 +15,10 @@ import os
 import threading
 from typing import Protocol
 
-from ...errors import PortClosed
-from ...interface import CompletionPort, Handle
-from ...overlapped import Completion, Overlapped
+from ...engines import Overlapped
+from ...interface.errors import PortClosed
+from ...interface.handle import Handle
+from ...interface.port import Completion, CompletionPort
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import os
 import socket
 from typing import Any
 
-from ...error_codes import Codes, codes_of
-from ...overlapped import Overlapped
+from ...interface.error_codes import Codes, codes_of
+from ...interface.handle import Overlapped
 from ..constants import (
     ERROR_BROKEN_PIPE,
     ERROR_HANDLE_EOF,

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 assert sys.platform == "win32"
 
-from ...error_codes import codes_of
+from ...interface.error_codes import codes_of
 from ...windows.api import (
     DUPLICATE_SAME_ACCESS,
     GUID,

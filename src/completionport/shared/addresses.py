@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import Any
 
-from .errors import system_error
+from ..interface.errors import system_error
 
 # What the socket module means by names that are none.
 _WILDCARDS: dict[tuple[int, Any], str] = {

@@ -7,16 +7,14 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .errors import system_error
-from .interface import CompletionPort, Handle, HasFileno
-from .meaning import OwnDescriptor
-from .operation import Operation
-from .strand import Strand
+from ..interface.errors import system_error
+from ..interface.handle import Handle, HasFileno, Overlapped
+from ..interface.operation import Operation
+from ..interface.port import CompletionPort, Strand
+from .own_descriptor import OwnDescriptor
 
 if TYPE_CHECKING:
     import subprocess
-
-    from .overlapped import Overlapped
 
 
 def is_process(file: Any) -> bool:
@@ -82,7 +80,8 @@ class ProcessHandle(Handle):
 
     @property
     def port(self) -> CompletionPort | None:
-        return self._descriptor.port
+        port: CompletionPort | None = self._descriptor.port
+        return port
 
     @property
     def closed(self) -> bool:

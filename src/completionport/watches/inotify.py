@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import system_error
+from ..interface.errors import system_error
 
 if TYPE_CHECKING:
     import ctypes

@@ -17,17 +17,15 @@ import os
 import stat
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from ..interface.errors import HandleClosed, system_error
+from ..interface.handle import Handle, Overlapped
+from ..interface.operation import Operation
+from ..interface.port import CompletionPort
+from ..shared.arguments import check_count
 from . import inotify
-from .arguments import check_count
-from .errors import HandleClosed, system_error
-from .meaning import OwnDescriptor
-from .operation import Operation
-
-if TYPE_CHECKING:
-    from .interface import Handle
-    from .overlapped import Overlapped
+from .own_descriptor import OwnDescriptor
 
 WATCHED = (
     inotify.CREATE | inotify.DELETE | inotify.MODIFY | inotify.ATTRIB
@@ -115,7 +113,7 @@ class DirectoryWatch:
         number = handle.fileno()
         if not stat.S_ISDIR(os.fstat(number).st_mode):
             raise system_error(errno.ENOTDIR, NO_DIRECTORY)
-        port = handle.port
+        port: CompletionPort | None = handle.port
         if port is None:
             raise HandleClosed("the port of this handle is gone")
         self.recursive = recursive

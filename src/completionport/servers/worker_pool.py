@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from .arguments import check_count, check_seconds
-from .errors import PortClosed
-from .interface import CompletionPort
-from .overlapped import Completion
+from ..interface.errors import PortClosed
+from ..interface.port import Completion, CompletionPort
+from ..shared.arguments import check_count, check_seconds
 
 logger = logging.getLogger("completionport")
 

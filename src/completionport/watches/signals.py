@@ -13,13 +13,10 @@ import signal
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .errors import CompletionPortError, system_error
-
-if TYPE_CHECKING:
-    from .interface import CompletionPort
-    from .strand import Strand
+from ..interface.errors import CompletionPortError, system_error
+from ..interface.port import CompletionPort, SignalWatch, Strand, check_strand
 
 CONSOLE_SIGNALS = ("SIGINT", "SIGBREAK")
 """What Windows tells a process of: Ctrl-C, and Ctrl-Break or the end of its console."""
@@ -36,13 +33,13 @@ class _Watchers:
     def __init__(self, signum: int, previous: Previous) -> None:
         self.signum = signum
         self.previous = previous
-        self.watches: dict[SignalWatch, None] = {}
+        self.watches: dict[_Watch, None] = {}
 
     def handle(self, signum: int, frame: Any) -> None:
         """The handler. Python calls it in the main thread, between two of its steps."""
         told = False
         for watch in list(self.watches):
-            told = watch._tell() or told
+            told = watch.tell() or told
         if not told:
             self.retire()
             _apply(self.previous, signum, frame)
@@ -64,18 +61,10 @@ def _apply(previous: Previous, signum: int, frame: Any) -> None:
         signal.raise_signal(signum)  # os.kill would end the process on Windows, whatever the signal
 
 
-class SignalWatch:
-    """A signal that gives packets. Made by `CompletionPort.associate_signal`.
-
-    It stays in force until `close`, or until the port is closed or gone; the program may drop it.
-    """
+class _Watch(SignalWatch):
+    """One port's wish to be told of a signal."""
 
     __slots__ = ("__weakref__", "_port", "_strand", "_watchers", "key", "signum")
-
-    key: Any
-    """The completion key of its packets."""
-    signum: int
-    """The number of the signal."""
 
     def __init__(
         self, port: CompletionPort, watchers: _Watchers, key: Any, strand: Strand | None
@@ -88,26 +77,18 @@ class SignalWatch:
 
     @property
     def port(self) -> CompletionPort | None:
-        """The port, or None once it is gone."""
         return self._port()
 
     @property
     def closed(self) -> bool:
-        """True once `close` was called or the port was closed."""
         port = self._port()
         return self not in self._watchers.watches or port is None or port.closed
 
     def close(self) -> None:
-        """Stop giving packets; those in the queue stay there.
-
-        With the last one of its signal the handler that was there before is put back: at once in
-        the main thread, else when the signal comes next, which is then left to that handler. Any
-        thread may call it. Closing again does nothing.
-        """
         if self._watchers.watches.pop(self, False) is None and _in_main_thread():
             _retire_unused(self._watchers)
 
-    def _tell(self) -> bool:
+    def tell(self) -> bool:
         """Post a packet; False when there is nobody to take it."""
         port = self._port()
         try:
@@ -119,12 +100,6 @@ class SignalWatch:
             return False
         return True
 
-    def __enter__(self) -> SignalWatch:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"signal {self.signum}"
         return f"<SignalWatch {state}, key {self.key!r}>"
@@ -132,6 +107,8 @@ class SignalWatch:
 
 def watch_signal(port: CompletionPort, signum: int, key: Any, strand: Strand | None) -> SignalWatch:
     """`CompletionPort.associate_signal`."""
+    port._check()
+    check_strand(strand, port)
     if not isinstance(signum, int) or isinstance(signum, bool):
         raise TypeError(f"signum must be the number of a signal, not {type(signum).__name__}")
     number = int(signum)
@@ -162,7 +139,7 @@ def watch_signal(port: CompletionPort, signum: int, key: Any, strand: Strand | N
                 "a signal that asks for it, as SIGTERM or SIGTSTP",
             ) from None
         _watched[number] = watchers
-    watch = SignalWatch(port, watchers, key, strand)
+    watch = _Watch(port, watchers, key, strand)
     watchers.watches[watch] = None
     return watch
 

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-from .errors import AlreadyAssociated
+from ..interface.errors import AlreadyAssociated
 
 # token -> [the file], which keeps the file's id its own. No lock, since finalizers come here
 # too: one setdefault and one pop are atomic.

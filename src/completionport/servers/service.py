@@ -1,7 +1,8 @@
-"""What is the same for every server: its worker threads, its signals, and its orderly end."""
+"""What is the same for every server: its threads, its signals, its orderly end, its sockets."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import select
 import signal
@@ -10,10 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
-from .arguments import check_seconds
-from .interface import CompletionPort
+from ..interface.port import CompletionPort
+from ..shared.arguments import check_seconds
 
 FEWEST_WORKERS = 8
 """Of a server that was told no number: so many callbacks may block before others wait for them."""
@@ -27,6 +28,25 @@ _PORT_NUMBERS = (
     *("queue_time", "work_time"),
 )
 """What a server tells of its port."""
+
+
+class ServiceSocket(abc.ABC):
+    """A socket of a server, as its handler sees it."""
+
+    __slots__ = ()
+
+    state: Any
+    """Yours: any object (per-handle data). None at first."""
+
+    @property
+    @abc.abstractmethod
+    def sockname(self) -> Any:
+        """This side's address."""
+
+    @property
+    @abc.abstractmethod
+    def send_queue_size(self) -> int:
+        """Bytes given to `send` that the kernel has not taken yet."""
 
 
 class Core(Protocol):
@@ -64,6 +84,8 @@ class Service:
     """The address that it serves, as ``getsockname()`` gives it."""
     completion_port: CompletionPort
     """The port that its workers wait at."""
+    _core_class: ClassVar[Callable[[CompletionPort], Callable[..., Core]]]
+    """What makes the core for a port: `completionport.engines` gives it to each kind of server."""
 
     def __init__(
         self,

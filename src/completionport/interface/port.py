@@ -1,0 +1,479 @@
+"""The completion port, what it gives and what is made with it: documented once, for every engine.
+
+`CompletionPort` and `Strand` carry the documentation. Their work is done by classes that are
+derived from them, in ``completionport.native`` (compiled: io_uring, epoll),
+``completionport.windows`` (iocp) and ``completionport.portable`` (the standard library only);
+``completionport.engines`` chooses one.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from .handle import Handle, HasFileno, Overlapped, Path
+from .timer import Timer
+
+if TYPE_CHECKING:
+    import subprocess
+
+
+class Completion(NamedTuple):
+    """One packet taken from a port; unpacks as transferred, key, overlapped, error."""
+
+    transferred: Any
+    """Bytes moved, or what was posted."""
+    key: Any
+    """The key given to `CompletionPort.associate`, or what was posted."""
+    overlapped: Any
+    """The Overlapped of the operation, or what was posted."""
+    error: BaseException | None = None
+    """What went wrong, None when the operation succeeded or the packet was posted."""
+
+
+class CompletionPort:
+    """A queue of completion packets, and the threads that wait for them.
+
+    ``concurrency``: how many threads that have taken a packet may run at a time;
+    0 means as many as can run Python at once: the usable processors on a
+    free-threaded interpreter, 1 under the GIL. A thread that has taken a packet holds
+    its place until it calls `get` again (here or at another port) or ends. While it blocks (a
+    lock, a sleep, a database call, anything in the kernel) it does not count, and within a few
+    milliseconds another one is let go; when it runs again it counts again, and the port may be
+    over its concurrency for that while. The engine ``selectors`` can't see who blocks: there
+    only `blocking` tells. On ``iocp`` all of this is the kernel's own. More than one under the GIL
+    helps for nothing but threads that compute outside of it.
+
+    ``engine``: ``"iocp"`` (Windows), ``"io_uring"``, ``"epoll"``, ``"selectors"``, or None for
+    the best one that runs here. The environment variable ``COMPLETIONPORT_ENGINE`` decides in
+    place of None.
+
+    ``pool_threads``: the most threads, 1 to 1024, of the port's pool, which runs `submit` and
+    `getaddrinfo`, and what of files the engine can't do by itself. Up to four are started as they
+    are needed; more where those at work block while others wait in line. They end after some
+    seconds without work, and count for nobody's concurrency.
+
+    Raised: `EngineUnavailable` when the engine asked for can't run, `ValueError` for an
+    unknown engine, a negative concurrency or a number of threads out of range.
+
+    Use it as a context manager, or call `close`. A port that is dropped without that gives
+    a `ResourceWarning` and is closed. After ``fork()`` the child's calls raise `PortForked`.
+
+    Win32: ``CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, concurrency)``.
+    """
+
+    _choose: ClassVar[Callable[[str | None], type[CompletionPort]]]
+    """What implements an engine, or the best one here; `completionport.engines` gives it."""
+
+    def __new__(
+        cls, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 64
+    ) -> CompletionPort:
+        if cls is CompletionPort:
+            chosen = cls._choose(engine)
+            return chosen.__new__(chosen)
+        return super().__new__(cls)
+
+    @property
+    def concurrency(self) -> int:
+        """How many threads that have taken packets may run at a time."""
+        raise NotImplementedError
+
+    @property
+    def engine(self) -> str:
+        """``"iocp"``, ``"io_uring"``, ``"epoll"`` or ``"selectors"``."""
+        raise NotImplementedError
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        raise NotImplementedError
+
+    def associate(
+        self,
+        file: HasFileno | int | subprocess.Popen[Any],
+        key: Any,
+        *,
+        strand: Strand | None = None,
+    ) -> Handle:
+        """Bind a file to this port (``CreateIoCompletionPort(file, port, key, 0)``).
+
+        ``file``: a socket or any object with ``fileno()``, or a descriptor number. It may be
+        blocking, non-blocking or have a timeout: that makes no difference here. Or a
+        `subprocess.Popen`: see below.
+        ``key``: any object; it comes with every packet of this file (per-handle data).
+        ``strand``: a `Strand` of this port that all packets of this file are bound to.
+
+        A process gives one packet when it ends: its ``transferred`` and ``overlapped.result()`` are
+        ``returncode``, which is set by then, and nothing is left of the process
+        (``RegisterWaitForSingleObject``, ``UnregisterWait``). The handle's ``file`` is the Popen,
+        and its ``close()`` only ends the watch: then, or at ``cancel()``, the packet comes with
+        `OperationAborted`. The program may wait for the process as well. One that has ended already
+        gives its packet at once. Several handles may watch one process. Its pipes are files of
+        their own.
+
+        Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed one,
+        `AlreadyAssociated` when a port has this file already, `OSError` with ``ENOSYS`` for a
+        process where the system can't tell of its end (Linux and Windows can).
+        """
+        raise NotImplementedError
+
+    def get(self, timeout: float | None = None) -> Completion | None:
+        """Take the packet that has waited longest, waiting for one if need be.
+
+        ``timeout``: seconds, 0 to look without waiting, None to wait without end.
+        Returned: the `Completion`, or None when the time is over.
+
+        Any number of threads may wait; the one that came last is served first.
+        Raised: `PortClosed`, also in threads that wait when the port is closed.
+        Signals are handled while the main thread waits (Ctrl-C raises `KeyboardInterrupt`).
+        Win32: ``GetQueuedCompletionStatus``.
+        """
+        raise NotImplementedError
+
+    def get_many(self, max_count: int, timeout: float | None = None) -> list[Completion]:
+        """Take up to ``max_count`` (at least 1) packets at once.
+
+        It waits as `get` does for the first one and takes what else is there; an empty
+        list when the time is over. Win32: ``GetQueuedCompletionStatusEx``.
+        """
+        raise NotImplementedError
+
+    def post(
+        self,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> None:
+        """Put a packet into the queue: the three values come out of `get` unchanged.
+
+        ``strand``: a `Strand` of this port that the packet is bound to.
+
+        Raised: `PortClosed`. Win32: ``PostQueuedCompletionStatus``.
+        """
+        raise NotImplementedError
+
+    def post_after(
+        self,
+        seconds: float,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> Timer:
+        """Post a packet once a time has passed (``SetThreadpoolTimer``).
+
+        ``seconds``: 0 to 3.2e9 (a hundred years). The other arguments are as for `post`. The
+        packet is never early; how much later it comes is up to the engine (about 0.1 ms compiled,
+        1 ms on ``selectors``) and to the threads, which have to be free to take it.
+
+        Returned: a `Timer`, to cancel it. No thread is needed for it: those that wait in `get`
+        wait no longer than until the next timer, and with no thread there the packet is in the
+        queue for the next one that comes. Timers of the same time come in the order in which they
+        were set. A port that is closed drops them.
+
+        Raised: `TypeError`, `ValueError` (negative, too large, not a number), `PortClosed`.
+        """
+        raise NotImplementedError
+
+    def post_at(
+        self,
+        when: float,
+        transferred: Any = 0,
+        key: Any = None,
+        overlapped: Any = None,
+        *,
+        strand: Strand | None = None,
+    ) -> Timer:
+        """Post a packet at a time of `time.monotonic`'s clock; otherwise as `post_after`.
+
+        ``when``: a time that has passed means at once.
+        """
+        raise NotImplementedError
+
+    def associate_signal(
+        self, signum: int, key: Any, *, strand: Strand | None = None
+    ) -> SignalWatch:
+        """Get a packet for each signal of this number that arrives (``SetConsoleCtrlHandler``).
+
+        ``signum``: as for `signal.signal`. ``key``, ``strand``: as for `post`. The packet's
+        ``transferred`` is the number of the signal.
+
+        Returned: a `SignalWatch`, whose ``close()`` ends it. Several, of this port or of others,
+        may watch one signal: each gets a packet. The handler that was there before is not called
+        meanwhile, so ``SIGINT`` raises no `KeyboardInterrupt`; it is put back with the last watch.
+        The child of a fork gets none, and treats the signal as before.
+
+        It stands on `signal.signal`: the packet is posted by the main thread, as soon as that runs
+        Python or waits in `get`, a lock, a join. Signals that arrive before it does so count as
+        one, as they do for the kernel.
+
+        Windows has two: ``SIGINT`` for Ctrl-C, ``SIGBREAK`` for Ctrl-Break and for a console that
+        is closed. There the main thread comes to it within 50 ms while it waits in `get`.
+
+        Raised: `RuntimeError` in another thread than the main one, `ValueError` for a number that
+        is no signal, or one that Windows never sends, `OSError` for one that can't be caught
+        (``SIGKILL``), `PortClosed`.
+        """
+        raise NotImplementedError
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
+    ) -> Overlapped:
+        """Run ``function(*args)`` on the port's pool and post its result (``QueueUserWorkItem``).
+
+        ``key``: any object, which comes with the packet. ``overlapped``: as for a `Handle`'s
+        operations. ``strand``: a `Strand` of this port that the packet is bound to; the function
+        itself is not.
+
+        Returned: the Overlapped. ``overlapped.result()`` is what the function returned, or raises
+        what it raised; the packet's ``error`` is that exception.
+
+        The pool is for what blocks: up to ``pool_threads`` of the port run at a time, and what is
+        more waits in line, where ``overlapped.cancel()`` takes it out. Four run at once; behind
+        functions that block another one starts every 5 ms, but none behind those that compute, or
+        wait for the GIL: they would be no quicker. A function that runs can't be cancelled, and
+        `close` waits for it; the end of the interpreter does not. One that closes its own port is
+        not waited for, and its packet is dropped.
+
+        Raised: `TypeError` for what can't be called, `PortClosed`.
+        """
+        raise NotImplementedError
+
+    def getaddrinfo(
+        self,
+        host: bytes | str | None,
+        service: bytes | str | int | None,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+        *,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Look a host and a service up, on the pool (``GetAddrInfoEx``).
+
+        The arguments and ``overlapped.result()`` are those of `socket.getaddrinfo`; a failure is
+        the packet's ``error``, a `socket.gaierror`.
+
+        A lookup can't be interrupted. One that is cancelled, or whose port is closed, gives its
+        packet at once all the same: its thread is left behind, and ends by itself when the name
+        server has answered or the resolver gives up.
+        """
+        raise NotImplementedError
+
+    def open(
+        self,
+        path: Path,
+        flags: int = os.O_RDONLY,
+        mode: int = 0o666,
+        *,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Open a file without waiting for the disk (``CreateFile``).
+
+        The arguments are those of `os.open`. ``overlapped.result()`` is the number of a descriptor,
+        not inheritable, which is the program's once the packet was taken: `associate` it, and
+        close it with the handle. That of a packet that is never taken is closed. A named pipe
+        waits for its other side, but on ``io_uring``: there the kernel opens it as with
+        ``os.O_NONBLOCK``.
+
+        An open that is cancelled, or whose port is closed, gives its packet at once. On the pool
+        its thread is left behind, and closes what it may still come to open; with ``os.O_CREAT``
+        the file may have been made all the same.
+        """
+        raise NotImplementedError
+
+    def stat(
+        self,
+        path: Path,
+        *,
+        follow_symlinks: bool = True,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Ask for the size, times and so on of what has this name (``GetFileAttributesEx``).
+
+        ``overlapped.result()`` is an `os.stat_result`; ``follow_symlinks`` as for `os.stat`.
+        """
+        raise NotImplementedError
+
+    def close_descriptor(
+        self, fd: int, *, key: Any = None, overlapped: Overlapped | None = None
+    ) -> Overlapped:
+        """Close a descriptor that belongs to no handle, without waiting for the disk.
+
+        ``fd``: its number. It must not be used any more, whatever the packet says.
+        """
+        raise NotImplementedError
+
+    def blocking(self) -> AbstractContextManager[None]:
+        """For ``with port.blocking():`` around what blocks: another thread may run meanwhile.
+
+        The port finds out by itself within a few milliseconds that a thread blocks; this
+        tells it at once. At the end of the block the thread counts again, and the port may be over
+        its concurrency for a while. In a thread that has taken no packet it does nothing.
+        """
+        raise NotImplementedError
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for a look inside.
+
+        ``engine``, ``concurrency``; ``queued``: packets in the queue now; ``posted``, ``completed``
+        and ``taken``: packets so far; ``pending``: operations under way; ``timers``: timers whose
+        time has not come; ``handles``: open handles; ``waiting``: threads in `get`; ``running``:
+        threads that hold a place; ``blocked``: threads at work on a packet that do not count,
+        because they block; ``replaced``: how often a thread was let go in the place of one that
+        blocks; ``wakeups``: how often a thread was woken. ``queue_time`` and ``work_time`` are
+        `Histogram` objects: how long packets waited, and how long threads took from `get` to `get`.
+        """
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Raise `PortForked` or `PortClosed` where one of them is due."""
+        raise NotImplementedError
+
+    def _new_strand(self) -> Strand:
+        """For `Strand`."""
+        raise NotImplementedError
+
+    def _associate_skipping(self, file: HasFileno | int, key: Any) -> Handle:
+        """For `completionport.win32`: a handle whose operations skip the port on success.
+
+        An operation that succeeds at once gives no packet: its call returns None and not the
+        Overlapped, which has the outcome and is free again. All else is as with `associate`.
+        """
+        raise NotImplementedError
+
+    def _wait_until_stuck(self, timeout: float | None) -> bool:
+        """For `WorkerPool`: wait until packets wait and every thread at work blocks.
+
+        False when the time (seconds, None for no limit) is over, or at `_dismiss_keepers`, where it
+        may be True as well; `PortClosed`. It holds no place.
+        """
+        raise NotImplementedError
+
+    def _dismiss_keepers(self) -> None:
+        """Make every `_wait_until_stuck` return."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the port (``CloseHandle``).
+
+        Every waiting thread gets `PortClosed`. Operations under way are cancelled, and the
+        call returns when the kernel has let go of their buffers, and the pool's threads have
+        done what they are at. Packets that were not taken are dropped. The files stay open: they
+        belong to the program. Closing again does nothing.
+        """
+        raise NotImplementedError
+
+    def __enter__(self) -> CompletionPort:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class Strand:
+    """A line in which packets of a port are handed out one at a time, in order.
+
+    Made with ``Strand(port)``. Packets are bound to it by `CompletionPort.associate` (all packets
+    of that handle) and by `CompletionPort.post`. While a thread is at work on a packet of the
+    strand the next one stays back, whoever waits in `CompletionPort.get`; the packets of other
+    strands, and those of none, go on meanwhile. So what the packets of one strand share needs no
+    lock.
+
+    The thread is at work until it calls `get` or `get_many` again (of this port or another one),
+    ends, or calls `release`. `get_many` gives at most one packet of a strand.
+
+    Any number of handles can be bound to one strand, and each handle to one strand only. A strand
+    lives as long as something refers to it or is bound to it.
+
+    Raised: `TypeError` when ``port`` is no `CompletionPort`, `PortClosed`.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, port: CompletionPort) -> Strand:
+        if not isinstance(port, CompletionPort):
+            raise TypeError(f"a Strand needs a CompletionPort, not {type(port).__name__}")
+        return port._new_strand()
+
+    @property
+    def port(self) -> CompletionPort | None:
+        """The port, or None once the port object is gone. A strand does not keep its port alive."""
+        raise NotImplementedError
+
+    @property
+    def queued(self) -> int:
+        """How many packets stay back until the one before them is done with."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Be done with the packet of this strand before the next `get`: the next one may go.
+
+        Raised: `RuntimeError` when the calling thread is not at work on a packet of the strand.
+        """
+        raise NotImplementedError
+
+
+class SignalWatch(ABC):
+    """A signal that gives packets. Made by `CompletionPort.associate_signal`.
+
+    It stays in force until `close`, or until the port is closed or gone; the program may drop it.
+    """
+
+    __slots__ = ()
+
+    key: Any
+    """The completion key of its packets."""
+    signum: int
+    """The number of the signal."""
+
+    @property
+    @abstractmethod
+    def port(self) -> CompletionPort | None:
+        """The port, or None once it is gone."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """True once `close` was called or the port was closed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop giving packets; those in the queue stay there.
+
+        With the last one of its signal the handler that was there before is put back: at once in
+        the main thread, else when the signal comes next, which is then left to that handler. Any
+        thread may call it. Closing again does nothing.
+        """
+
+    def __enter__(self) -> SignalWatch:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def check_strand(strand: Any, port: CompletionPort) -> None:
+    """Raise what is due when ``strand`` is neither None nor a strand of ``port``."""
+    if strand is None:
+        return
+    if not isinstance(strand, Strand):
+        raise TypeError(f"strand must be a Strand or None, not {type(strand).__name__}")
+    if strand.port is not port:
+        raise ValueError("the strand belongs to another port")

@@ -1,0 +1,1 @@
+"""What every engine checks and does the same way."""
