@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from .interface import handle
 from .interface.errors import EngineUnavailable
@@ -48,15 +48,14 @@ _NOT_COMPILED = (
 )
 
 
-@dataclass(frozen=True)
-class EngineReport:
+class EngineReport(NamedTuple):
     """What is known of one engine on this machine."""
 
     name: str
     usable: bool
     reason: str = ""
     remedy: str = ""
-    features: dict[str, bool] = field(default_factory=dict)
+    features: Mapping[str, bool] = MappingProxyType({})
 
 
 def probe(name: str) -> EngineReport:
