@@ -126,6 +126,17 @@ def test_a_room_of_the_compiled_part_imports_only_from_rooms_below_it():
     check(NATIVE_LEVELS, PACKAGE / "native")
 
 
+def test_no_files_import_each_other_in_a_circle():
+    standing = {path: imports(path) for path in sources()}
+    while lowest := [path for path, below in standing.items() if not below & standing.keys()]:
+        for path in lowest:
+            del standing[path]
+    # What is on a circle, and what stands on one.
+    assert not standing, {
+        str(path): sorted(map(str, below & standing.keys())) for path, below in standing.items()
+    }
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_design_page_names_each_module(room):
     page = DESIGN.read_text()

@@ -14,15 +14,12 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..interface.errors import system_error
 from ..interface.operation import Operation
 from .messages import CLOSE_ON_EXEC, Items, descriptors_in
 from .requests import LARGEST_VECTOR, Request
-
-if TYPE_CHECKING:
-    from .selectors_engine import SelectorsChannel
 
 Result = TypeVar("Result")
 
@@ -82,7 +79,15 @@ def is_ready(descriptor: int) -> bool:
     return bool(select.select([descriptor], [], [], 0)[0])
 
 
-def attempt(channel: SelectorsChannel, request: Request) -> bool:
+class Target(Protocol):
+    """A channel, as what is tried on it sees it."""
+
+    descriptor: int
+    is_socket: bool
+    sock: socket.socket | None
+
+
+def attempt(channel: Target, request: Request) -> bool:
     """Try the request without waiting: True when it is done. The channel's lock held."""
     try:
         return ATTEMPTS[request.operation](channel, request)
@@ -97,7 +102,7 @@ def attempt(channel: SelectorsChannel, request: Request) -> bool:
         return True
 
 
-def _accept(channel: SelectorsChannel, request: Request) -> bool:
+def _accept(channel: Target, request: Request) -> bool:
     listener = channel.sock
     assert listener is not None
     while True:
@@ -113,7 +118,7 @@ def _accept(channel: SelectorsChannel, request: Request) -> bool:
     return True
 
 
-def _connect(channel: SelectorsChannel, request: Request) -> bool:
+def _connect(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     if not request.connecting:
@@ -139,7 +144,7 @@ def _connect(channel: SelectorsChannel, request: Request) -> bool:
     return True
 
 
-def _receive(channel: SelectorsChannel, request: Request) -> bool:
+def _receive(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     flags = 0 if request.operation is Operation.READ else request.flags & ~socket.MSG_WAITALL
@@ -168,7 +173,7 @@ def _receive(channel: SelectorsChannel, request: Request) -> bool:
     return _fill(request, some, fill, one_go)
 
 
-def _read(channel: SelectorsChannel, request: Request) -> bool:
+def _read(channel: Target, request: Request) -> bool:
     if channel.is_socket:
         return _receive(channel, request)
     descriptor = channel.descriptor
@@ -234,7 +239,7 @@ def _fill(
                 return True
 
 
-def _send(channel: SelectorsChannel, request: Request) -> bool:
+def _send(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     flags = DONT_WAIT | NO_SIGNAL
@@ -252,7 +257,7 @@ def _send(channel: SelectorsChannel, request: Request) -> bool:
             return True
 
 
-def _write(channel: SelectorsChannel, request: Request) -> bool:
+def _write(channel: Target, request: Request) -> bool:
     if channel.is_socket:
         return _send(channel, request)
     descriptor = channel.descriptor
@@ -266,7 +271,7 @@ def _write(channel: SelectorsChannel, request: Request) -> bool:
     return without_waiting(descriptor, all_of_it)
 
 
-def _receive_message(channel: SelectorsChannel, request: Request) -> bool:
+def _receive_message(channel: Target, request: Request) -> bool:
     """One message with its sender, and for `recvmsg` its ancillary data and flags."""
     sock = channel.sock
     assert sock is not None
@@ -300,7 +305,7 @@ def _receive_message(channel: SelectorsChannel, request: Request) -> bool:
     return True
 
 
-def _send_message(channel: SelectorsChannel, request: Request) -> bool:
+def _send_message(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     flags = DONT_WAIT | NO_SIGNAL | request.flags
@@ -337,7 +342,7 @@ def _send_one(
     raise system_error(errno.ENOBUFS, RECEIVER_IS_FULL)
 
 
-def _send_file(channel: SelectorsChannel, request: Request) -> bool:
+def _send_file(channel: Target, request: Request) -> bool:
     """The head, then the file, then the tail.
 
     There are two views as long as something of the head is left; then there is the tail, or none.
@@ -366,19 +371,19 @@ def _send_file(channel: SelectorsChannel, request: Request) -> bool:
     return True
 
 
-def _disconnect(channel: SelectorsChannel, request: Request) -> bool:
+def _disconnect(channel: Target, request: Request) -> bool:
     assert channel.sock is not None
     channel.sock.shutdown(socket.SHUT_RDWR)
     return True
 
 
-def _shutdown(channel: SelectorsChannel, request: Request) -> bool:
+def _shutdown(channel: Target, request: Request) -> bool:
     assert channel.sock is not None
     channel.sock.shutdown(request.flags)
     return True
 
 
-ATTEMPTS: dict[Operation, Callable[[SelectorsChannel, Request], bool]] = {
+ATTEMPTS: dict[Operation, Callable[[Target, Request], bool]] = {
     Operation.ACCEPT: _accept,
     Operation.CONNECT: _connect,
     Operation.RECV: _receive,

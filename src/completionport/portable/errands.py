@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..interface.handle import Overlapped
 from ..interface.operation import Operation
+from .file_channel import SideBySide
+from .places import PortableStrand
 from .requests import Request
-
-if TYPE_CHECKING:
-    from .file_channel import SideBySide
-    from .strand import PortableStrand
 
 
 class Errand:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import operator
 import socket
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from ..interface.error_codes import add_codes
 from ..interface.errors import HandleClosed, PortClosed, system_error
@@ -15,51 +15,12 @@ from ..interface.port import CompletionPort
 from ..shared import addresses
 from ..shared.arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
 from ..watches.changes import read_changes
+from .core import Channel, Core
 from .messages import prepared
+from .places import PortableStrand
 from .requests import LARGEST_OFFSET, Request
 
-if TYPE_CHECKING:
-    from .port import Core
-    from .strand import PortableStrand
-
-
 FILE_OPERATIONS = (Operation.FSYNC, Operation.ALLOCATE, Operation.STAT)
-
-
-class Channel(Protocol):
-    """A descriptor of an engine, as its handle sees it."""
-
-    is_socket: bool
-    is_regular: bool
-    readable: bool
-    writable: bool
-
-    def family(self) -> tuple[int, int]:
-        """The family and the type of a socket."""
-
-    def start(self, request: Request) -> bool:
-        """Carry the request out, now or later; an `OSError` means that it failed at once.
-
-        False: it is done, and gives no packet.
-        """
-
-    def cancel(self, overlapped: Overlapped | None) -> int:
-        """Complete one request, or all, as cancelled. Returned: how many."""
-
-    def detach(self, reason: str) -> None:
-        """Complete all as cancelled and let the duplicate go. Never blocks."""
-
-    def wait_for_pool(self) -> None:
-        """Once it is detached: wait until the port's pool has none of its requests."""
-
-    def close_descriptor(self) -> None:
-        """Close the duplicate and nothing else: for the child of a fork."""
-
-    def close_number(self, number: int) -> None:
-        """Close what the program gave as a number, if that still stands for the file."""
-
-    def pending(self) -> int:
-        """How many requests wait."""
 
 
 class PortableHandle(Handle):

@@ -11,9 +11,9 @@ from collections import deque
 from itertools import repeat
 from typing import Any
 
+from .places import Packet, PortableStrand
 from .recorder import Recorder
-from .requests import Packet, Request
-from .strand import PortableStrand
+from .requests import Request
 
 
 class PacketQueue:

@@ -1,7 +1,7 @@
 """What each thread has taken: its place at a port, and the strands of its packets.
 
-All of it belongs to the thread alone. What others have to know goes to the scheduler as a note,
-which never blocks: the end of a thread is a finalizer (see ``scheduler``).
+What a `Place` has belongs to its thread alone. What others have to know goes to the scheduler as a
+note, which never blocks: the end of a thread is a finalizer (see ``scheduler``).
 """
 
 from __future__ import annotations
@@ -9,15 +9,47 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
+from ..interface.port import Completion, CompletionPort, Strand
 from .recorder import NOT_MEASURED
 
-if TYPE_CHECKING:
-    from .requests import Packet
-    from .scheduler import Scheduler
-    from .strand import PortableStrand
+
+class Packet(Protocol):
+    """What threads take: a complete operation, or what was posted."""
+
+    since: int
+    """When it came into the packet queue."""
+
+    @property
+    def strand(self) -> PortableStrand | None:
+        """What it is bound to."""
+
+    def take(self) -> Completion:
+        """The packet is taken."""
+
+    def drop(self) -> None:
+        """The packet will not be taken: the port is closed."""
+
+
+class Counter(Protocol):
+    """A scheduler, as its threads and strands see it."""
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that the scheduler belongs to."""
+
+    def check_fork(self) -> None:
+        """Raise `PortForked` where it is due."""
+
+    def note(self, note: Note) -> None:
+        """What a thread did is to be counted. Never blocks; the caller settles."""
+
+    def settle(self) -> None:
+        """Do what was noted, unless somebody else is at it."""
 
 
 class Note(NamedTuple):
@@ -33,18 +65,59 @@ class Note(NamedTuple):
     """Strands whose next packet may go."""
 
 
+class PortableStrand(Strand):
+    """At most one of its packets is in the scheduler's queue or at work; the others stay back."""
+
+    __slots__ = ("__weakref__", "_port", "busy", "line", "scheduler")
+
+    _port: weakref.ref[CompletionPort]
+    scheduler: Counter
+    busy: bool
+    """A packet is in the queue or at work; guarded by the scheduler's lock."""
+    line: deque[Packet]
+    """Those that stay back; appended to under the scheduler's lock."""
+
+    @classmethod
+    def make(cls, port: weakref.ref[CompletionPort], scheduler: Counter) -> PortableStrand:
+        strand: PortableStrand = object.__new__(cls)
+        strand._port = port
+        strand.scheduler = scheduler
+        strand.busy = False
+        strand.line = deque()
+        return strand
+
+    @property
+    def port(self) -> CompletionPort | None:
+        return self._port()
+
+    @property
+    def queued(self) -> int:
+        return len(self.line)
+
+    def release(self) -> None:
+        self.scheduler.check_fork()
+        if not this_place().release(self):
+            raise RuntimeError(
+                "this thread is not at work on a packet of the strand: it has released it already, "
+                "or has called get since"
+            )
+
+    def __repr__(self) -> str:
+        return f"<Strand of {self.port!r}, {self.queued} packets stay back>"
+
+
 class Place:
     """The place that one thread holds, and what it took with it."""
 
     __slots__ = ("_holder", "_lent", "_since", "_strands")
 
     def __init__(self) -> None:
-        self._holder: weakref.ref[Scheduler] | None = None  # of what was taken last
+        self._holder: Callable[[], Counter | None] | None = None  # weak; of what was taken last
         self._lent: object = None  # the `Blocking` inside of which the place does not count
         self._since = NOT_MEASURED
         self._strands: tuple[PortableStrand, ...] = ()  # all of that scheduler
 
-    def claim(self, holder: weakref.ref[Scheduler]) -> None:
+    def claim(self, holder: Callable[[], Counter | None]) -> None:
         """The scheduler has counted this thread."""
         self._holder = holder
         self._since = NOT_MEASURED
@@ -60,7 +133,7 @@ class Place:
         self._strands = ()
         self.let_go()
 
-    def let_go(self, asking: Scheduler | None = None) -> bool:
+    def let_go(self, asking: Counter | None = None) -> bool:
         """The thread is done with what it took.
 
         True when it goes on counting at the asking scheduler, which sees to that itself.
@@ -90,14 +163,14 @@ class Place:
         strand.scheduler.settle()
         return True
 
-    def lend(self, scheduler: Scheduler, borrower: object) -> None:
+    def lend(self, scheduler: Counter, borrower: object) -> None:
         """The place of this scheduler, if it is one, is free until `regain`."""
         if self._lent is None and self._holder is not None and self._holder() is scheduler:
             self._lent = borrower
             scheduler.note(Note(running=-1, blocked=1))
             scheduler.settle()
 
-    def regain(self, scheduler: Scheduler, borrower: object) -> None:
+    def regain(self, scheduler: Counter, borrower: object) -> None:
         """Count again, unless the thread has been in `get` since."""
         if self._lent is borrower:
             self._lent = None
@@ -114,7 +187,7 @@ class Blocking(AbstractContextManager[None]):
 
     __slots__ = ("_scheduler",)
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Counter) -> None:
         self._scheduler = scheduler
 
     def __enter__(self) -> None:

@@ -8,7 +8,6 @@ import os
 import socket
 import time
 import warnings
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -32,91 +31,13 @@ from ..shared.arguments import (
 from ..shared.workers import default_concurrency
 from ..watches.processes import is_process, watch_process
 from ..watches.signals import watch_signal
+from .core import Core
 from .errands import new_request, start
-from .file_channel import SideBySide, executes_for
-from .handle import Channel
-from .offload import Offload
-from .places import Blocking
-from .requests import Post, Request
-from .scheduler import Scheduler
-from .strand import PortableStrand
+from .places import Blocking, PortableStrand
+from .requests import Post
 from .timers import PortableTimer
 
 LARGEST_CONCURRENCY = 2**31 - 1
-
-
-class Core:
-    """What a port consists of. Handles refer to it and not to the port object.
-
-    So a port object that the program drops is closed at once, whatever is under way.
-    """
-
-    engine_name: str
-    scheduler: Scheduler
-
-    def __init__(self, port: CompletionPort, pool_threads: int) -> None:
-        self.port = weakref.ref(port)
-        # Channels that are open, a set whose steps are atomic.
-        self.channels: dict[Channel, None] = {}
-        self.offload = Offload(pool_threads)
-        self.errands = SideBySide(-1, self.offload, self.deliver)
-
-    @property
-    def closed(self) -> bool:
-        return self.scheduler.closed
-
-    @property
-    def forked(self) -> bool:
-        return self.scheduler.forked
-
-    def check(self) -> None:
-        """Raise `PortForked` or `PortClosed` where one of them is due."""
-        self.scheduler.check()
-
-    def associate(
-        self, file: Any, key: Any, strand: PortableStrand | None, skips_on_success: bool = False
-    ) -> Handle:
-        """A new handle."""
-        raise NotImplementedError
-
-    def forget(self, channel: Channel, reason: str) -> None:
-        """Let a channel go. Never blocks: finalizers call it."""
-        if not self.forked:
-            channel.detach(reason)
-        elif self.channels.pop(channel, False) is None:
-            channel.close_descriptor()
-
-    def close(self) -> None:
-        """Close everything; the second call does nothing. Never blocks: finalizers call it."""
-        raise NotImplementedError
-
-    def close_pool(self) -> None:
-        """A part of `close`, before the scheduler's end. Never blocks."""
-        self.errands.close("the completion port was closed", _nothing)
-        self.offload.close()
-
-    def deliver(self, request: Request) -> None:
-        """Make a packet of a complete request."""
-        self.scheduler.put(request)
-
-    def wait_for_pool(self, channels: list[Channel]) -> None:
-        """After `close`: wait for what the pool's threads are at."""
-        for channel in channels:
-            channel.wait_for_pool()
-        # A function may close its own port, and can't wait for itself.
-        if not executes_for(self.errands):
-            self.errands.wait()
-
-    def numbers(self) -> dict[str, Any]:
-        """A look inside."""
-        return {
-            "engine": self.engine_name,
-            "pending": (
-                self.errands.pending() + sum(channel.pending() for channel in list(self.channels))
-            ),
-            "handles": len(self.channels),
-            **self.scheduler.numbers(),
-        }
 
 
 class PortablePort(CompletionPort):
@@ -348,7 +269,7 @@ class PortablePort(CompletionPort):
     def _new_strand(self) -> Strand:
         core = self._inside
         core.check()
-        return PortableStrand.make(core)
+        return PortableStrand.make(core.port, core.scheduler)
 
     def _own(self, strand: Strand | None) -> PortableStrand | None:
         check_strand(strand, self)
@@ -377,10 +298,6 @@ class PortablePort(CompletionPort):
             return f"<{type(self).__name__} without a core>"
         state = "closed" if self._core.closed else f"concurrency {self.concurrency}"
         return f"<CompletionPort {self._core.engine_name}, {state}>"
-
-
-def _nothing() -> None:
-    """There is no descriptor to be let go."""
 
 
 def checked_timeout(timeout: float) -> float | None:

@@ -6,21 +6,17 @@ import errno
 import operator
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol
 
 from ..interface.error_codes import add_codes
 from ..interface.errors import OperationAborted, system_error
+from ..interface.handle import Meaning, Overlapped
 from ..interface.operation import Operation
 from ..interface.port import Completion
 from ..shared.sources import open_source
 from .messages import Items, close_descriptors
+from .places import PortableStrand
 from .recorder import NOT_MEASURED
-
-if TYPE_CHECKING:
-    from ..interface.handle import Meaning, Overlapped
-    from .errands import Errand
-    from .handle import PortableHandle
-    from .strand import PortableStrand
 
 LARGEST_SIZE = 2**31 - 1
 LARGEST_OFFSET = 2**63 - 1
@@ -39,6 +35,16 @@ READING = frozenset(
 BRINGS_VALUE = frozenset(
     {Operation.ACCEPT, Operation.OPEN, Operation.STAT, Operation.CALL, Operation.RESOLVE}
 )
+
+
+class Owner(Protocol):
+    """What a request is asked of: a handle, or what an operation without one has in its place."""
+
+    key: Any
+
+    @property
+    def strand(self) -> PortableStrand | None:
+        """What its packet is bound to."""
 
 
 class Request:
@@ -81,7 +87,7 @@ class Request:
         "views",
     )
 
-    def __init__(self, operation: Operation, handle: PortableHandle | Errand) -> None:
+    def __init__(self, operation: Operation, handle: Owner) -> None:
         self.operation = operation
         self.handle = handle
         self.strand = handle.strand
@@ -317,7 +323,3 @@ class Post:
 
     def drop(self) -> None:
         """The packet will not be taken: the port is closed."""
-
-
-Packet: TypeAlias = Request | Post
-"""A complete operation, or what was posted."""

@@ -19,9 +19,8 @@ from typing import Any, Protocol
 
 from ..interface.errors import PortClosed, PortForked
 from .packets import PacketQueue, look
-from .places import Note, this_place
+from .places import Note, Packet, this_place
 from .recorder import NOT_MEASURED, Recorder
-from .requests import Packet
 from .timers import PortableTimer, TimerQueue
 
 LONGEST_WAIT = 86400.0

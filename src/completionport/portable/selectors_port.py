@@ -9,12 +9,13 @@ from typing import Any
 from ..interface.handle import Handle
 from ..interface.port import CompletionPort
 from ..shared import association
+from .core import Core
 from .handle import PortableHandle
-from .port import Core, PortablePort
+from .places import PortableStrand
+from .port import PortablePort
 from .requests import Request
 from .scheduler import Scheduler
 from .selectors_engine import SelectorsChannel, SelectorsEngine
-from .strand import PortableStrand
 
 
 class SelectorsCore(Core):

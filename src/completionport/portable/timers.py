@@ -9,16 +9,22 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..interface.timer import Timer
-
-if TYPE_CHECKING:
-    from .requests import Post
-    from .scheduler import Scheduler
+from .places import Packet
 
 LEAST_SWEPT = 64
 """So many cancelled timers may stay in the heap; beyond that, as many as there are others."""
+
+
+class Clock(Protocol):
+    """A scheduler, as its timers see it."""
+
+    timers: TimerQueue
+
+    def check_fork(self) -> None:
+        """Raise `PortForked` where it is due."""
 
 
 class PortableTimer(Timer):
@@ -26,7 +32,7 @@ class PortableTimer(Timer):
 
     __slots__ = ("_packet", "_scheduler", "when_ns")
 
-    def __init__(self, scheduler: Scheduler, when_ns: int, packet: Post) -> None:
+    def __init__(self, scheduler: Clock, when_ns: int, packet: Packet) -> None:
         self._scheduler = scheduler
         self._packet = [packet]
         self.when_ns = when_ns
@@ -46,7 +52,7 @@ class PortableTimer(Timer):
             self._scheduler.timers.note_cancelled()
         return stopped
 
-    def end(self) -> Post | None:
+    def end(self) -> Packet | None:
         """Its packet, for the first one who asks."""
         try:
             return self._packet.pop()
@@ -99,7 +105,7 @@ class TimerQueue:
             if not self._new:
                 return self._first_ns
 
-    def due(self, now_ns: int) -> list[Post]:
+    def due(self, now_ns: int) -> list[Packet]:
         """The packets of those that are due."""
         self._carry_over()
         packets = []

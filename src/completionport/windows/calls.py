@@ -13,17 +13,15 @@ import msvcrt
 import socket
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..interface.errors import system_error
 from ..interface.operation import Operation
 from ..portable.requests import READING, Request
 from ..shared import addresses
 from . import api, changes, pipes, pool_calls
+from .channel_state import ChannelState
 from .flights import Flight
-
-if TYPE_CHECKING:
-    from .channel import IocpChannel
 
 Call = Callable[[], int]
 
@@ -48,7 +46,7 @@ _ALONE = (
 )
 
 
-def goes_alone(channel: IocpChannel, request: Request) -> bool:
+def goes_alone(channel: ChannelState, request: Request) -> bool:
     """Whether the kernel must have nothing else of its direction while it has this request."""
     operation = request.operation
     if operation is Operation.CHANGES:
@@ -68,7 +66,7 @@ def goes_alone(channel: IocpChannel, request: Request) -> bool:
     return has_steps(channel, request)
 
 
-def has_steps(channel: IocpChannel, request: Request) -> bool:
+def has_steps(channel: ChannelState, request: Request) -> bool:
     """Whether the request may take several calls."""
     operation = request.operation
     if operation is Operation.RECV:
@@ -82,7 +80,7 @@ def has_steps(channel: IocpChannel, request: Request) -> bool:
     return len(request.views) > 1 or _is_long(request)
 
 
-def prepare(channel: IocpChannel, flight: Flight) -> Call:
+def prepare(channel: ChannelState, flight: Flight) -> Call:
     """The call for what is left of a request. It returns 0, or the code of the error."""
     operation = flight.request.operation
     if channel.is_socket:
@@ -95,7 +93,7 @@ def prepare(channel: IocpChannel, flight: Flight) -> Call:
     return _CALLS[operation](channel, flight)
 
 
-def at_once(channel: IocpChannel, flight: Flight, code: int) -> int:
+def at_once(channel: ChannelState, flight: Flight, code: int) -> int:
     """What a call that failed at once means: a code, or ERROR_HANDLE_EOF for a packet of ours."""
     operation = flight.request.operation
     if code == api.WSAESHUTDOWN and channel.ended and operation in READING:
@@ -110,7 +108,7 @@ def at_once(channel: IocpChannel, flight: Flight, code: int) -> int:
     return code
 
 
-def finish(channel: IocpChannel, flight: Flight, code: int) -> None:
+def finish(channel: ChannelState, flight: Flight, code: int) -> None:
     """Put the outcome of a flight into its request.
 
     A second call gives the same as the first: it sets and does not add.
@@ -131,7 +129,7 @@ def stop(request: Request) -> None:
         request.abort(request.reason or "the operation was cancelled")
 
 
-def _is_filled(channel: IocpChannel, request: Request) -> bool:
+def _is_filled(channel: ChannelState, request: Request) -> bool:
     return (
         bool(request.flags & socket.MSG_WAITALL)
         and not request.flags & (socket.MSG_PEEK | socket.MSG_OOB)
@@ -139,7 +137,7 @@ def _is_filled(channel: IocpChannel, request: Request) -> bool:
     )
 
 
-def _wants_nothing(channel: IocpChannel, request: Request) -> bool:
+def _wants_nothing(channel: ChannelState, request: Request) -> bool:
     """Whether it only waits for a datagram: a receive of 0 bytes would take it from the socket."""
     return channel.is_socket and not channel.is_stream and _size(request) == 0
 
@@ -161,7 +159,7 @@ def _left(request: Request) -> int:
 # -- sockets
 
 
-def _receive(channel: IocpChannel, flight: Flight) -> Call:
+def _receive(channel: ChannelState, flight: Flight) -> Call:
     request = flight.request
     assert channel.sock is not None
     flags = 0
@@ -190,7 +188,7 @@ def _receive(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _send(channel: IocpChannel, flight: Flight) -> Call:
+def _send(channel: ChannelState, flight: Flight) -> Call:
     request = flight.request
     flags = request.flags & 0xFFFFFFFF if request.operation is Operation.SEND else 0
     views = flight.rest(request.views)
@@ -205,7 +203,7 @@ def _send(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _receive_message(channel: IocpChannel, flight: Flight) -> Call:
+def _receive_message(channel: ChannelState, flight: Flight) -> Call:
     """A message and who sent it. Winsock's ancillary data are not looked at: none comes."""
     request = flight.request
     flags = request.flags & ~socket.MSG_WAITALL if channel.is_stream else request.flags
@@ -243,7 +241,7 @@ class _Sender(ctypes.Structure):
     ]
 
 
-def _finish_message(channel: IocpChannel, flight: Flight, code: int) -> None:
+def _finish_message(channel: ChannelState, flight: Flight, code: int) -> None:
     request, sender = flight.request, flight.extra
     _finish_other(channel, flight, code)
     if request.error is not None or not request.complete:
@@ -258,7 +256,7 @@ def _finish_message(channel: IocpChannel, flight: Flight, code: int) -> None:
         request.value = [], seen & ~socket.MSG_PEEK, address
 
 
-def _send_message(channel: IocpChannel, flight: Flight) -> Call:
+def _send_message(channel: ChannelState, flight: Flight) -> Call:
     request = flight.request
     if request.address is None:
         return _send(channel, flight)
@@ -280,7 +278,7 @@ def _send_message(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _shut_down(channel: IocpChannel, flight: Flight) -> Call:
+def _shut_down(channel: ChannelState, flight: Flight) -> Call:
     """It never waits, and Windows gives no packet for it."""
 
     def call() -> int:
@@ -295,13 +293,13 @@ def _shut_down(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _finish_shutdown(channel: IocpChannel, flight: Flight, code: int) -> None:
+def _finish_shutdown(channel: ChannelState, flight: Flight, code: int) -> None:
     _finish_other(channel, flight, code)
     if flight.request.flags != socket.SHUT_WR:
         channel.end_reads()
 
 
-def _send_file(channel: IocpChannel, flight: Flight) -> Call:
+def _send_file(channel: ChannelState, flight: Flight) -> Call:
     """The next part: of the head, of the file, or of the tail.
 
     There are two views as long as something of the head is left; then there is the tail, or none.
@@ -337,7 +335,7 @@ def _send_file(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _finish_file(channel: IocpChannel, flight: Flight, code: int) -> None:
+def _finish_file(channel: ChannelState, flight: Flight, code: int) -> None:
     request = flight.request
     count = flight.count
     if code and code != api.ERROR_OPERATION_ABORTED:
@@ -354,7 +352,7 @@ def _finish_file(channel: IocpChannel, flight: Flight, code: int) -> None:
         request.complete = True
 
 
-def _accept(channel: IocpChannel, flight: Flight) -> Call:
+def _accept(channel: ChannelState, flight: Flight) -> Call:
     listener = channel.sock
     assert listener is not None
     if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -376,7 +374,7 @@ def _accept(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _finish_accept(channel: IocpChannel, flight: Flight, code: int) -> None:
+def _finish_accept(channel: ChannelState, flight: Flight, code: int) -> None:
     request, sock = flight.request, flight.sock
     assert sock is not None
     if code == 0 and not channel.closed:
@@ -395,7 +393,7 @@ def _finish_accept(channel: IocpChannel, flight: Flight, code: int) -> None:
 _CLIENT_HAS_GONE = (api.WSAECONNRESET, api.WSAENOTCONN, 10053)
 
 
-def _connect(channel: IocpChannel, flight: Flight) -> Call:
+def _connect(channel: ChannelState, flight: Flight) -> Call:
     request, sock = flight.request, channel.sock
     assert sock is not None
     if sock.type != socket.SOCK_STREAM:
@@ -424,7 +422,7 @@ def _connect(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _finish_connect(channel: IocpChannel, flight: Flight, code: int) -> None:
+def _finish_connect(channel: ChannelState, flight: Flight, code: int) -> None:
     request, sock = flight.request, channel.sock
     if code == api.ERROR_OPERATION_ABORTED:
         return
@@ -441,7 +439,7 @@ def _finish_connect(channel: IocpChannel, flight: Flight, code: int) -> None:
     request.complete = True
 
 
-def _disconnect(channel: IocpChannel, flight: Flight) -> Call:
+def _disconnect(channel: ChannelState, flight: Flight) -> Call:
     assert channel.sock is not None
     try:
         channel.sock.getpeername()
@@ -456,13 +454,13 @@ def _disconnect(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _finish_disconnect(channel: IocpChannel, flight: Flight, code: int) -> None:
+def _finish_disconnect(channel: ChannelState, flight: Flight, code: int) -> None:
     _finish_other(channel, flight, code)
     if code == 0:
         channel.end_reads()
 
 
-def _extension(channel: IocpChannel, name: str, guid: api.GUID, kind: Any) -> Any:
+def _extension(channel: ChannelState, name: str, guid: api.GUID, kind: Any) -> Any:
     assert channel.sock is not None
     key = name, int(channel.sock.family), int(channel.sock.type)
     found = _extensions.get(key)
@@ -474,7 +472,7 @@ def _extension(channel: IocpChannel, name: str, guid: api.GUID, kind: Any) -> An
 # -- files and pipes
 
 
-def _read(channel: IocpChannel, flight: Flight) -> Call:
+def _read(channel: ChannelState, flight: Flight) -> Call:
     request = flight.request
     _set_place(channel, flight, appends=False)
     left = min(_left(request), MOVED_AT_ONCE)
@@ -498,7 +496,7 @@ def _read(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _write(channel: IocpChannel, flight: Flight) -> Call:
+def _write(channel: ChannelState, flight: Flight) -> Call:
     request = flight.request
     _set_place(channel, flight, appends=channel.appends)
     views = flight.rest(request.views)
@@ -521,7 +519,7 @@ def _write(channel: IocpChannel, flight: Flight) -> Call:
     return call
 
 
-def _set_place(channel: IocpChannel, flight: Flight, appends: bool) -> None:
+def _set_place(channel: ChannelState, flight: Flight, appends: bool) -> None:
     """Where in the file the call works. It is kept as the flight's `extra`."""
     flight.extra = 0
     if not channel.is_regular:
@@ -534,7 +532,7 @@ def _set_place(channel: IocpChannel, flight: Flight, appends: bool) -> None:
     flight.set_offset(END_OF_FILE if appends else flight.extra)
 
 
-def _position(channel: IocpChannel) -> int:
+def _position(channel: ChannelState) -> int:
     """The file's own position, which the program may have moved."""
     if channel.original is None:
         return channel.position
@@ -544,14 +542,14 @@ def _position(channel: IocpChannel) -> int:
     return place.value
 
 
-def _set_position(channel: IocpChannel, place: int) -> None:
+def _set_position(channel: ChannelState, place: int) -> None:
     if channel.original is None:
         channel.position = place
     else:
         api.SetFilePointerEx(channel.original, place, None, api.FILE_BEGIN)
 
 
-def _finish_other(channel: IocpChannel, flight: Flight, code: int) -> None:
+def _finish_other(channel: ChannelState, flight: Flight, code: int) -> None:
     """Receives, sends, reads, writes, and what is either done or not."""
     request = flight.request
     count = flight.count
@@ -613,7 +611,7 @@ def _take_in(flight: Flight, count: int) -> None:
         done += part
 
 
-_CALLS: dict[Operation, Callable[[IocpChannel, Flight], Call]] = {
+_CALLS: dict[Operation, Callable[[ChannelState, Flight], Call]] = {
     Operation.ACCEPT: _accept,
     Operation.CONNECT: _connect,
     Operation.DISCONNECT: _disconnect,
@@ -630,11 +628,11 @@ _CALLS: dict[Operation, Callable[[IocpChannel, Flight], Call]] = {
     Operation.STAT: pool_calls.prepare,
     Operation.CHANGES: changes.read_changes,
 }
-_PIPE_CALLS: dict[Operation, Callable[[IocpChannel, Flight], Call]] = {
+_PIPE_CALLS: dict[Operation, Callable[[ChannelState, Flight], Call]] = {
     Operation.ACCEPT: pipes.accept,
     Operation.DISCONNECT: pipes.disconnect,
 }
-_FINISHES: dict[Operation, Callable[[IocpChannel, Flight, int], None]] = {
+_FINISHES: dict[Operation, Callable[[ChannelState, Flight, int], None]] = {
     Operation.ACCEPT: _finish_accept,
     Operation.CONNECT: _finish_connect,
     Operation.DISCONNECT: _finish_disconnect,
@@ -647,6 +645,6 @@ _FINISHES: dict[Operation, Callable[[IocpChannel, Flight, int], None]] = {
     Operation.STAT: pool_calls.finish,
     Operation.CHANGES: changes.finish,
 }
-_PIPE_FINISHES: dict[Operation, Callable[[IocpChannel, Flight, int], None]] = {
+_PIPE_FINISHES: dict[Operation, Callable[[ChannelState, Flight, int], None]] = {
     Operation.ACCEPT: pipes.finish_accept,
 }

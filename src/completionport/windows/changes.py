@@ -11,17 +11,14 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from ..interface.errors import system_error
+from ..interface.handle import Handle
 from ..interface.operation import Operation
 from ..watches.changes import DELETED, LOST, OTHER_TREE, Change, ChangeAction
 from . import api
+from .channel_state import ChannelState
 from .flights import Flight
-
-if TYPE_CHECKING:
-    from ..interface.handle import Handle
-    from .channel import IocpChannel
 
 # FILE_NOTIFY_CHANGE_FILE_NAME, _DIR_NAME, _ATTRIBUTES, _SIZE, _LAST_WRITE and _SECURITY
 WATCHED = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x100
@@ -45,7 +42,7 @@ class Changes:
         return len(changes), changes
 
 
-def read_changes(channel: IocpChannel, flight: Flight) -> Callable[[], int]:
+def read_changes(channel: ChannelState, flight: Flight) -> Callable[[], int]:
     """The call for a request."""
     request = flight.request
     recursive = bool(request.flags)
@@ -71,7 +68,7 @@ def read_changes(channel: IocpChannel, flight: Flight) -> Callable[[], int]:
     return call
 
 
-def finish(channel: IocpChannel, flight: Flight, code: int) -> None:
+def finish(channel: ChannelState, flight: Flight, code: int) -> None:
     """Put what came of it into the request."""
     request = flight.request
     if code in _ABORTED:

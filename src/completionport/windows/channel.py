@@ -1,4 +1,4 @@
-"""A file of the engine ``iocp``: a duplicate of its handle, and the requests that it has.
+"""The requests of a file of the engine ``iocp``, on their way to the kernel and back.
 
 The kernel keeps the order of receives among themselves and of sends among themselves, so it is
 given all of them at once. Some requests it must have alone: see `calls.goes_alone`. They wait in
@@ -8,123 +8,24 @@ the queue of their direction until those before them are done, and all behind th
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 from collections import deque
-from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from ..interface.errors import HandleClosed
+from ..interface.handle import Overlapped
 from ..interface.operation import Operation
-from ..portable.chores import Chores
 from ..portable.requests import READING, Request
 from ..shared import association
 from . import api, calls
+from .channel_state import ChannelState
 from .flights import Flight
 from .pool_calls import PoolCall
 
-if TYPE_CHECKING:
-    from ..interface.handle import Overlapped
-    from ..portable.offload import Offload
-    from .files import Resolved
-    from .scheduler import KernelScheduler
 
+class IocpChannel(ChannelState):
+    """Requests on their way to the kernel and back."""
 
-class IocpChannel:
-    """The duplicate of one file's handle, and its requests."""
-
-    __slots__ = (
-        "__weakref__",
-        "appends",
-        "asides",
-        "at_pool",
-        "chores",
-        "closed",
-        "ended",
-        "gone",
-        "handle",
-        "is_directory",
-        "is_pipe_server",
-        "is_regular",
-        "is_socket",
-        "is_stream",
-        "lock",
-        "offload",
-        "original",
-        "pool_is_done",
-        "position",
-        "readable",
-        "reads",
-        "recursive",
-        "scheduler",
-        "skips",
-        "sock",
-        "source",
-        "token",
-        "writable",
-        "writes",
-    )
-
-    def __init__(
-        self,
-        scheduler: KernelScheduler,
-        offload: Offload,
-        source: Resolved,
-        token: Hashable,
-        gone: Callable[[IocpChannel], None],
-    ) -> None:
-        self.scheduler = scheduler
-        self.offload = offload
-        self.token = token
-        self.source = source
-        self.gone = gone
-        self.is_socket = source.is_socket
-        self.is_stream = source.sock is not None and source.sock.type == socket.SOCK_STREAM
-        self.is_regular = source.is_regular
-        self.is_directory = source.is_directory
-        self.is_pipe_server = source.is_pipe_server
-        self.readable = source.readable
-        self.writable = source.writable
-        self.appends = source.appends
-        self.lock = threading.Lock()  # guards everything below; held over calls that do not wait
-        self.chores = Chores(self.lock)
-        self.reads: deque[Request] = deque()
-        self.writes: deque[Request] = deque()
-        self.asides: deque[Request] = deque()  # what waits for nothing, and nothing waits for
-        self.at_pool = 0  # calls that the pool has
-        self.pool_is_done = threading.Event()  # set while that is none
-        self.pool_is_done.set()
-        self.recursive: bool | None = None  # of a directory: as its first read of changes was
-        self.closed = False
-        self.ended = False  # disconnected: what is received is the end of the stream
-        self.sock = source.sock  # of ours, a duplicate
-        self.handle = source.handle  # the number of it, or of the duplicate of another file
-        self.original = source.original  # of ours: another handle of the file that the program has
-        self.position = 0  # of a file that the program opened as overlapped: Windows keeps none
-        self.skips = source.skips  # no packet comes for what is done at once
-
-    def family(self) -> tuple[int, int]:
-        assert self.sock is not None
-        return self.sock.family, self.sock.type
-
-    def close_number(self, number: int) -> None:
-        self.source.close_number(number, self.handle if self.original is None else self.original)
-
-    def pending(self) -> int:
-        """How many requests wait for those before them; the scheduler counts the kernel's."""
-        return sum(request.flight is None for request in (*self.reads, *self.writes))
-
-    def begin_pool_call(self) -> None:
-        """The pool has one more. Lock held."""
-        self.at_pool += 1
-        self.pool_is_done.clear()
-
-    def end_pool_call(self) -> None:
-        """And one less. Lock held."""
-        self.at_pool -= 1
-        if not self.at_pool:
-            self.pool_is_done.set()
+    __slots__ = ()
 
     def start(self, request: Request) -> bool:
         request.alone = calls.goes_alone(self, request)
@@ -160,18 +61,6 @@ class IocpChannel:
     def detach(self, reason: str) -> None:
         self.chores.add(partial(self._detach, reason))
 
-    def wait_for_pool(self) -> None:
-        self.pool_is_done.wait()
-
-    def close_descriptor(self) -> None:
-        """Let the duplicates go."""
-        if self.sock is not None:
-            self.sock.close()
-        else:
-            api.CloseHandle(self.handle)
-            if self.original is not None:
-                api.CloseHandle(self.original)
-
     def land(self, flight: Flight) -> bool:
         """The kernel is done with a flight. Returned: whether its request is complete with that.
 
@@ -202,13 +91,6 @@ class IocpChannel:
                 return True
         finally:
             self.chores.run()
-
-    def end_reads(self) -> None:
-        """The connection was disconnected: receives that wait are at their end. Lock held."""
-        self.ended = True
-        for request in self.reads:
-            if request.flight is not None:
-                api.CancelIoEx(self.handle, request.flight.address)
 
     def _queue(self, request: Request) -> deque[Request]:
         if request.operation is Operation.STAT:

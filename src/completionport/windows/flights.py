@@ -8,16 +8,11 @@ drops, and also while the interpreter ends, the memory stays where it is.
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+import socket
+from typing import Any, Protocol
 
+from ..portable.requests import Request
 from .api import OVERLAPPED, WSABUF
-
-if TYPE_CHECKING:
-    import socket
-
-    from ..portable.requests import Request
-    from .channel import IocpChannel
-    from .waits import WaitChannel
 
 _SIMPLE = 0
 _WRITABLE = 1
@@ -55,6 +50,13 @@ _decrease.argtypes = [ctypes.py_object]
 _decrease.restype = None
 
 
+class Channel(Protocol):
+    """What a flight belongs to, as it sees it and who takes its packet."""
+
+    def land(self, flight: Flight) -> bool:
+        """The kernel is done with a flight. Returned: whether its request is complete with that."""
+
+
 class Flight:
     """One call to the kernel. Guarded by its channel's lock; the kernel owns the memory."""
 
@@ -74,7 +76,7 @@ class Flight:
         "space",
     )
 
-    def __init__(self, channel: IocpChannel | WaitChannel, request: Request) -> None:
+    def __init__(self, channel: Channel, request: Request) -> None:
         self.channel = channel
         self.request = request
         self._overlapped = OVERLAPPED()

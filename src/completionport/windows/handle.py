@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from ..interface.errors import system_error
+from ..interface.handle import Overlapped
 from ..interface.operation import Operation
 from ..portable.handle import PortableHandle
 from ..shared.arguments import check_count
 from ..watches.changes import LEAST_SIZE, MOST_SIZE, NO_DIRECTORY
 from .changes import Changes
 from .channel import IocpChannel
-
-if TYPE_CHECKING:
-    from ..interface.handle import Overlapped
 
 
 class IocpHandle(PortableHandle):

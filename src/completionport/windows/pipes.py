@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from . import api
+from .channel_state import ChannelState
 from .flights import Flight
 
-if TYPE_CHECKING:
-    from .channel import IocpChannel
 
-
-def accept(channel: IocpChannel, flight: Flight) -> Callable[[], int]:
+def accept(channel: ChannelState, flight: Flight) -> Callable[[], int]:
     """Wait for a client."""
 
     def call() -> int:
@@ -27,7 +24,7 @@ def accept(channel: IocpChannel, flight: Flight) -> Callable[[], int]:
     return call
 
 
-def finish_accept(channel: IocpChannel, flight: Flight, code: int) -> None:
+def finish_accept(channel: ChannelState, flight: Flight, code: int) -> None:
     """A client is there: the connection is the pipe itself."""
     request = flight.request
     if code == api.ERROR_OPERATION_ABORTED:
@@ -39,7 +36,7 @@ def finish_accept(channel: IocpChannel, flight: Flight, code: int) -> None:
     request.complete = True
 
 
-def disconnect(channel: IocpChannel, flight: Flight) -> Callable[[], int]:
+def disconnect(channel: ChannelState, flight: Flight) -> Callable[[], int]:
     """Send the client away. It never waits, and Windows gives no packet for it."""
 
     def call() -> int:

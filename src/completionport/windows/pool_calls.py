@@ -10,17 +10,14 @@ import errno
 import msvcrt
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ..interface.errors import system_error
 from ..interface.operation import Operation
 from ..portable.file_calls import CALLS
 from ..portable.requests import LARGEST_OFFSET
 from . import api
+from .channel_state import ChannelState
 from .flights import Flight
-
-if TYPE_CHECKING:
-    from .channel import IocpChannel
 
 POOLED = (Operation.FSYNC, Operation.ALLOCATE, Operation.STAT)
 
@@ -32,7 +29,7 @@ class PoolCall:
 
     __slots__ = ("_channel", "_flight", "_handle", "error", "taken_back")
 
-    def __init__(self, channel: IocpChannel, flight: Flight) -> None:
+    def __init__(self, channel: ChannelState, flight: Flight) -> None:
         self._channel = channel
         self._flight = flight
         self._handle = api.duplicate(channel.handle)
@@ -103,13 +100,13 @@ class PoolCall:
             api.set_length(self._handle, end)
 
 
-def prepare(channel: IocpChannel, flight: Flight) -> Callable[[], int]:
+def prepare(channel: ChannelState, flight: Flight) -> Callable[[], int]:
     """The call that gives a request to the pool."""
     flight.extra = PoolCall(channel, flight)
     return flight.extra.begin  # type: ignore[no-any-return]
 
 
-def finish(channel: IocpChannel, flight: Flight, code: int) -> None:
+def finish(channel: ChannelState, flight: Flight, code: int) -> None:
     """Put what came of it into the request."""
     call: PoolCall = flight.extra
     if call.error is not None:

@@ -9,9 +9,10 @@ from typing import Any
 from ..interface.errors import AlreadyAssociated
 from ..interface.handle import Handle
 from ..interface.port import CompletionPort, Strand
-from ..portable.handle import Channel, PortableHandle
-from ..portable.port import Core, PortablePort
-from ..portable.strand import PortableStrand
+from ..portable.core import Channel, Core
+from ..portable.handle import PortableHandle
+from ..portable.places import PortableStrand
+from ..portable.port import PortablePort
 from ..shared import association
 from ..watches.processes import is_process, watch_process
 from . import api

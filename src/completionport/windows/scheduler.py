@@ -21,10 +21,9 @@ from typing import Any
 
 from ..interface.errors import PortClosed
 from ..portable.packets import look
-from ..portable.places import Note, this_place
+from ..portable.places import Note, Packet, PortableStrand, this_place
 from ..portable.recorder import NOT_MEASURED, Recorder
-from ..portable.requests import Packet, Request
-from ..portable.strand import PortableStrand
+from ..portable.requests import Request
 from ..portable.timers import PortableTimer, TimerQueue
 from . import api
 from .api import INFINITE
@@ -177,7 +176,7 @@ class KernelScheduler:
         """Take packets, waiting for the first one; an empty list when the time is over."""
         self.check()
         place = this_place()
-        came_back = place.let_go(self)  # type: ignore[arg-type]
+        came_back = place.let_go(self)
         me = threading.get_ident()
         is_main = me == threading.main_thread().ident
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -216,7 +215,7 @@ class KernelScheduler:
             now = time.monotonic_ns()
             with self._lock:
                 self._running += 1
-                place.claim(self._self)  # type: ignore[arg-type]
+                place.claim(self._self)
                 place.take(packets, now)
                 self._count(packets, 1)
                 for packet in packets:

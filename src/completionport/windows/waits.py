@@ -14,16 +14,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..interface.errors import HandleClosed
+from ..interface.handle import Overlapped
 from ..portable.chores import Chores
 from ..portable.requests import Request
 from . import api
 from .flights import Flight
+from .scheduler import KernelScheduler
 
 if TYPE_CHECKING:
     import subprocess
-
-    from ..interface.handle import Overlapped
-    from .scheduler import KernelScheduler
 
 _numbers = itertools.count(1, 2)  # one step; an OVERLAPPED lies at an even address
 
