@@ -29,7 +29,11 @@ def test_a_traceback_has_the_name_that_a_program_catches():
     [
         Change(ChangeAction.ADDED, "name"),
         completionport.Operation.RECV,
-        completionport.PortClosed("it is closed"),
+        completionport.PortClosed(),
+        completionport.PortForked(),
+        completionport.HandleClosed(),
+        completionport.OperationAborted("the handle was closed"),
+        completionport.EngineUnavailable("io_uring", "the kernel has none", "take another one"),
     ],
 )
 def test_a_value_comes_out_of_a_pickle_as_it_went_in(value):
@@ -37,6 +41,7 @@ def test_a_value_comes_out_of_a_pickle_as_it_went_in(value):
     back = pickle.loads(data)
     assert type(back) is type(value)
     assert repr(back) == repr(value)
+    assert getattr(back, "__dict__", None) == getattr(value, "__dict__", None)
     assert b"completionport." not in data  # no place inside the package
 
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 from .error_codes import add_codes
+
+CANCELLED = "the operation was cancelled"
+PORT_WAS_CLOSED = "the completion port was closed"
+"""Why an operation was aborted."""
+WHILE_WAITING = "this completion port was closed while a thread waited in it"
+"""What a thread in `CompletionPort.get` is told."""
 
 
 class CompletionPortError(Exception):
@@ -19,9 +26,17 @@ class PortClosed(CompletionPortError):
     ``ERROR_INVALID_HANDLE`` to a later call.
     """
 
+    def __init__(self, reason: str = "this completion port is closed") -> None:
+        super().__init__(reason)
+
 
 class HandleClosed(CompletionPortError, ValueError):
     """An operation was asked of a handle that is closed (``WSAENOTSOCK``)."""
+
+    def __init__(
+        self, reason: str = "this handle is closed: associate a new file with the port"
+    ) -> None:
+        super().__init__(reason)
 
 
 class AlreadyAssociated(CompletionPortError, ValueError):
@@ -43,9 +58,12 @@ class OperationAborted(CompletionPortError, OSError):
     code is ``ERROR_OPERATION_ABORTED``.
     """
 
-    def __init__(self, reason: str = "the operation was cancelled") -> None:
+    def __init__(self, reason: str = CANCELLED) -> None:
         super().__init__(errno.ECANCELED, reason)
         add_codes(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for pickle: its arguments are not those of OSError
+        return type(self), (self.strerror,), vars(self)
 
 
 def system_error(number: int, reason: str | None = None) -> OSError:
@@ -66,6 +84,9 @@ class PortForked(CompletionPortError, RuntimeError):
             "create a new CompletionPort in the child"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (), vars(self)
+
 
 class EngineUnavailable(CompletionPortError, RuntimeError):
     """An engine asked for by name can't run here: why, and what to do.
@@ -79,3 +100,6 @@ class EngineUnavailable(CompletionPortError, RuntimeError):
         self.engine = engine
         self.reason = reason
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.engine, self.reason, self.remedy), vars(self)

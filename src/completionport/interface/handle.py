@@ -447,6 +447,17 @@ class Handle:
         self.close()
 
 
+def not_an_overlapped(value: object) -> TypeError:
+    """What is raised for an ``overlapped`` that is none."""
+    return TypeError(f"overlapped must be an Overlapped or None, not {type(value).__name__}")
+
+
+def check_overlapped(overlapped: object) -> None:
+    """Raise what is due when it is neither None nor an Overlapped."""
+    if overlapped is not None and not isinstance(overlapped, Overlapped):
+        raise not_an_overlapped(overlapped)
+
+
 class Meaning(Protocol):
     """What a read stands for: what a process or a directory tells through a descriptor.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any, Protocol
 
+from ..interface.errors import PORT_WAS_CLOSED
 from ..interface.handle import Handle, Overlapped
 from ..interface.port import CompletionPort
 from .file_channel import SideBySide, executes_for
@@ -97,7 +98,7 @@ class Core:
 
     def close_pool(self) -> None:
         """A part of `close`, before the scheduler's end. Never blocks."""
-        self.errands.close("the completion port was closed", _nothing)
+        self.errands.close(PORT_WAS_CLOSED, _nothing)
         self.offload.close()
 
     def deliver(self, request: Request) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..interface.handle import Overlapped
+from ..interface.handle import Overlapped, check_overlapped
 from ..interface.operation import Operation
 from .file_channel import SideBySide
 from .places import PortableStrand
@@ -35,10 +35,7 @@ def new_request(
     strand: PortableStrand | None = None,
 ) -> Request:
     """A request that has claimed its Overlapped; `start` comes next."""
-    if overlapped is not None and not isinstance(overlapped, Overlapped):
-        raise TypeError(
-            f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
-        )
+    check_overlapped(overlapped)
     errand = Errand(line, key, strand)
     request = Request(operation, errand)
     request.overlapped = Overlapped() if overlapped is None else overlapped

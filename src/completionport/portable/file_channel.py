@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..interface.errors import HandleClosed, PortClosed, system_error
+from ..interface.errors import CANCELLED, HandleClosed, PortClosed, system_error
 from ..interface.operation import Operation
 from .chores import Chores
 from .file_calls import CALLS
@@ -96,13 +96,7 @@ class SideBySide:
         try:
             with self._lock:
                 if self._gone is not None:
-                    raise (
-                        PortClosed("this completion port is closed")
-                        if self.descriptor < 0
-                        else HandleClosed(
-                            "this handle is closed: associate a new file with the port"
-                        )
-                    )
+                    raise (PortClosed() if self.descriptor < 0 else HandleClosed())
                 self._queue[request] = None
                 self._everywhere += may_cover_all(request, self.appends)
                 if self._is_in_turn(request):
@@ -125,7 +119,7 @@ class SideBySide:
                     count += not request.cancelled
                     request.cancelled = True
                     if self._take_back(request):
-                        request.abort("the operation was cancelled")
+                        request.abort(CANCELLED)
                         self._complete(request)
             self._start_waiting(None)
         self._chores.run()

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..interface.error_codes import add_codes
 from ..interface.errors import HandleClosed, PortClosed, system_error
-from ..interface.handle import Handle, Meaning, Overlapped
+from ..interface.handle import Handle, Meaning, Overlapped, check_overlapped
 from ..interface.operation import Operation
 from ..interface.port import CompletionPort
 from ..shared import addresses
@@ -256,10 +256,7 @@ class PortableHandle(Handle):
         return read_changes(self, recursive, size, overlapped)
 
     def cancel(self, overlapped: Overlapped | None = None) -> int:
-        if overlapped is not None and not isinstance(overlapped, Overlapped):
-            raise TypeError(
-                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
-            )
+        check_overlapped(overlapped)
         try:
             self._core.check()
         except PortClosed:
@@ -292,11 +289,8 @@ class PortableHandle(Handle):
     def _request(self, operation: Operation, overlapped: Overlapped | None) -> Request:
         self._core.check()
         if not self._open:
-            raise HandleClosed("this handle is closed: associate a new file with the port")
-        if overlapped is not None and not isinstance(overlapped, Overlapped):
-            raise TypeError(
-                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
-            )
+            raise HandleClosed
+        check_overlapped(overlapped)
         self._check_kind(operation)
         return Request(operation, self)
 

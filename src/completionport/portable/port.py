@@ -21,6 +21,7 @@ from ..shared.arguments import (
     LARGEST_DESCRIPTOR,
     LARGEST_POOL,
     check_callable,
+    check_concurrency,
     check_count,
     check_delay,
     check_lookup,
@@ -37,8 +38,6 @@ from .places import Blocking, PortableStrand
 from .requests import Post
 from .timers import PortableTimer
 
-LARGEST_CONCURRENCY = 2**31 - 1
-
 
 class PortablePort(CompletionPort):
     """A completion port in Python."""
@@ -51,17 +50,7 @@ class PortablePort(CompletionPort):
         self, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 64
     ) -> None:
         check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
-        try:
-            count = operator.index(concurrency)
-        except TypeError:
-            raise TypeError(
-                f"concurrency must be an integer, not {type(concurrency).__name__}"
-            ) from None
-        if not 0 <= count <= LARGEST_CONCURRENCY:
-            raise ValueError(
-                f"concurrency must be 0 (as many as can run at once) or a number of threads, "
-                f"not {count}"
-            )
+        count = check_concurrency(concurrency)
         self._core = type(self).CORE(self, count or default_concurrency(), pool_threads)
 
     def __del__(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..interface.error_codes import add_codes
-from ..interface.errors import OperationAborted, system_error
+from ..interface.errors import PORT_WAS_CLOSED, OperationAborted, system_error
 from ..interface.handle import Meaning, Overlapped
 from ..interface.operation import Operation
 from ..interface.port import Completion
@@ -223,7 +223,7 @@ class Request:
             close_descriptors(self.value[0])
         self.discard()
         if self.error is None:
-            self.abort("the completion port was closed")
+            self.abort(PORT_WAS_CLOSED)
         self.finish()
         self._part()
 

@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from typing import Any, Protocol
 
-from ..interface.errors import PortClosed, PortForked
+from ..interface.errors import WHILE_WAITING, PortClosed, PortForked
 from .packets import PacketQueue, look
 from .places import Note, Packet, this_place
 from .recorder import NOT_MEASURED, Recorder
@@ -125,7 +125,7 @@ class Scheduler:
         """Raise `PortForked` or `PortClosed` where one of them is due."""
         self.check_fork()
         if self._closed:
-            raise PortClosed("the completion port is closed")
+            raise PortClosed
 
     def put(self, packet: Packet) -> None:
         """Append a packet, and wake a thread for it if need be. Never blocks."""
@@ -180,7 +180,7 @@ class Scheduler:
                         self._running -= 1
                     self._count_notes()
                     if self._closed:
-                        raise PortClosed("the completion port was closed")
+                        raise PortClosed(WHILE_WAITING)
                     fired = self._sort()
                     if fired and waiter is not None:
                         # The packets may be for a thread that came later.
@@ -296,7 +296,7 @@ class Scheduler:
                 with self._lock:
                     self._count_notes()
                     if self._closed:
-                        raise PortClosed("the completion port was closed")
+                        raise PortClosed(WHILE_WAITING)
                     if watcher not in self._watchers:
                         return False  # dismissed
                     self._sort()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..interface.errors import HandleClosed
+from ..interface.errors import CANCELLED, HandleClosed
 from ..interface.operation import Operation
 from ..shared import association
 from .attempts import attempt
@@ -123,7 +123,7 @@ class SelectorsChannel:
         try:
             with self.lock:
                 if self.closed:
-                    raise HandleClosed("this handle is closed: associate a new file with the port")
+                    raise HandleClosed
                 if queue or not attempt(self, request):
                     queue.append(request)
                     try:
@@ -152,7 +152,7 @@ class SelectorsChannel:
                         queue.remove(request)
                         # A receive that was to be filled keeps its part: no byte is lost.
                         if not (request.operation is Operation.RECV and request.transferred):
-                            request.abort("the operation was cancelled")
+                            request.abort(CANCELLED)
                         self._complete(request)
                         count += 1
         self.chores.run()

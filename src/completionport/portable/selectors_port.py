@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..interface.errors import PORT_WAS_CLOSED
 from ..interface.handle import Handle
 from ..interface.port import CompletionPort
 from ..shared import association
@@ -62,7 +63,7 @@ class SelectorsCore(Core):
             return
         self.scheduler.shut()
         for channel in list(self.channels):
-            channel.detach("the completion port was closed")
+            channel.detach(PORT_WAS_CLOSED)
         self.close_pool()
         self.scheduler.close()
 

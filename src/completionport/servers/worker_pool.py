@@ -176,7 +176,7 @@ class WorkerPool:
             if self._started or self._stopping:
                 raise RuntimeError("a pool is started once: make a new one")
             if self.port.closed:
-                raise PortClosed("the completion port is closed")
+                raise PortClosed
             self._started = True
         try:
             with self._changed:

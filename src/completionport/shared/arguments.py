@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import socket
 from typing import Any
 
 LARGEST_DESCRIPTOR = 2**31 - 1
+LARGEST_CONCURRENCY = 2**31 - 1
 LARGEST_POOL = 1024
 """The most threads that a port's pool may have."""
 LARGEST_ANCILLARY = 1 << 20
@@ -23,6 +25,22 @@ def check_count(
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if not least <= value <= most:
         raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+
+
+def check_concurrency(concurrency: Any) -> int:
+    """How many threads may run at a time, 0 for as many as can, checked."""
+    try:
+        count = operator.index(concurrency)
+    except TypeError:
+        raise TypeError(
+            f"concurrency must be an integer, not {type(concurrency).__name__}"
+        ) from None
+    if not 0 <= count <= LARGEST_CONCURRENCY:
+        raise ValueError(
+            "concurrency must be 0 (as many as can run at once) or a number of threads, "
+            f"not {count}"
+        )
+    return count
 
 
 def check_seconds(name: str, value: Any, *, positive: bool = False) -> None:

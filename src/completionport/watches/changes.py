@@ -77,7 +77,7 @@ def read_changes(
     if handle.closed:
         # PortClosed and PortForked where these are due.
         handle._read_for(_Changes(handle, None), 0)
-        raise HandleClosed("this handle is closed: associate a new file with the port")
+        raise HandleClosed
     with _companions_lock:
         watch = handle._companion
         if watch is None:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from ..interface.errors import system_error
+from ..interface.errors import CANCELLED, system_error
 from ..interface.operation import Operation
 from ..portable.requests import READING, Request
 from ..shared import addresses
@@ -126,7 +126,7 @@ def stop(request: Request) -> None:
     if request.operation is Operation.RECV and request.transferred:
         request.complete = True  # it was to be filled and keeps its part: no byte is lost
     else:
-        request.abort(request.reason or "the operation was cancelled")
+        request.abort(request.reason or CANCELLED)
 
 
 def _is_filled(channel: ChannelState, request: Request) -> bool:

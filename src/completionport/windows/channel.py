@@ -11,7 +11,7 @@ import contextlib
 from collections import deque
 from functools import partial
 
-from ..interface.errors import HandleClosed
+from ..interface.errors import CANCELLED, HandleClosed
 from ..interface.handle import Overlapped
 from ..interface.operation import Operation
 from ..portable.requests import READING, Request
@@ -33,7 +33,7 @@ class IocpChannel(ChannelState):
         try:
             with self.lock:
                 if self.closed:
-                    raise HandleClosed("this handle is closed: associate a new file with the port")
+                    raise HandleClosed
                 last = queue[-1] if queue else None
                 behind = last is not None and (request.alone or last.alone or last.flight is None)
                 queue.append(request)
@@ -153,17 +153,17 @@ class IocpChannel(ChannelState):
         """Ask one request to stop. Returned: 1 when it was asked. Lock held."""
         if request.flight is None:
             queue.remove(request)
-            request.reason = "the operation was cancelled"
+            request.reason = CANCELLED
             calls.stop(request)
             self.scheduler.put(request)
             return 1
         if isinstance(request.flight.extra, PoolCall):
             request.flight.extra.take_back()
-            asked, request.reason = request.reason is None, "the operation was cancelled"
+            asked, request.reason = request.reason is None, CANCELLED
             return int(asked)
         asked = bool(api.CancelIoEx(self.handle, request.flight.address))
         if asked or calls.has_steps(self, request):
-            request.reason = "the operation was cancelled"
+            request.reason = CANCELLED
             return 1
         return 0
 

@@ -6,7 +6,7 @@ import contextlib
 import weakref
 from typing import Any
 
-from ..interface.errors import AlreadyAssociated
+from ..interface.errors import PORT_WAS_CLOSED, AlreadyAssociated
 from ..interface.handle import Handle
 from ..interface.port import CompletionPort, Strand
 from ..portable.core import Channel, Core
@@ -62,7 +62,7 @@ class IocpCore(Core):
     def close(self) -> None:
         if self.scheduler.shut():
             for channel in list(self.channels):
-                channel.detach("the completion port was closed")
+                channel.detach(PORT_WAS_CLOSED)
             self.close_pool()
             self.scheduler.close()
 

@@ -19,7 +19,7 @@ import weakref
 from collections import deque
 from typing import Any
 
-from ..interface.errors import PortClosed
+from ..interface.errors import WHILE_WAITING, PortClosed
 from ..portable.packets import look
 from ..portable.places import Note, Packet, PortableStrand, this_place
 from ..portable.recorder import NOT_MEASURED, Recorder
@@ -91,7 +91,7 @@ class KernelScheduler:
     def check(self) -> None:
         """Raise `PortClosed` where it is due."""
         if self._closed:
-            raise PortClosed("the completion port is closed")
+            raise PortClosed
 
     def bind(self, handle: int) -> int:
         """Bind a file to the kernel's port. Returned: 0, or the code of what went wrong."""
@@ -189,7 +189,7 @@ class KernelScheduler:
                     came_back = False
                     self._running -= 1
                 if self._closed:
-                    raise PortClosed("the completion port was closed")
+                    raise PortClosed(WHILE_WAITING)
                 entered = me not in self._waiting  # else a signal handler's, inside of another
                 self._waiting.add(me)
                 self._nobody.clear()
@@ -207,7 +207,7 @@ class KernelScheduler:
                     pass
                 came = self.kernel.wait(harvest, max_count, wait)
                 if self._closed:
-                    raise PortClosed("the completion port was closed")
+                    raise PortClosed(WHILE_WAITING)
                 if came:
                     self._sort(harvest, packets)
                 elif milliseconds == 0:
@@ -419,7 +419,7 @@ class KernelScheduler:
             before = self._dismissals
             while self._dismissals == before:
                 if self._closed:
-                    raise PortClosed("the completion port was closed")
+                    raise PortClosed(WHILE_WAITING)
                 if not self._waiting:
                     self._fire()
                 stuck = not self._waiting and self.kernel.depth() > 0

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..interface.errors import HandleClosed
+from ..interface.errors import CANCELLED, HandleClosed
 from ..interface.handle import Overlapped
 from ..portable.chores import Chores
 from ..portable.requests import Request
@@ -117,7 +117,7 @@ class WaitChannel:
                     continue
                 # Once the process has ended, the packet that says so is on its way.
                 if request.reason is None and not api.is_signaled(self._handle):
-                    request.reason = "the operation was cancelled"
+                    request.reason = CANCELLED
                     self._end(wait)
                     count += 1
         self._chores.run()

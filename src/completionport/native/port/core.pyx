@@ -117,7 +117,7 @@ cdef class Core:
         if self.fork_generation != fork_count:
             raise PortForked()
         if not enter(self.scheduler):
-            raise PortClosed("this completion port is closed")
+            raise PortClosed
         return 0
 
     cdef int end(self) except -1:

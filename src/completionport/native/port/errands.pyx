@@ -10,6 +10,7 @@ from .core cimport Core
 from .operations cimport HandleBase, OverlappedBase, drop_packet
 from .strand cimport Strand
 
+from ...interface.handle import not_an_overlapped
 from ...interface.errors import PortClosed, system_error
 from .overlapped import Overlapped
 
@@ -50,9 +51,7 @@ cdef OverlappedBase prepare(Core core, int code, key, overlapped, strand=None):
     elif isinstance(overlapped, OverlappedBase):
         operation = <OverlappedBase> overlapped
     else:
-        raise TypeError(
-            f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
-        )
+        raise not_an_overlapped(overlapped)
     errand = Errand.__new__(Errand)
     errand.core = core
     errand.key = key
@@ -78,7 +77,7 @@ cdef object launch(Core core, OverlappedBase operation):
         # The port was closed in between; nothing else fails here.
         Py_DECREF(operation)
         operation.withdraw()
-        raise PortClosed("this completion port is closed") if error == EBADF else system_error(error)
+        raise PortClosed() if error == EBADF else system_error(error)
     return operation
 
 

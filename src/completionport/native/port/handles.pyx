@@ -27,6 +27,7 @@ from .file_status cimport alignment_of
 from .operations cimport HandleBase, OverlappedBase
 from .strand cimport Strand
 
+from ...interface.handle import not_an_overlapped
 from ...interface.errors import HandleClosed, PortClosed, system_error
 from ...interface.operation import Operation as OperationCode
 from ...shared import association
@@ -216,9 +217,7 @@ cdef class Handle(HandleBase):
         elif isinstance(overlapped, OverlappedBase):
             operation = <OverlappedBase> overlapped
         else:
-            raise TypeError(
-                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
-            )
+            raise not_an_overlapped(overlapped)
         if cp_peek(&self.channel.closing):
             self.refuse_closed()
         operation.claim(self, code)
@@ -228,7 +227,7 @@ cdef class Handle(HandleBase):
         """Raise what is due: the whole port may be closed, or be the parent's."""
         self.core.begin()
         self.core.end()
-        raise HandleClosed("this handle is closed: associate a new file with the port")
+        raise HandleClosed
 
     cdef object launch(self, OverlappedBase operation):
         """Start a prepared operation: it is under way, or an exception says why not."""
@@ -499,9 +498,7 @@ cdef class Handle(HandleBase):
     def cancel(self, overlapped=None):
         cdef int count
         if overlapped is not None and not isinstance(overlapped, OverlappedBase):
-            raise TypeError(
-                f"overlapped must be an Overlapped or None, not {type(overlapped).__name__}"
-            )
+            raise not_an_overlapped(overlapped)
         try:
             self.core.begin()
         except PortClosed:

@@ -56,13 +56,14 @@ from .operations cimport completion_of
 from .strand cimport Blocking, Strand
 from .timers cimport due_after, due_at, new_timer
 
-from ...interface.errors import PortClosed, PortForked
+from ...interface.errors import WHILE_WAITING, PortClosed, PortForked
 from ...interface.histogram import Histogram
 from ...interface.port import check_strand
 from ...shared.arguments import (
     LARGEST_DESCRIPTOR,
     LARGEST_POOL,
     check_callable,
+    check_concurrency,
     check_count,
     check_lookup,
     check_open,
@@ -124,7 +125,7 @@ cdef Answer answer_of(TakeStatus status) except *:
     if status == TAKE_TIMEOUT:
         return TIME_IS_OVER
     if status == TAKE_CLOSED:
-        raise PortClosed("this completion port was closed while a thread waited in it")
+        raise PortClosed(WHILE_WAITING)
     PyErr_CheckSignals()
     return ASK_AGAIN
 
@@ -137,10 +138,7 @@ cdef class Port:
     def __init__(self, concurrency=0, *, engine=None, pool_threads=64):
         if self.core is not None:
             raise RuntimeError("a completion port is initialised once")
-        if not isinstance(concurrency, int):
-            raise TypeError(f"concurrency must be an integer, not {type(concurrency).__name__}")
-        if not 0 <= concurrency <= 0x7FFFFFFF:
-            raise ValueError(f"concurrency must be 0 or more threads, not {concurrency}")
+        concurrency = check_concurrency(concurrency)
         check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
         self.engine_name = self.ENGINE
         self.core = Core(
@@ -229,7 +227,7 @@ cdef class Port:
             Py_DECREF(transferred)
             Py_DECREF(key)
             Py_DECREF(overlapped)
-            raise PortClosed("this completion port is closed")
+            raise PortClosed
 
     def post_after(self, seconds, transferred=0, key=None, overlapped=None, *, strand=None):
         if strand is not None:
