@@ -341,7 +341,8 @@ class TestSignals:
             signal.signal(USER_SIGNAL, old)
 
     @needs_posix_signals
-    def test_a_signal_that_another_thread_got_is_handled_soon(self, port):
+    @pytest.mark.parametrize("timeout", [LONG, None])
+    def test_a_signal_that_another_thread_got_is_handled_soon(self, port, timeout):
         """Python handles it in the main thread, whose wait it does not end."""
         old = signal.signal(USER_SIGNAL, lambda *_: port.post("from the handler"))
         try:
@@ -353,8 +354,9 @@ class TestSignals:
                 signal.pthread_kill(other.ident, USER_SIGNAL)
 
             sender = Background(send)
+            port.post_after(LONG, "too late")
             begun = time.monotonic()
-            assert port.get(LONG).transferred == "from the handler"
+            assert port.get(timeout).transferred == "from the handler"
             assert time.monotonic() - begun < LONG / 4
             got.set()
             other.outcome()

@@ -13,7 +13,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from ..channels.engine cimport CP_CALL
@@ -277,12 +277,15 @@ cdef class Port:
         cdef Scheduler* scheduler = self.core.scheduler
         cdef bint slices = PyThread_get_thread_ident() == main_thread
         cdef int64_t until = deadline
+        cdef uint64_t arrival = 0
         while True:
             self.core.begin()
             if slices:
-                until = min(deadline, cp_now_ns() + SIGNAL_SLICE_NS)
+                until = cp_now_ns() + SIGNAL_SLICE_NS
+                if deadline != FOREVER:
+                    until = min(deadline, until)
             with nogil:
-                status = take(scheduler, until, taken)
+                status = take(scheduler, until, taken, &arrival)
                 leave(scheduler)
             thread_is_back()
             if status == TAKE_TIMEOUT and until != deadline:

@@ -177,7 +177,9 @@ cdef bint post(
 cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil
 cdef void wake_threads(Scheduler* s) noexcept nogil
 cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil
-cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept nogil
+cdef TakeStatus take(
+    Scheduler* s, int64_t deadline_ns, Taken* taken, uint64_t* arrival
+) noexcept nogil
 cdef void announce_close(Scheduler* s) noexcept nogil
 cdef Packet* close_queue(Scheduler* s) noexcept nogil
 cdef void thread_is_back() noexcept nogil

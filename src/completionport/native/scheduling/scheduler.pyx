@@ -428,9 +428,15 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
     return found
 
 
-cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept nogil:
+cdef TakeStatus take(
+    Scheduler* s, int64_t deadline_ns, Taken* taken, uint64_t* arrival
+) noexcept nogil:
     """Take a packet, waiting until ``deadline_ns`` (FOREVER, POLL). The caller is inside `enter`,
-    as is every caller that may wake the leader."""
+    as is every caller that may wake the leader.
+
+    ``arrival``: 0, or what a call before has left there, which this one goes on with: then the
+    thread keeps its place among those that wait.
+    """
     cdef Waiter* me = current_thread()
     cdef TakeStatus status
     cdef int error = 0
@@ -445,8 +451,10 @@ cdef TakeStatus take(Scheduler* s, int64_t deadline_ns, Taken* taken) noexcept n
     cp_light_mutex_lock(&s.lock)
     end_turn(s, me)
     give_place_back(s, me)
-    s.arrivals += 1
-    me.arrival = s.arrivals
+    if arrival[0] == 0:
+        s.arrivals += 1
+        arrival[0] = s.arrivals
+    me.arrival = arrival[0]
     s.waiting += 1
     while True:
         if s.guard.closed:

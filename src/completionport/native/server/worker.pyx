@@ -2,7 +2,7 @@
 """A worker thread of a server: it takes packets and has the server's core serve them."""
 
 from cpython.ref cimport Py_DECREF
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from ..channels.engine cimport Block, Stream
@@ -63,6 +63,7 @@ cdef class WorkingCore:
         cdef Taken taken
         cdef TakeStatus status
         cdef int64_t due
+        cdef uint64_t arrival
         cdef char* scratch = <char*> malloc(self.scratch_size)
         if scratch == NULL:
             raise MemoryError
@@ -70,8 +71,9 @@ cdef class WorkingCore:
             while enter(scheduler):
                 status = TAKE_PACKET
                 if not take_ready(scheduler, &taken, False):
+                    arrival = 0
                     with nogil:
-                        status = take(scheduler, cp_peek_64(&self.next_tick), &taken)
+                        status = take(scheduler, cp_peek_64(&self.next_tick), &taken, &arrival)
                     thread_is_back()
                 if (
                     status == TAKE_PACKET and taken.packet != NULL

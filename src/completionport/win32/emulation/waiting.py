@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ...portable.scheduler import SIGNAL_SLICE
 from ..constants import STATUS_PENDING, STILL_ACTIVE, WAIT_OBJECT_0, WAIT_TIMEOUT
 from ..structures import OVERLAPPED, IoStatus
 
@@ -110,6 +111,7 @@ def wait_for(waitables: list[Waitable], everything: bool, milliseconds: int | No
     """Wait for one of them, or for all; the index that ended the wait, or ``WAIT_TIMEOUT``."""
     global _waiting
     deadline = None if milliseconds is None else time.monotonic() + milliseconds / 1000
+    is_main = threading.get_ident() == threading.main_thread().ident
     with _changed:
         while True:
             if everything and all(one.is_set() for one in waitables):
@@ -124,6 +126,8 @@ def wait_for(waitables: list[Waitable], everything: bool, milliseconds: int | No
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return WAIT_TIMEOUT
+            if is_main:
+                left = SIGNAL_SLICE if left is None else min(left, SIGNAL_SLICE)
             _waiting += 1
             try:
                 _changed.wait(left)
