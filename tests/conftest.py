@@ -76,6 +76,15 @@ def ctrl_c_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def what_stays() -> None:
+    """On Windows a process has two sockets from the first wait of its main thread to its end."""
+    if sys.platform == "win32":
+        from completionport.windows import alerts
+
+        alerts.prepare()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections() -> None:
     """Collections, of which some tests make dozens, pass over what was there before their file."""

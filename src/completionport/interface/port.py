@@ -214,7 +214,7 @@ class CompletionPort:
         one, as they do for the kernel.
 
         Windows has two: ``SIGINT`` for Ctrl-C, ``SIGBREAK`` for Ctrl-Break and for a console that
-        is closed. There the main thread comes to it within 50 ms while it waits in `get`.
+        is closed. There too a wait of the main thread in `get` ends for it at once.
 
         Raised: `RuntimeError` in another thread than the main one, `ValueError` for a number that
         is no signal, or one that Windows never sends, `OSError` for one that can't be caught

@@ -30,6 +30,7 @@ ERROR_HANDLE_EOF = 38
 ERROR_NETNAME_DELETED = 64
 ERROR_INVALID_PARAMETER = 87
 ERROR_BROKEN_PIPE = 109
+WAIT_IO_COMPLETION = 192
 ERROR_PIPE_NOT_CONNECTED = 233
 ERROR_MORE_DATA = 234
 WAIT_TIMEOUT = 258
@@ -196,6 +197,8 @@ GetQueuedCompletionStatusEx = declare(
 PostQueuedCompletionStatus = declare(
     kernel32, "PostQueuedCompletionStatus", _BOOL, HANDLE, DWORD, ctypes.c_size_t, _POINTER
 )
+ReadFileEx = declare(kernel32, "ReadFileEx", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
+SleepEx = declare(kernel32, "SleepEx", DWORD, DWORD, _BOOL)
 CloseHandle = declare(kernel32, "CloseHandle", _BOOL, HANDLE)
 CancelIoEx = declare(kernel32, "CancelIoEx", _BOOL, HANDLE, _POINTER)
 ReadFile = declare(kernel32, "ReadFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from . import api
+from . import alerts, api
 from .api import OVERLAPPED_ENTRY
 
 
@@ -52,23 +52,35 @@ class KernelPort:
         if not api.PostQueuedCompletionStatus(self.handle, transferred, key, overlapped):
             raise api.error(api.last_error())
 
-    def wait(self, harvest: Harvest, count: int, milliseconds: int) -> bool:
-        """Take up to ``count`` packets, waiting for the first one; False when the time is over."""
+    def wait(
+        self, harvest: Harvest, count: int, milliseconds: int, *, alertably: bool = False
+    ) -> bool:
+        """Take up to ``count`` packets, waiting for the first one; False when the time is over.
+
+        ``alertably``: a signal ends the wait too, and its handler has run. Main thread.
+        """
         harvest.next = 0
         harvest._count.value = 0
-        if api.GetQueuedCompletionStatusEx(
+        arguments = (
             self.handle,
             ctypes.addressof(harvest._entries),
             min(count, harvest._size),
             ctypes.addressof(harvest._count),
             milliseconds,
-            False,
-        ):
+        )
+        was_alerted = False
+        if alertably:
+            # A call that failed leaves a count that means nothing, and a handler that raises leaves
+            # it at that: so there is nothing in what it counts.
+            ctypes.memset(harvest._entries, 0, ctypes.sizeof(harvest._entries))
+            came, was_alerted = alerts.wait(api.GetQueuedCompletionStatusEx, *arguments, True)
+        else:
+            came = api.GetQueuedCompletionStatusEx(*arguments, False)
+        if came:
             return True
         code = api.last_error()
-        # A call that failed leaves no count that means anything.
         harvest._count.value = 0
-        if code == api.WAIT_TIMEOUT:
+        if was_alerted or code in (api.WAIT_TIMEOUT, api.WAIT_IO_COMPLETION):
             return False
         raise api.error(code)
 

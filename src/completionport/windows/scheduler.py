@@ -25,13 +25,11 @@ from ..portable.places import Note, Packet, PortableStrand, this_place
 from ..portable.recorder import NOT_MEASURED, Recorder
 from ..portable.requests import Request
 from ..portable.timers import PortableTimer, TimerQueue
-from . import api
+from . import alerts, api
 from .api import INFINITE
 from .flights import Flight
 from .kernel_port import Harvest, KernelPort
 
-SLICE = 50
-"""Milliseconds that the main thread waits in the kernel at a time: signals are handled between."""
 LONGEST_WAIT = 1 << 30
 """Milliseconds; longer waits are cut in pieces."""
 PATIENCE = 1.0
@@ -178,7 +176,7 @@ class KernelScheduler:
         place = this_place()
         came_back = place.let_go(self)
         me = threading.get_ident()
-        is_main = me == threading.main_thread().ident
+        is_main = alerts.is_main_thread()
         deadline = None if timeout is None else time.monotonic() + timeout
         harvest = Harvest(min(max_count, AT_ONCE))
         packets: list[Packet] = []
@@ -196,16 +194,18 @@ class KernelScheduler:
             while not packets:
                 with self._lock:
                     until_ns = self._keep_time(me)
-                milliseconds = INFINITE
+                milliseconds = wait = INFINITE
                 if deadline is not None:
                     left = math.ceil(max(deadline - time.monotonic(), 0.0) * 1000)
-                    milliseconds = min(left, LONGEST_WAIT)
-                wait = min(milliseconds, SLICE) if is_main else milliseconds
+                    milliseconds = wait = min(left, LONGEST_WAIT)
                 if until_ns is not None:
                     wait = min(wait, _milliseconds_until(until_ns))
                 while self._late and self._hand(*self._late.popleft()):
                     pass
-                came = self.kernel.wait(harvest, max_count, wait)
+                # What is there costs no preparation for signals.
+                came = self.kernel.wait(harvest, max_count, 0 if is_main else wait)
+                if is_main and wait and not came:
+                    came = self.kernel.wait(harvest, max_count, wait, alertably=True)
                 if self._closed:
                     raise PortClosed(WHILE_WAITING)
                 if came:

@@ -1,11 +1,4 @@
-"""Windows' own functions, through ctypes.
-
-The kernel writes to an OVERLAPPED and to buffers until an operation has completed, and gives
-their addresses back in packets. So both are kept in a table from the call until the packet was
-taken; where none will come, until it is known that the operation has completed. A completion key
-is the number of an entry in another table, which has the program's key; 0 stands for what was
-posted.
-"""
+"""Windows' own functions, through ctypes."""
 
 # The relative imports stand behind the assertion, for type checkers on other systems.
 # ruff: noqa: E402
@@ -15,29 +8,26 @@ import ctypes
 import socket
 import sys
 import threading
-import weakref
 from collections.abc import Callable
-from ctypes import byref, c_char, c_int, c_size_t, c_void_p, sizeof
-from ctypes.wintypes import DWORD, ULONG
+from ctypes import byref, c_int, c_void_p, sizeof
+from ctypes.wintypes import DWORD
 from ctypes.wintypes import HANDLE as HANDLE_VALUE
-from typing import Any, TypeAlias
+from typing import Any
 
 assert sys.platform == "win32"
 
 from ...interface.error_codes import codes_of
+from ...windows import alerts
 from ...windows.api import (
     DUPLICATE_SAME_ACCESS,
     GUID,
-    OVERLAPPED_ENTRY,
     SIO_GET_EXTENSION_FUNCTION_POINTER,
-    WSABUF,
     CancelIoEx,
     CloseHandle,
     CreateFile,
     CreateIoCompletionPort,
     DuplicateHandle,
     GetCurrentProcess,
-    GetQueuedCompletionStatusEx,
     PostQueuedCompletionStatus,
     ReadFile,
     WriteFile,
@@ -48,18 +38,14 @@ from ...windows.api import (
     WSASendTo,
     last_error,
 )
-from ...windows.api import OVERLAPPED as OverlappedStructure
 from ..constants import (
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,
     ERROR_IO_INCOMPLETE,
-    ERROR_IO_PENDING,
     ERROR_NOT_FOUND,
-    FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
     SO_UPDATE_ACCEPT_CONTEXT,
     SOCKET_ERROR,
     STATUS_PENDING,
-    STILL_ACTIVE,
     WAIT_FAILED,
     WSAEINVAL,
     WSAENOTSOCK,
@@ -74,7 +60,6 @@ from .api import (
     NO_SOCKET,
     POSTED,
     SOCKET_VALUE,
-    STATUS_UNSUCCESSFUL,
     SystemInfoStructure,
     TransmitBuffersStructure,
     accept_ex,
@@ -82,7 +67,6 @@ from .api import (
     create_event,
     get_accept_addresses,
     get_result,
-    get_status,
     get_system_info,
     reset_event,
     set_event,
@@ -90,216 +74,36 @@ from .api import (
     set_option,
     this_thread,
     transmit_file,
-    wait_for,
     wsa_cleanup,
     wsa_get_result,
     wsa_socket,
     wsa_startup,
 )
-
-
-class Port:
-    """A completion port."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-        # What was posted and not taken yet. Each step on it is atomic.
-        self.posted: dict[int, tuple[Any, Any]] = {}
-
-    def __repr__(self) -> str:
-        return f"port {self.value:#x}"
-
-
-class Waitable:
-    """An event or a thread."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-        self.exit_code = STILL_ACTIVE  # of a thread; written by it before it ends
-
-    def __repr__(self) -> str:
-        return f"waitable {self.value:#x}"
-
-
-class File:
-    """What is known of a socket or of a file's handle."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-        self.number = 0  # its completion key, 0 before it was associated; set once
-        self.key: Any = None
-        self.modes = 0
-        self.closed = False
-        # Operations whose packet has not been taken, by address. Each step on it is atomic.
-        self.under_way: dict[int, Io] = {}
-
-    def __repr__(self) -> str:
-        return f"file {self.value:#x}"
-
-
-class Io:
-    """One operation: its structure and whatever else the kernel may write to."""
-
-    def __init__(self, file: File, overlapped: OVERLAPPED, memory: list[Any]) -> None:
-        self.file = file
-        self.overlapped: OVERLAPPED | None = overlapped  # until its packet was taken
-        self.memory: list[Any] | None = memory
-        self.structure = OverlappedStructure(
-            STATUS_PENDING, 0, overlapped.Offset, overlapped.OffsetHigh, event_of(overlapped)
-        )
-        self.address = ctypes.addressof(self.structure)
-
-    @property
-    def status(self) -> int:
-        return int(self.structure.Internal) & 0xFFFFFFFF
-
-    @property
-    def count(self) -> int:
-        return int(self.structure.InternalHigh)
-
-
-_lock = threading.Lock()  # guards the numbers, and who uses an OVERLAPPED
-_last_number = 0
-_files: dict[int, File] = {}  # by completion key; each step on it is atomic
-# Every operation from its call to `settle`, by address: whoever lets go of its OVERLAPPED, its file
-# or its port, the memory that the kernel may write to stays. Each step on it is atomic.
-_kept: dict[int, Io] = {}
-_loose: dict[int, Io] = {}  # those that were started on a file without a port
-_sockets: weakref.WeakKeyDictionary[socket.socket, File] = weakref.WeakKeyDictionary()
-_sockets_lock = threading.RLock()  # guards it; again by finalizers
-
-
-def new_number() -> int:
-    """A number that nothing else has."""
-    global _last_number
-    with _lock:
-        _last_number += 1
-        return _last_number
-
-
-def event_of(overlapped: OVERLAPPED) -> int | None:
-    """The event's number for the structure."""
-    event = overlapped.hEvent
-    if event is None or not isinstance(event._object, Waitable):
-        return None
-    return event._object.value
-
-
-def memory_of(view: memoryview, memory: list[Any]) -> int:
-    """The address of the view's bytes, which ``memory`` keeps."""
-    if not view.nbytes:
-        return 0
-    if view.readonly:
-        whole = view.obj
-        data = whole if isinstance(whole, bytes) and len(whole) == view.nbytes else bytes(view)
-        pointer = ctypes.c_char_p(data)
-        memory.append(pointer)
-        return ctypes.cast(pointer, c_void_p).value or 0
-    array = (c_char * view.nbytes).from_buffer(view)
-    memory.append(array)
-    return ctypes.addressof(array)
-
-
-def buffers_of(views: list[memoryview], memory: list[Any]) -> Any:
-    """An array of WSABUF."""
-    array = (WSABUF * len(views))()
-    for entry, view in zip(array, views, strict=True):
-        entry.len = view.nbytes
-        entry.buf = memory_of(view, memory)
-    memory.append(array)
-    return array
-
-
-def file_of_socket(sock: socket.socket) -> File | None:
-    """What is known of a socket; None for a closed one."""
-    with _sockets_lock:
-        file = _sockets.get(sock)
-        if file is None:
-            if sock.fileno() < 0:
-                return None
-            file = File(sock.fileno())
-            _sockets[sock] = file
-            weakref.finalize(sock, forget, file).atexit = False
-        return None if file.closed else file
-
-
-def file_of(file: HANDLE | socket.socket) -> File | None:
-    """What is known of a file; None for a handle of another kind, or a closed one."""
-    if isinstance(file, socket.socket):
-        return file_of_socket(file)
-    found = file._object
-    return found if isinstance(found, File) and not found.closed else None
-
-
-def forget(file: File) -> None:
-    """The file is closed; its key goes when its last packet was taken."""
-    file.closed = True
-    if not file.under_way:
-        _files.pop(file.number, None)
-    # No packet comes for an operation of a file without a port. Those of this one may take a moment
-    # to be aborted, so each file that is closed sees to the ones before it.
-    for io in list(_loose.values()):
-        if io.file.closed and not io.file.number and io.status != STATUS_PENDING:
-            settle(io)
-
-
-def settle(io: Io) -> None:
-    """The operation has completed and no packet will come, or it was taken."""
-    io.memory = io.overlapped = None
-    file = io.file
-    _kept.pop(io.address, None)
-    _loose.pop(io.address, None)
-    file.under_way.pop(io.address, None)
-    if file.closed and not file.under_way:
-        _files.pop(file.number, None)
-
-
-Call: TypeAlias = Callable[[int, Any, int], int]
-"""Starts an operation: the file's value, where the bytes are counted, the structure's address."""
-
-
-def on_socket(
-    sock: socket.socket, overlapped: OVERLAPPED, memory: list[Any], call: Call
-) -> Started:
-    """Make the call that starts an operation of a socket."""
-    file = file_of_socket(sock)
-    return Started(WSAENOTSOCK) if file is None else start(file, overlapped, memory, call)
-
-
-def start(file: File, overlapped: OVERLAPPED, memory: list[Any], call: Call) -> Started:
-    """Make the call that starts an operation; it returns 0 or an error code."""
-    with _lock:
-        if overlapped.Internal == STATUS_PENDING:
-            return Started(ERROR_INVALID_PARAMETER)
-        before = overlapped._io
-        io = overlapped._io = Io(file, overlapped, memory)
-    if before is not None and isinstance(before, Io) and not before.file.number:
-        settle(before)
-    file.under_way[io.address] = _kept[io.address] = io
-    if not file.number:
-        _loose[io.address] = io
-    count = DWORD()
-    code = call(file.value, byref(count), io.address)
-    if code == ERROR_IO_PENDING:
-        return Started(code)
-    if code:
-        if io.status == STATUS_PENDING:
-            io.structure.Internal = STATUS_UNSUCCESSFUL
-        settle(io)
-        return Started(code)
-    if not file.number or file.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
-        settle(io)
-    return Started(0, count.value)
+from .objects import (
+    File,
+    Io,
+    Port,
+    Waitable,
+    buffers_of,
+    code_unless,
+    detach,
+    file_of,
+    file_of_socket,
+    forget,
+    memory_of,
+    new_number,
+    on_socket,
+    set_key,
+    settle,
+    start,
+    unset_key,
+)
+from .waits import take, wait_for_objects, wait_for_result
 
 
 def size_of_name(name: SOCKADDR) -> int:
     """Bytes of the address in it."""
     return 28 if name.sa_family == socket.AF_INET6 else 16
-
-
-def code_unless(done: int) -> int:
-    """0 for what has gone well, else the last error."""
-    return 0 if done else last_error()
 
 
 class WindowsSystem:
@@ -324,14 +128,12 @@ class WindowsSystem:
         if found.number:
             # Its key is in use: Windows would answer the same.
             return ERROR_INVALID_PARAMETER
-        number = new_number()
+        number, before = new_number(), found.key
         # Before the call: a packet may come right behind it.
-        _files[number] = found
-        found.key, before = key, found.key
+        set_key(found, number, key)
         if not CreateIoCompletionPort(found.value, target.value, number, 0):
             code = last_error()
-            found.key = before
-            del _files[number]
+            unset_key(found, number, before)
             return code
         found.number = number
         return 0
@@ -342,40 +144,7 @@ class WindowsSystem:
         source = port._object
         if not isinstance(source, Port):
             return ERROR_INVALID_HANDLE, []
-        if count == 1 and not alertable:
-            size, key, address = DWORD(), c_size_t(), c_void_p()
-            done = get_status(source.value, byref(size), byref(key), byref(address), milliseconds)
-            code = 0 if done else last_error()
-            if not address.value:
-                return code, []
-            return 0, [self._taken(source, size.value, key.value, address.value, code)]
-        # More than this at once makes nothing faster, and takes memory.
-        entries = (OVERLAPPED_ENTRY * min(count, 1024))()
-        found = ULONG()
-        if not GetQueuedCompletionStatusEx(
-            source.value, entries, len(entries), byref(found), milliseconds, alertable
-        ):
-            return last_error(), []
-        return 0, [
-            self._taken(
-                source,
-                entry.dwNumberOfBytesTransferred,
-                entry.lpCompletionKey,
-                entry.lpOverlapped,
-                None,
-            )
-            for entry in entries[: found.value]
-        ]
-
-    def _taken(self, port: Port, count: int, number: int, address: int, code: int | None) -> Taken:
-        if number == POSTED:
-            key, overlapped = port.posted.pop(address)
-            return Taken(count, key, overlapped, 0, 0)
-        file = _files[number]
-        io = file.under_way[address]
-        status, overlapped = io.status, io.overlapped
-        settle(io)
-        return Taken(count, file.key, overlapped, status, 0 if code is None else code)
+        return take(source, count, milliseconds, alertable)
 
     def post(self, port: HANDLE, count: int, key: Any, overlapped: Any) -> int:
         target = port._object
@@ -422,6 +191,9 @@ class WindowsSystem:
             return (ERROR_INVALID_HANDLE if wait else ERROR_IO_INCOMPLETE), 0
         value = io.file.value if found is None else found.value
         count, flags = DWORD(), DWORD()
+        if wait and alerts.is_main_thread():
+            wait_for_result(value, io.address)
+            wait = False
         if winsock:
             done = wsa_get_result(value, io.address, byref(count), wait, byref(flags))
         else:
@@ -471,8 +243,7 @@ class WindowsSystem:
         file = file_of_socket(sock)
         if file is None:
             return WSAENOTSOCK
-        with _sockets_lock:
-            value = socket.socket.detach(sock)
+        value = detach(sock)
         if value < 0:
             return WSAENOTSOCK
         code = 0 if close_socket(value) == 0 else last_error()
@@ -756,7 +527,7 @@ class WindowsSystem:
                 return ERROR_INVALID_HANDLE, WAIT_FAILED
             values.append(handle._object.value)
         array = (HANDLE_VALUE * len(values))(*values)
-        answer = wait_for(len(values), array, everything, milliseconds)
+        answer = wait_for_objects(array, everything, milliseconds)
         return (last_error() if answer == WAIT_FAILED else 0), answer
 
     def system_info(self) -> SYSTEM_INFO:

@@ -61,19 +61,17 @@ class SystemInfoStructure(Structure):
 
 get_status = declare(
     kernel32,
-    "GetQueuedCompletionStatus",
-    BOOL,
-    HANDLE_VALUE,
-    POINTER(DWORD),
-    POINTER(c_size_t),
-    POINTER(c_void_p),
-    DWORD,
+    *("GetQueuedCompletionStatus", BOOL, HANDLE_VALUE, c_void_p, c_void_p, c_void_p, DWORD),
 )
 set_notification_modes = declare(
     kernel32, "SetFileCompletionNotificationModes", BOOL, HANDLE_VALUE, ctypes.c_ubyte
 )
 get_result = declare(
     kernel32, "GetOverlappedResult", BOOL, HANDLE_VALUE, c_void_p, POINTER(DWORD), BOOL
+)
+get_result_alertably = declare(
+    kernel32,
+    *("GetOverlappedResultEx", BOOL, HANDLE_VALUE, c_void_p, c_void_p, DWORD, BOOL),
 )
 wsa_get_result = declare(
     ws2_32,
@@ -90,8 +88,9 @@ create_event = declare(
 )
 set_event = declare(kernel32, "SetEvent", BOOL, HANDLE_VALUE)
 reset_event = declare(kernel32, "ResetEvent", BOOL, HANDLE_VALUE)
-wait_for = declare(
-    kernel32, "WaitForMultipleObjects", DWORD, DWORD, POINTER(HANDLE_VALUE), BOOL, DWORD
+wait_for_alertably = declare(
+    kernel32,
+    *("WaitForMultipleObjectsEx", DWORD, DWORD, POINTER(HANDLE_VALUE), BOOL, DWORD, BOOL),
 )
 this_thread = declare(kernel32, "GetCurrentThread", HANDLE_VALUE)
 get_system_info = declare(kernel32, "GetSystemInfo", None, POINTER(SystemInfoStructure))
