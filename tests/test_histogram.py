@@ -13,7 +13,7 @@ import pytest
 
 from completionport import Handler, Histogram, Server, Strand
 from completionport.interface.histogram import STEPS, upper_limit_ns
-from completionport.portable.recorder import Recorder, bucket
+from completionport.portable.scheduling.recorder import Recorder, bucket
 from support import (
     LONG,
     Background,

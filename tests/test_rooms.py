@@ -25,16 +25,12 @@ LEVELS = [
     ["interface"],
 ]
 """From the top downwards; those of one level know nothing of each other."""
-NATIVE_LEVELS = [
-    ["server"],
-    ["port"],
-    ["engines"],
-    ["pool"],
-    ["channels"],
-    ["scheduling"],
-    ["primitives"],
-]
-"""The same within `native`."""
+INSIDE = ["server", "port", "engines", "pool", "channels", "scheduling"]
+"""The rooms of the compiled part and of the part in Python, from the top downwards."""
+LEVELS_INSIDE = {
+    "native": [[room] for room in (*INSIDE, "primitives")],
+    "portable": [[room] for room in INSIDE],
+}
 ROOMS = [room for level in LEVELS for room in level]
 KINDS = (".py", ".pyi", ".pyx", ".pxd")
 CYTHON = re.compile(r"^\s*from (\.+)([\w.]*) (c?)import (\([^)]*\)|[^\n#]*)", re.MULTILINE)
@@ -114,16 +110,18 @@ def check(levels: list[list[str]], folder: Path) -> None:
 def test_each_file_and_folder_has_its_place():
     rooms = {place(path)[0] for path in sources()}
     assert rooms == set(ROOMS)
-    rooms = {place(path)[1] for path in sources(PACKAGE / "native")} - {"__init__"}
-    assert rooms == {room for level in NATIVE_LEVELS for room in level}
+    for folder, levels in LEVELS_INSIDE.items():
+        rooms = {place(path)[1] for path in sources(PACKAGE / folder)} - {"__init__"}
+        assert rooms == {room for level in levels for room in level}
 
 
 def test_a_room_imports_only_from_rooms_below_it():
     check(LEVELS, PACKAGE)
 
 
-def test_a_room_of_the_compiled_part_imports_only_from_rooms_below_it():
-    check(NATIVE_LEVELS, PACKAGE / "native")
+@pytest.mark.parametrize("folder", LEVELS_INSIDE)
+def test_a_room_inside_a_room_imports_only_from_those_below_it(folder):
+    check(LEVELS_INSIDE[folder], PACKAGE / folder)
 
 
 def test_no_files_import_each_other_in_a_circle():

@@ -28,7 +28,7 @@ else:
         from .native.port.overlapped import Overlapped
     except ImportError:
         from .interface.port import Completion  # noqa: F401
-        from .portable.overlapped import Overlapped
+        from .portable.port.overlapped import Overlapped
 
 ENGINES = ("iocp", "io_uring", "epoll", "selectors")
 """All engines, the preferred one first."""
@@ -93,7 +93,7 @@ def port_class(engine: str | None) -> type[CompletionPort]:
         if not report.usable:
             raise EngineUnavailable(wanted, report.reason, report.remedy)
     if wanted == "selectors":
-        from .portable.selectors_port import SelectorsPort
+        from .portable.port.selectors_port import SelectorsPort
 
         return SelectorsPort
     if wanted == "iocp":
@@ -111,7 +111,7 @@ def stream_core(port: CompletionPort) -> Callable[..., Core]:
         from .native.server.server_core import ServerCore
 
         return ServerCore
-    from .portable.connections import ServerCore as PortableCore
+    from .portable.server.connections import ServerCore as PortableCore
 
     return PortableCore
 
@@ -122,7 +122,7 @@ def datagram_core(port: CompletionPort) -> Callable[..., Core]:
         from .native.server.datagram_core import DatagramCore
 
         return DatagramCore
-    from .portable.datagram_core import DatagramCore as PortableCore
+    from .portable.server.datagram_core import DatagramCore as PortableCore
 
     return PortableCore
 

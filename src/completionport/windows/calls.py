@@ -17,7 +17,7 @@ from typing import Any
 
 from ..interface.errors import CANCELLED, system_error
 from ..interface.operation import Operation
-from ..portable.requests import READING, Request
+from ..portable.channels.requests import READING, Request
 from ..shared import addresses
 from . import api, changes, pipes, pool_calls
 from .channel_state import ChannelState

@@ -14,7 +14,7 @@ from functools import partial
 from ..interface.errors import CANCELLED, HandleClosed
 from ..interface.handle import Overlapped
 from ..interface.operation import Operation
-from ..portable.requests import READING, Request
+from ..portable.channels.requests import READING, Request
 from ..shared import association
 from . import api, calls
 from .channel_state import ChannelState

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from ..portable.chores import Chores
-from ..portable.offload import Offload
-from ..portable.requests import Request
+from ..portable.channels.chores import Chores
+from ..portable.channels.requests import Request
+from ..portable.pool.offload import Offload
 from . import api
 from .files import Resolved
 from .scheduler import KernelScheduler

@@ -11,7 +11,7 @@ import ctypes
 import socket
 from typing import Any, Protocol
 
-from ..portable.requests import Request
+from ..portable.channels.requests import Request
 from .api import OVERLAPPED, WSABUF
 
 _SIMPLE = 0

@@ -7,7 +7,7 @@ import errno
 from ..interface.errors import system_error
 from ..interface.handle import Overlapped
 from ..interface.operation import Operation
-from ..portable.handle import PortableHandle
+from ..portable.port.handle import PortableHandle
 from ..shared.arguments import check_count
 from ..watches.changes import LEAST_SIZE, MOST_SIZE, NO_DIRECTORY
 from .changes import Changes

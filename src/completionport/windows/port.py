@@ -9,10 +9,10 @@ from typing import Any
 from ..interface.errors import PORT_WAS_CLOSED, AlreadyAssociated
 from ..interface.handle import Handle
 from ..interface.port import CompletionPort, Strand
-from ..portable.core import Channel, Core
-from ..portable.handle import PortableHandle
-from ..portable.places import PortableStrand
-from ..portable.port import PortablePort
+from ..portable.port.core import Channel, Core
+from ..portable.port.handle import PortableHandle
+from ..portable.port.port import PortablePort
+from ..portable.scheduling.places import PortableStrand
 from ..shared import association
 from ..watches.processes import is_process, watch_process
 from . import api

@@ -20,11 +20,11 @@ from collections import deque
 from typing import Any
 
 from ..interface.errors import WHILE_WAITING, PortClosed
-from ..portable.packets import look
-from ..portable.places import Note, Packet, PortableStrand, this_place
-from ..portable.recorder import NOT_MEASURED, Recorder
-from ..portable.requests import Request
-from ..portable.timers import PortableTimer, TimerQueue
+from ..portable.channels.requests import Request
+from ..portable.scheduling.packets import look
+from ..portable.scheduling.places import Note, Packet, PortableStrand, this_place
+from ..portable.scheduling.recorder import NOT_MEASURED, Recorder
+from ..portable.scheduling.timers import PortableTimer, TimerQueue
 from . import alerts, api
 from .api import INFINITE
 from .flights import Flight
@@ -44,7 +44,7 @@ OWN = (1 << 64) - 1
 
 
 class KernelScheduler:
-    """Offers what `portable.scheduler.Scheduler` does."""
+    """Offers what `portable.scheduling.scheduler.Scheduler` does."""
 
     forked = False  # Windows has no fork
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..interface.errors import CANCELLED, HandleClosed
 from ..interface.handle import Overlapped
-from ..portable.chores import Chores
-from ..portable.requests import Request
+from ..portable.channels.chores import Chores
+from ..portable.channels.requests import Request
 from . import api
 from .flights import Flight
 from .scheduler import KernelScheduler

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ...portable.scheduler import SIGNAL_SLICE
+from ...portable.scheduling.scheduler import SIGNAL_SLICE
 from ..constants import STATUS_PENDING, STILL_ACTIVE, WAIT_OBJECT_0, WAIT_TIMEOUT
 from ..structures import OVERLAPPED, IoStatus
 

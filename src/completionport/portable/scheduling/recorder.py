@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..interface.histogram import STEPS, Histogram
+from ...interface.histogram import STEPS, Histogram
 
 STEP_BITS = STEPS.bit_length() - 1
 NOT_MEASURED = -1

@@ -7,18 +7,18 @@ import operator
 import socket
 from typing import Any
 
-from ..interface.error_codes import add_codes
-from ..interface.errors import HandleClosed, PortClosed, system_error
-from ..interface.handle import Handle, Meaning, Overlapped, check_overlapped
-from ..interface.operation import Operation
-from ..interface.port import CompletionPort
-from ..shared import addresses
-from ..shared.arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
-from ..watches.changes import read_changes
+from ...interface.error_codes import add_codes
+from ...interface.errors import HandleClosed, PortClosed, system_error
+from ...interface.handle import Handle, Meaning, Overlapped, check_overlapped
+from ...interface.operation import Operation
+from ...interface.port import CompletionPort
+from ...shared import addresses
+from ...shared.arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
+from ...watches.changes import read_changes
+from ..channels.messages import prepared
+from ..channels.requests import LARGEST_OFFSET, Request
+from ..scheduling.places import PortableStrand
 from .core import Channel, Core
-from .messages import prepared
-from .places import PortableStrand
-from .requests import LARGEST_OFFSET, Request
 
 FILE_OPERATIONS = (Operation.FSYNC, Operation.ALLOCATE, Operation.STAT)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import weakref
 from typing import Any, Protocol
 
-from ..interface.errors import PORT_WAS_CLOSED
-from ..interface.handle import Handle, Overlapped
-from ..interface.port import CompletionPort
-from .file_channel import SideBySide, executes_for
-from .offload import Offload
-from .places import PortableStrand
-from .requests import Request
-from .scheduler import Scheduler
+from ...interface.errors import PORT_WAS_CLOSED
+from ...interface.handle import Handle, Overlapped
+from ...interface.port import CompletionPort
+from ..channels.requests import Request
+from ..pool.file_channel import SideBySide, executes_for
+from ..pool.offload import Offload
+from ..scheduling.places import PortableStrand
+from ..scheduling.scheduler import Scheduler
 
 
 class Channel(Protocol):

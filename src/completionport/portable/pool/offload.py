@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from ..shared.workers import default_concurrency
+from ...shared.workers import default_concurrency
 
 if sys.platform == "linux":
     from resource import RUSAGE_THREAD, getrusage

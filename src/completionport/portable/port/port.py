@@ -13,11 +13,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from ..interface.handle import Handle, HasFileno, Overlapped
-from ..interface.operation import Operation
-from ..interface.port import Completion, CompletionPort, SignalWatch, Strand, check_strand
-from ..interface.timer import Timer
-from ..shared.arguments import (
+from ...interface.handle import Handle, HasFileno, Overlapped
+from ...interface.operation import Operation
+from ...interface.port import Completion, CompletionPort, SignalWatch, Strand, check_strand
+from ...interface.timer import Timer
+from ...shared.arguments import (
     LARGEST_DESCRIPTOR,
     LARGEST_POOL,
     check_callable,
@@ -29,14 +29,14 @@ from ..shared.arguments import (
     check_when,
     path_bytes,
 )
-from ..shared.workers import default_concurrency
-from ..watches.processes import is_process, watch_process
-from ..watches.signals import watch_signal
+from ...shared.workers import default_concurrency
+from ...watches.processes import is_process, watch_process
+from ...watches.signals import watch_signal
+from ..channels.requests import Post
+from ..scheduling.places import Blocking, PortableStrand
+from ..scheduling.timers import PortableTimer
 from .core import Core
 from .errands import new_request, start
-from .places import Blocking, PortableStrand
-from .requests import Post
-from .timers import PortableTimer
 
 
 class PortablePort(CompletionPort):

@@ -12,16 +12,23 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..interface.errors import CANCELLED, HandleClosed, PortClosed, system_error
-from ..interface.operation import Operation
-from .chores import Chores
+from ...interface.errors import CANCELLED, HandleClosed, PortClosed, system_error
+from ...interface.operation import Operation
+from ..channels.chores import Chores
+from ..channels.precedence import (
+    CHANGES,
+    Spans,
+    hides,
+    is_in_turn,
+    may_cover_all,
+    waits_for_nothing,
+)
+from ..channels.requests import Request
 from .file_calls import CALLS
 from .offload import Offload
-from .precedence import CHANGES, Spans, hides, is_in_turn, may_cover_all, waits_for_nothing
-from .requests import Request
 
 if TYPE_CHECKING:
-    from ..interface.handle import Overlapped
+    from ...interface.handle import Overlapped
 
 
 def unaligned(error: BaseException) -> BaseException:

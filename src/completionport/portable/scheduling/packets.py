@@ -13,7 +13,6 @@ from typing import Any
 
 from .places import Packet, PortableStrand
 from .recorder import Recorder
-from .requests import Request
 
 
 class PacketQueue:
@@ -117,7 +116,7 @@ class PacketQueue:
         packets = [*look(self._passed_over), *look(self.ready), *look(self._incoming)]
         for strand in list(self._back):
             packets += look(strand.line)
-        operations = sum(isinstance(packet, Request) for packet in packets)
+        operations = sum(packet.is_operation for packet in packets)
         return {
             "queued": len(packets),
             "posted": self._posts + len(packets) - operations,
@@ -127,7 +126,7 @@ class PacketQueue:
         }
 
     def _count(self, packets: list[Packet], sign: int) -> None:
-        operations = sum(isinstance(packet, Request) for packet in packets)
+        operations = sum(packet.is_operation for packet in packets)
         self._operations += sign * operations
         self._posts += sign * (len(packets) - operations)
 

@@ -7,9 +7,9 @@ import mmap
 import os
 from collections.abc import Callable
 
-from ..interface.errors import system_error
-from ..interface.operation import Operation
-from .requests import LARGEST_VECTOR, Request
+from ...interface.errors import system_error
+from ...interface.operation import Operation
+from ..channels.requests import LARGEST_VECTOR, Request
 
 
 def _read(descriptor: int, request: Request) -> None:

@@ -7,11 +7,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ..interface.errors import PortClosed
-from ..interface.port import Completion
+from ...interface.errors import PortClosed
+from ...interface.port import Completion
 
 if TYPE_CHECKING:
-    from ..interface.port import CompletionPort
+    from ...interface.port import CompletionPort
 
 logger = logging.getLogger("completionport")
 

@@ -19,22 +19,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..interface.error_codes import add_codes
-from ..interface.errors import (
+from ...interface.error_codes import add_codes
+from ...interface.errors import (
     ConnectionClosed,
     HandleClosed,
     OperationAborted,
     PortClosed,
 )
-from ..interface.handle import Overlapped
-from ..interface.port import Completion
-from ..servers.stream_server import Connection, Handler
+from ...interface.handle import Overlapped
+from ...interface.port import Completion
+from ...servers.stream_server import Connection, Handler
 from .worker import WorkingCore, logger
 
 if TYPE_CHECKING:
-    from ..interface.handle import Handle
-    from ..interface.port import CompletionPort
-    from ..servers.stream_server import Server
+    from ...interface.handle import Handle
+    from ...interface.port import CompletionPort
+    from ...servers.stream_server import Server
 
 SENT_AT_ONCE = 1 << 18
 """About so many bytes go into one send operation, so that the queue is seen to shrink."""

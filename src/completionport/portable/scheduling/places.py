@@ -12,15 +12,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
-from ..interface.port import Completion, CompletionPort, Strand
+from ...interface.port import Completion, CompletionPort, Strand
 from .recorder import NOT_MEASURED
 
 
 class Packet(Protocol):
     """What threads take: a complete operation, or what was posted."""
 
+    is_operation: ClassVar[bool]
+    """A complete operation; else what was posted."""
     since: int
     """When it came into the packet queue."""
 

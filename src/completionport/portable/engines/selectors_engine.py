@@ -18,17 +18,17 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..interface.errors import CANCELLED, HandleClosed
-from ..interface.operation import Operation
-from ..shared import association
+from ...interface.errors import CANCELLED, HandleClosed
+from ...interface.operation import Operation
+from ...shared import association
+from ..channels.chores import Chores
+from ..channels.requests import READING, Request
+from ..pool.file_channel import SideBySide
+from ..pool.offload import Offload
 from .attempts import attempt
-from .chores import Chores
-from .file_channel import SideBySide
-from .offload import Offload
-from .requests import READING, Request
 
 if TYPE_CHECKING:
-    from ..interface.handle import Overlapped
+    from ...interface.handle import Overlapped
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE

@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from typing import Any, Protocol
 
-from ..interface.errors import WHILE_WAITING, PortClosed, PortForked
+from ...interface.errors import WHILE_WAITING, PortClosed, PortForked
 from .packets import PacketQueue, look
 from .places import Note, Packet, this_place
 from .recorder import NOT_MEASURED, Recorder

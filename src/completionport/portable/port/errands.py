@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..interface.handle import Overlapped, check_overlapped
-from ..interface.operation import Operation
-from .file_channel import SideBySide
-from .places import PortableStrand
-from .requests import Request
+from ...interface.handle import Overlapped, check_overlapped
+from ...interface.operation import Operation
+from ..channels.requests import Request
+from ..pool.file_channel import SideBySide
+from ..scheduling.places import PortableStrand
 
 
 class Errand:

@@ -6,16 +6,16 @@ import errno
 import socket
 from typing import TYPE_CHECKING, Any
 
-from ..interface.errors import ConnectionClosed, HandleClosed, OperationAborted, PortClosed
-from ..interface.handle import Overlapped
-from ..interface.port import Completion
-from ..servers.datagram_server import DatagramHandler, Endpoint
+from ...interface.errors import ConnectionClosed, HandleClosed, OperationAborted, PortClosed
+from ...interface.handle import Overlapped
+from ...interface.port import Completion
+from ...servers.datagram_server import DatagramHandler, Endpoint
 from .worker import WorkingCore, logger
 
 if TYPE_CHECKING:
-    from ..interface.handle import Handle
-    from ..interface.port import CompletionPort
-    from ..servers.datagram_server import DatagramServer
+    from ...interface.handle import Handle
+    from ...interface.port import CompletionPort
+    from ...servers.datagram_server import DatagramServer
 
 OUTSTANDING = 16
 """Receives under way: so many workers can be at a datagram each while the next one is received."""

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from ..interface.errors import system_error
-from ..interface.operation import Operation
-from .messages import CLOSE_ON_EXEC, Items, descriptors_in
-from .requests import LARGEST_VECTOR, Request
+from ...interface.errors import system_error
+from ...interface.operation import Operation
+from ..channels.messages import CLOSE_ON_EXEC, Items, descriptors_in
+from ..channels.requests import LARGEST_VECTOR, Request
 
 Result = TypeVar("Result")
 

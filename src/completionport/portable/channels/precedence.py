@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from ..interface.operation import Operation
+from ...interface.operation import Operation
 from .requests import Request
 
 CHANGES = (Operation.WRITE, Operation.ALLOCATE)

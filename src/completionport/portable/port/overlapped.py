@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from ..interface.errors import OperationPending
-from ..interface.handle import Handle
-from ..interface.handle import Overlapped as PublicOverlapped
-from ..interface.operation import Operation
+from ...interface.errors import OperationPending
+from ...interface.handle import Handle
+from ...interface.handle import Overlapped as PublicOverlapped
+from ...interface.operation import Operation
 
 
 class Overlapped(PublicOverlapped):

@@ -10,8 +10,8 @@ import socket
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from ..interface.errors import system_error
-from ..shared.arguments import LARGEST_ANCILLARY
+from ...interface.errors import system_error
+from ...shared.arguments import LARGEST_ANCILLARY
 
 Items: TypeAlias = "list[tuple[int, int, bytes]]"
 

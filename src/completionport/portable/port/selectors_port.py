@@ -6,17 +6,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..interface.errors import PORT_WAS_CLOSED
-from ..interface.handle import Handle
-from ..interface.port import CompletionPort
-from ..shared import association
+from ...interface.errors import PORT_WAS_CLOSED
+from ...interface.handle import Handle
+from ...interface.port import CompletionPort
+from ...shared import association
+from ..channels.requests import Request
+from ..engines.selectors_engine import SelectorsChannel, SelectorsEngine
+from ..scheduling.places import PortableStrand
+from ..scheduling.scheduler import Scheduler
 from .core import Core
 from .handle import PortableHandle
-from .places import PortableStrand
 from .port import PortablePort
-from .requests import Request
-from .scheduler import Scheduler
-from .selectors_engine import SelectorsChannel, SelectorsEngine
 
 
 class SelectorsCore(Core):

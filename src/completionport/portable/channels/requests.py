@@ -6,17 +6,17 @@ import errno
 import operator
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from ..interface.error_codes import add_codes
-from ..interface.errors import PORT_WAS_CLOSED, OperationAborted, system_error
-from ..interface.handle import Meaning, Overlapped
-from ..interface.operation import Operation
-from ..interface.port import Completion
-from ..shared.sources import open_source
+from ...interface.error_codes import add_codes
+from ...interface.errors import PORT_WAS_CLOSED, OperationAborted, system_error
+from ...interface.handle import Meaning, Overlapped
+from ...interface.operation import Operation
+from ...interface.port import Completion
+from ...shared.sources import open_source
+from ..scheduling.places import PortableStrand
+from ..scheduling.recorder import NOT_MEASURED
 from .messages import Items, close_descriptors
-from .places import PortableStrand
-from .recorder import NOT_MEASURED
 
 LARGEST_SIZE = 2**31 - 1
 LARGEST_OFFSET = 2**63 - 1
@@ -54,6 +54,8 @@ class Request:
     lock), then, once it is complete, to whoever takes it out of the packet queue. It holds the
     buffers, the handle and the Overlapped until then.
     """
+
+    is_operation: ClassVar[bool] = True
 
     __slots__ = (
         "address",
@@ -309,6 +311,8 @@ class Request:
 
 class Post:
     """A packet that was posted."""
+
+    is_operation: ClassVar[bool] = False
 
     __slots__ = ("completion", "since", "strand")
 

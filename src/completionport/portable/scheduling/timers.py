@@ -11,7 +11,7 @@ import heapq
 from collections import deque
 from typing import Protocol
 
-from ..interface.timer import Timer
+from ...interface.timer import Timer
 from .places import Packet
 
 LEAST_SWEPT = 64

@@ -1,0 +1,1 @@
+"""One operation: what it needs, and which operations wait for which."""

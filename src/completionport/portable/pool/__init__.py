@@ -1,0 +1,1 @@
+"""The threads for what would block the caller, and the files whose operations they run."""

@@ -1,0 +1,1 @@
+"""The port, its handles and what it consists of."""

@@ -1,0 +1,1 @@
+"""The cores of the servers, on the port's public interface."""
