@@ -109,7 +109,7 @@ def test_the_page_about_win32_names_every_function():
 
 
 @pytest.mark.skipif(WINDOWS, reason="made where the compiled engines are, which they describe")
-@pytest.mark.parametrize("tool", ["make_reference", "make_rules"])
+@pytest.mark.parametrize("tool", ["draw_architecture", "make_reference", "make_rules"])
 def test_pages_that_are_made_from_the_code_are_made_from_todays(tool):
     done = subprocess.run(
         [sys.executable, ROOT / f"tools/{tool}.py", "--check"],

@@ -6,6 +6,7 @@ Every import counts: one in a function, and one that only a type checker sees, a
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,16 @@ def test_no_files_import_each_other_in_a_circle():
     assert not standing, {
         str(path): sorted(map(str, below & standing.keys())) for path, below in standing.items()
     }
+
+
+def test_the_picture_draws_what_is_imported_below_what_imports_it():
+    shapes = (DESIGN.parent / "rooms.svg").read_text()
+    bold = r'<text x="\d+" y="(\d+)" font-weight="bold">(\w+)</text>'
+    height = {room: int(y) for y, room in re.findall(bold, shapes)}
+    assert sorted(height) == sorted(room for room in ROOMS if not room.startswith("__"))
+    for above, below in itertools.pairwise(LEVELS):
+        for room, other in itertools.product(height.keys() & above, height.keys() & below):
+            assert height[room] < height[other], (room, other)
 
 
 @pytest.mark.parametrize("room", ROOMS)

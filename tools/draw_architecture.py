@@ -1,17 +1,21 @@
-"""Write docs/architecture.svg: what a byte goes through, and who owns its buffer.
+"""Draw docs/architecture.svg, what a byte goes through, and docs/rooms.svg, what imports what.
 
-python tools/draw_architecture.py
+python tools/draw_architecture.py            draws them
+python tools/draw_architecture.py --check    exit status 1 when one is out of date
 """
 
 from __future__ import annotations
 
+import sys
 from html import escape
-from pathlib import Path
 
-TARGET = Path(__file__).parent.parent / "docs" / "architecture.svg"
-WIDTH, HEIGHT = 1080, 640
+from made_page import write_or_check
+
+WIDTH = 1080
 INK, LINE, PAPER = "#1d2733", "#5b6b7b", "#ffffff"
 KERNEL, SHARED, THREAD, USER = "#e8eef5", "#e6f2ea", "#fdf3df", "#f7e6e6"
+NATIVE = ["server", "port", "engines", "pool", "channels", "scheduling", "primitives"]
+PORTABLE = NATIVE[:-1]
 
 
 def box(x: int, y: int, w: int, h: int, fill: str, title: str, *lines: str) -> str:
@@ -65,18 +69,68 @@ def draw() -> str:
         arrow(525, 400, 525, 292, "7 SEND, or send(2)", 535, 350),
         arrow(390, 230, 282, 230, "8 to the peer", 294, 222),
     ]  # fmt: skip
+    return picture("What a byte goes through, from the socket to received() and back", 640, shapes)
+
+
+def floors(x: int, y: int, w: int, names: list[str]) -> str:
+    """Rooms inside of one, each on those below it."""
+    return "".join(
+        f'<rect x="{x}" y="{y + 26 * number}" width="{w}" height="22" rx="4" fill="{PAPER}" '
+        f'stroke="{LINE}"/><text x="{x + 8}" y="{y + 16 + 26 * number}" font-size="13">'
+        f"{escape(name)}</text>"
+        for number, name in enumerate(names)
+    )
+
+
+def draw_rooms() -> str:
+    shapes = [
+        box(60, 60, 190, 62, USER, "cli", "the command line"),
+        box(270, 60, 480, 62, USER, "win32", "Win32's names, on Windows the real functions"),
+        box(60, 146, 340, 62, THREAD, "directories", "opens a directory for a port"),
+        box(420, 146, 330, 62, THREAD, "engines", "which run here; chooses the implementation"),
+        box(420, 232, 330, 62, SHARED, "windows", "iocp: the ports of Windows, through ctypes"),
+        box(60, 318, 340, 242, SHARED, "native", "io_uring, epoll: compiled, on Linux"),
+        floors(200, 372, 186, NATIVE),
+        box(420, 318, 330, 242, SHARED, "portable", "selectors: the standard library alone"),
+        floors(550, 372, 186, PORTABLE),
+        box(60, 584, 340, 62, KERNEL, "servers", "servers and their callbacks; pools of threads"),
+        box(420, 584, 330, 62, KERNEL, "watches", "signals, processes, changes of a directory"),
+        box(60, 670, 690, 62, KERNEL, "shared", "what every engine checks and does the same way"),
+        box(60, 756, 690, 82, KERNEL, "interface",
+            "CompletionPort, Handle, Overlapped, Completion, Strand, Timer, the errors:",
+            "what a program sees, documented once; it knows no engine"),
+        arrow(30, 60, 30, 838, "", 0, 0),
+        '<text x="20" y="470" font-size="13" transform="rotate(-90 20 470)">imports</text>',
+        f'<path d="M750 797H800V177H752" fill="none" stroke="{INK}" stroke-width="1.6" '
+        'stroke-dasharray="5 4" marker-end="url(#tip)"/>',
+        *(
+            f'<text x="812" y="{470 + 20 * number}" font-size="13">{escape(line)}</text>'
+            for number, line in enumerate([
+                "CompletionPort(engine=...)",
+                "imports no implementation: it asks",
+                "what engines has put there",
+                "(CompletionPort._choose)",
+            ])
+        ),
+    ]  # fmt: skip
+    return picture("The rooms: each imports only from those below it", 870, shapes)
+
+
+def picture(title: str, height: int, shapes: list[str]) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-        f'height="{HEIGHT}" font-family="sans-serif" font-size="15" fill="{INK}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" font-family="sans-serif" font-size="15" fill="{INK}">'
         '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" '
         f'markerHeight="8" orient="auto"><path d="M0 0L10 5L0 10z" fill="{INK}"/></marker></defs>'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>'
-        '<text x="30" y="36" font-size="18" font-weight="bold">'
-        "What a byte goes through, from the socket to received() and back</text>"
+        f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>'
+        f'<text x="30" y="36" font-size="18" font-weight="bold">{escape(title)}</text>'
         + "".join(shapes)
         + "</svg>\n"
     )
 
 
 if __name__ == "__main__":
-    TARGET.write_text(draw())
+    sys.exit(
+        write_or_check("architecture.svg", draw(), "draw_architecture.py")
+        or write_or_check("rooms.svg", draw_rooms(), "draw_architecture.py")
+    )
