@@ -151,6 +151,7 @@ cdef struct Channel:
     bint skips_on_success   # what succeeds at once gives no packet
     int direct              # O_DIRECT: what addresses, offsets and sizes are multiples of, else 0
     bint appends            # O_APPEND: each write goes to the end
+    bint on_fuse            # a file on a file system of FUSE
     # Of what runs side by side, else NULL: a server's connections do without its memory.
     SideBySide* beside      # the pointer is constant, what it points to the lock's
     # lock; `closing` and `descriptor` are written as atomics, for those who only ask:

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free
 
 from ..channels.channels cimport side_by_side
 from ..channels.datagrams cimport datagrams_receive, datagrams_release
-from ..channels.engine cimport Channel, EngineType, Operation, Stream
+from ..channels.engine cimport REGULAR, Channel, EngineType, Operation, Stream
 from ..channels.streams cimport stream_input_if_ready, stream_schedule
 from ..pool.offload cimport offload_cancel, offload_start
 from ..scheduling.scheduler cimport POLL, somebody_leads, wake_threads
@@ -57,6 +57,9 @@ cdef int open_channel(Engine* engine, Channel* channel) noexcept nogil:
     cdef Epoll* epoll = <Epoll*> engine
     if channel.direct:
         aio_open(&epoll.aio, epoll.readiness.descriptor, WAKER)
+    if channel.kind == REGULAR:
+        # The pool carries out what is asked of a file, whether it could be polled or not.
+        return 0
     return readiness_add(&epoll.readiness, channel)
 
 

@@ -147,6 +147,7 @@ enum {
 
     CP_PBUF_RING_INC = 2,
 
+    CP_SQE_ASYNC = 1 << 4,
     CP_SQE_BUFFER_SELECT = 1 << 5,
 
     CP_RECVSEND_POLL_FIRST = 1 << 0,

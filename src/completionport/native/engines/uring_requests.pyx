@@ -30,6 +30,7 @@ cdef extern from "uring_abi.h" nogil:
         CP_OP_ACCEPT, CP_OP_READ, CP_OP_READV, CP_OP_RECV, CP_OP_RECVMSG, CP_OP_SEND, CP_OP_SENDMSG
         CP_OP_WRITE, CP_OP_WRITEV, CP_RECVSEND_POLL_FIRST
         CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_OPENAT, CP_OP_CLOSE, CP_OP_STATX, CP_FSYNC_DATASYNC
+        CP_SQE_ASYNC
 
 cdef extern from "sys/socket.h" nogil:
     enum:
@@ -91,6 +92,10 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
             sqe.opcode = CP_OP_READ if single else CP_OP_READV
         else:
             sqe.opcode = CP_OP_WRITE if single else CP_OP_WRITEV
+        if operation.channel.on_fuse:
+            # Since such a file can be polled, the kernel takes it for one that never waits, and would
+            # have the thread that submits wait for its server.
+            sqe.flags = CP_SQE_ASYNC
     elif operation.code == CP_RECV or operation.code == CP_READ or (
         operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
     ):

@@ -15,7 +15,13 @@ from ..channels.engine cimport ERRANDS, Operation
 from ..engines.epoll cimport epoll_new
 from ..engines.io_uring cimport io_uring_new
 from ..pool.offload cimport offload_close, offload_disown, offload_new
-from ..primitives.atomics cimport cp_load_acquire, cp_mutex_lock, cp_mutex_unlock, cp_now_ns
+from ..primitives.atomics cimport (
+    cp_load_acquire,
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_now_ns,
+    cp_peek,
+)
 from ..scheduling import monitor  # the scheduler calls it
 from ..scheduling.scheduler cimport (
     FOREVER,
@@ -151,7 +157,9 @@ cdef class Core:
                 channel.descriptor = -1
             return
         if enter(self.scheduler):
-            channel_close(channel)
+            if not cp_peek(&channel.closing):
+                with nogil:
+                    channel_close(channel)
             leave(self.scheduler)
         cp_mutex_lock(&self.channels_lock)
         if channel.previous != NULL:

@@ -23,7 +23,7 @@ from ..channels.engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
 from ..primitives.atomics cimport cp_peek, cp_peek_int, cp_set, cp_swap_if
 from ..scheduling.scheduler cimport is_closed, strand_retain
 from .core cimport Core
-from .file_status cimport alignment_of
+from .file_status cimport alignment_of, is_on_fuse
 from .operations cimport HandleBase, OverlappedBase
 from .strand cimport Strand
 
@@ -155,6 +155,8 @@ cdef class Handle(HandleBase):
                 self.channel.appends = status & os.O_APPEND != 0
                 if status & os.O_DIRECT:
                     self.channel.direct = alignment_of(duplicate)
+                with nogil:
+                    self.channel.on_fuse = is_on_fuse(duplicate)
             self.key = key
             self.file_ = file
             self.number = number
@@ -520,8 +522,9 @@ cdef class Handle(HandleBase):
         else:
             # The program's own number goes at once: operations are on the duplicate.
             if not cp_peek(&self.channel.closing):
-                channel_close(self.channel)
+                # close(2) may take as long as a file system likes, which writes what it has kept.
                 with nogil:
+                    channel_close(self.channel)
                     self.core.settle_closing(self.channel)
             self.core.end()
         if self._companion is not None:

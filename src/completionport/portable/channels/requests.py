@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import operator
 import os
@@ -241,7 +242,8 @@ class Request:
     def discard(self) -> None:
         """The value of a request that succeeded is not wanted any more."""
         if self.value is not None and self.operation is Operation.OPEN:
-            os.close(self.value)
+            with contextlib.suppress(OSError):
+                os.close(self.value)
         self.value = None
 
     def advance(self, count: int) -> None:

@@ -236,7 +236,10 @@ class SelectorsChannel:
         if self.sock is not None:
             self.sock.close()
         else:
-            os.close(self.descriptor)
+            # It is closed whatever is said, as that a write of before has failed: who closes the
+            # file itself is told of that.
+            with contextlib.suppress(OSError):
+                os.close(self.descriptor)
 
 
 class SelectorsEngine:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -298,7 +299,8 @@ class SideBySide:
                     request.fail(failure)
                 self._carried_out(request)
         if left_behind and failure is None:
-            os.close(value)
+            with contextlib.suppress(OSError):
+                os.close(value)
         self._chores.run()
         return left_behind
 
@@ -308,6 +310,8 @@ class SideBySide:
         if self._gone is not None and request.error is None:
             request.discard()
             request.abort(self._reason)
+            if request.operation is Operation.READ:
+                request.transferred = 0  # nobody gets what was read
         self._complete(request)
         self._start_waiting(request)
         self._finish_closing()

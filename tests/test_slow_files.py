@@ -1,0 +1,204 @@
+"""Files whose system takes its time: what is under way there at once, and how it ends.
+
+The file system is `slow_files`, where nothing is read or written before the test says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+
+import pytest
+
+import slow_files
+from completionport import CompletionPort, OperationAborted, Overlapped
+from support import LONG, Background, assert_quiet, needs_linux, take, take_one, wait_until
+
+pytestmark = needs_linux
+
+
+@pytest.fixture
+def files(tmp_path, nothing_left):
+    if reason := slow_files.why_not():
+        pytest.skip(reason)
+    with slow_files.mounted(tmp_path) as served:
+        yield served
+
+
+@pytest.fixture
+def associate(files, port, tmp_path):
+    """A handle of the file with this name, which is its key as well."""
+
+    def make(name):
+        return port.associate(open(tmp_path / str(name), "r+b", 0), name)
+
+    return make
+
+
+class Mine(Overlapped):
+    pass
+
+
+def end_all(files, port, count):
+    """Let all go on until so many packets are there."""
+    packets = []
+
+    def collected():
+        for request in files.held():
+            files.answer(request)
+        if (done := port.get(0)) is not None:
+            packets.append(done)
+        return len(packets) == count
+
+    wait_until(collected, f"{count} packets")
+    return packets
+
+
+def test_reads_of_one_file_are_in_the_kernel_at_once_and_end_in_any_order(files, port, associate):
+    """Four: as many threads as io_uring has with one processor, and the pool at once."""
+    with associate(2) as handle:
+        reads = [handle.read(10, slow_files.PAGE * number) for number in range(4)]
+        requests = {request.offset // slow_files.PAGE: request for request in files.wait_for(4)}
+        assert port.get(0) is None
+        for number in (2, 0, 3, 1):
+            files.answer(requests[number])
+            done = take_one(port)
+            assert done.overlapped is reads[number]
+            assert reads[number].result() == bytes([number]) * 10
+    assert_quiet(port)
+
+
+@pytest.mark.parametrize("opcode", ["WRITE", "FSYNC"])
+def test_changes_of_several_files_are_in_the_kernel_at_once(files, port, associate, opcode):
+    handles = [associate(name) for name in (2, 3, 4, 5)]
+    for handle in handles:
+        if opcode == "WRITE":
+            handle.write(b"content", 0)
+        else:
+            handle.fsync()
+    requests = {request.node: request for request in files.wait_for(4)}
+    assert {request.opcode for request in requests.values()} == {getattr(slow_files, opcode)}
+    assert port.get(0) is None
+    for handle in reversed(handles):
+        files.answer(requests[handle.key])
+        done = take_one(port)
+        assert (done.key, done.error) == (handle.key, None)
+    for handle in handles:
+        handle.close()
+    assert_quiet(port)
+
+
+def test_what_is_cancelled_while_the_kernel_is_at_it_gives_one_packet(files, port, associate):
+    with associate(2) as handle:
+        operation = handle.read(10, 0)
+        files.wait_for(1)
+        assert operation.cancel()
+        [done] = end_all(files, port, 1)
+        assert done.overlapped is operation
+        if done.error is None:
+            assert operation.result() == bytes(10)
+        else:
+            assert isinstance(done.error, OperationAborted)
+        following = handle.read(10, slow_files.PAGE)
+        end_all(files, port, 1)
+        assert following.result() == b"\1" * 10
+    assert_quiet(port)
+
+
+def test_a_handle_that_is_closed_meanwhile_lets_the_kernel_finish(files, port, associate):
+    handle = associate(2)
+    operation = handle.read(10, 0)
+    files.wait_for(1)
+    Background(handle.close).outcome()
+    [done] = end_all(files, port, 1)
+    assert done.overlapped is operation
+    assert isinstance(done.error, OperationAborted)
+    assert done.transferred == 0
+    assert_quiet(port)
+
+
+def test_buffers_that_nobody_refers_to_live_until_the_kernel_has_filled_them(
+    files, port, associate
+):
+    with associate(2) as handle:
+        mine = Mine()
+        alive = weakref.ref(mine)
+        handle.read(bytearray(slow_files.PAGE), 3 * slow_files.PAGE, mine)
+        del mine
+        [request] = files.wait_for(1)
+        assert alive() is not None
+        files.answer(request)
+        done = take_one(port)
+        assert done.overlapped is alive()
+        assert done.transferred == slow_files.PAGE
+        del done
+    wait_until(lambda: alive() is None, "nothing has it any more")
+
+
+def test_the_port_waits_until_the_kernel_lets_go_of_its_buffers(
+    files, engine, tmp_path, nothing_left
+):
+    port = CompletionPort(engine=engine)
+    with open(tmp_path / "2", "r+b", 0) as file:
+        handle = port.associate(file, "file")
+        buffer = bytearray(slow_files.PAGE)
+        operation = handle.read(buffer, slow_files.PAGE)
+        [request] = files.wait_for(1)
+        closer = Background(port.close)
+        wait_until(lambda: port.closed)
+        with pytest.raises(BufferError):
+            buffer.append(0)  # it can't be moved under the kernel
+        files.answer(request)
+        closer.outcome()
+        assert isinstance(operation.error, OperationAborted)
+        buffer.append(0)
+
+
+def test_a_close_that_fails_is_told_once_and_ends_all(files, make_port, associate, tmp_path):
+    """As that of a file whose last writes do not fit on the server any more."""
+    handle = associate(slow_files.FAILS_TO_CLOSE)
+    port = handle.port
+    operation = handle.write(b"content", 0)
+    files.wait_for(1)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        handle.close()
+    assert raised.value.errno == errno.EIO
+    assert handle.closed
+    handle.close()
+    [done] = end_all(files, port, 1)
+    assert done.overlapped is operation
+    assert isinstance(done.error, OperationAborted)
+    descriptor = os.open(tmp_path / str(slow_files.FAILS_TO_CLOSE), os.O_RDWR)
+    port.close_descriptor(descriptor, key="close")
+    done = take_one(port)
+    assert (done.key, done.error.errno) == ("close", errno.EIO)
+    port.close()
+
+
+def test_nobody_else_waits_for_a_close_that_takes_its_time(files, port, associate):
+    """Whose duplicate is closed first, and then the file: the others have the interpreter."""
+    handle = associate(slow_files.WAITS_TO_CLOSE)
+    closer = Background(handle.close)
+    for _ in range(2):
+        [request] = files.wait_for(1)
+        assert request.opcode == slow_files.FLUSH
+        assert closer.is_alive()
+        files.answer(request)
+    closer.outcome(LONG)
+    assert_quiet(port)
+
+
+def test_several_threads_take_what_ends_in_the_kernel(files, make_port, tmp_path):
+    port = make_port(4)
+    handles = [port.associate(open(tmp_path / str(name), "r+b", 0), name) for name in (2, 3, 4, 5)]  # noqa: SIM115
+    takers = [Background(take, port, 1) for _ in range(4)]
+    for handle in handles:
+        handle.read(10, slow_files.PAGE * handle.key)
+    for request in files.wait_for(4):
+        files.answer(request)
+    for taker in takers:
+        [done] = taker.outcome()
+        assert done.overlapped.result() == bytes([done.key]) * 10
+    for handle in handles:
+        handle.close()
