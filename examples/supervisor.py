@@ -22,6 +22,8 @@ from typing import Any
 from completionport import Completion, CompletionPort, Handle
 
 SIZE = 65536
+MOST_DOUBLED = 60
+"""So often at most the time before a restart is doubled: a number has an end."""
 WINDOWS = sys.platform == "win32"
 if sys.platform == "win32":
     import ctypes
@@ -135,6 +137,11 @@ class Supervisor:
             elif packet.key is None:
                 for run in self.runs:
                     run.kill()
+                    if run.end.closed:
+                        # What it started in another group has its output still. The packet says so.
+                        run.output.close()
+                if self.runs:
+                    self.port.post_after(max(self.options.grace, 0.1), key=None)
             else:
                 self.serve(packet.key, packet)
 
@@ -175,7 +182,7 @@ class Supervisor:
     def ended(self, run: Run, status: int) -> None:
         how = f"ended with status {status}"
         if status < 0:
-            how = f"was ended by {signal.Signals(-status).name}"
+            how = f"was ended by {signal_name(-status)}"
         self.say(run.program, how)
         if time.monotonic() - run.began >= self.options.healthy:
             run.program.failures = 0
@@ -188,7 +195,7 @@ class Supervisor:
             program.finished = True
             return
         pause = min(self.options.backoff * 2**program.failures, self.options.longest)
-        program.failures += 1
+        program.failures = min(program.failures + 1, MOST_DOUBLED)
         self.port.post_after(pause, key=program)
         self.say(program, f"starts again in {pause:g} s")
 
@@ -211,10 +218,17 @@ def write(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of those for programs, SIGRTMIN and up, has no name
+        return f"signal {number}"
+
+
 def seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1e6:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"invalid time {text!r}: from 0 to 1e6 seconds")
     return value
 
 
@@ -242,6 +256,8 @@ def main() -> int:
     parser.add_argument("--engine", help="the best one here when left out")
     options = parser.parse_args()
     try:
+        if sys.stdout is None:
+            raise ValueError("standard output is closed: there is nowhere to print to")
         with CompletionPort(engine=options.engine) as port:
             supervisor = Supervisor(port, options)
             try:
@@ -249,6 +265,11 @@ def main() -> int:
             finally:
                 for run in supervisor.runs:
                     run.kill()
+    except BrokenPipeError:
+        # Nothing must be left to be written at the end of the program.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("supervisor: nobody reads the output any more: all are ended", file=sys.stderr)
+        return 1
     except (OSError, RuntimeError, ValueError) as error:
         print(f"supervisor: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import signal
+import stat
 import sys
 
 from completionport import (
@@ -69,6 +70,10 @@ class File:
             number = open_file(self.path)
         except FileNotFoundError:
             return
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            what = "a directory" if os.path.isdir(self.path) else "no regular file"
+            raise ValueError(f"{self.path} is {what}, and has no end that could be followed")
         self.position = start_of_lines(number, self.lines)
         self.lines = sys.maxsize  # a file that comes later is printed from its beginning
         self.handle = port.associate(number, self)
@@ -229,16 +234,17 @@ def start_of_lines(number: int, lines: int) -> int:
 
 
 def whole_number(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"invalid number of lines {text!r}: 0 or more was expected"
+        )
+    return int(text)
 
 
 def seconds(text: str) -> float:
     value = float(text)
     if not 0.01 <= value <= 1e6:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"invalid time {text!r}: from 0.01 to 1e6 seconds")
     return value
 
 
@@ -253,11 +259,14 @@ def main() -> int:
     options = parser.parse_args()
     files = [File(path, options.lines) for path in dict.fromkeys(options.file)]
     try:
-        for file in files:
-            if not os.path.exists(file.path):
-                print(f"tail: {file.path} is not there yet: it is waited for", file=sys.stderr)
+        if sys.stdout is None:
+            raise ValueError("standard output is closed: there is nowhere to print to")
         with CompletionPort(engine=options.engine) as port:
-            Tail(port, files, options.every).run()
+            tail = Tail(port, files, options.every)
+            for file in files:
+                if not os.path.exists(file.path):
+                    print(f"tail: {file.path} is not there yet: it is waited for", file=sys.stderr)
+            tail.run()
     except BrokenPipeError:
         # Who read it has gone: nothing is left to be said, at the end of the program neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,9 @@ Ctrl-C ends it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import sys
 from typing import Any
 
 from completionport import DatagramHandler, DatagramServer, Endpoint
@@ -21,26 +24,44 @@ class Echo(DatagramHandler):
         endpoint.send(data, address)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def serve(options: argparse.Namespace) -> None:
+    server = DatagramServer(
+        Echo(), options.host, options.port, workers=options.workers, engine=options.engine
+    )
+    try:
+        host, port = server.address[:2]
+        engine = server.completion_port.engine
+        print(f"UDP echo on {host} port {port}, engine {engine}", flush=True)
+        server.serve_forever()
+    finally:
+        server.stop()
+    numbers = server.stats()
+    print(
+        f"{numbers['received_packets']} datagrams of {numbers['received_bytes']} bytes received, "
+        f"{numbers['sent_packets']} sent, {numbers['dropped']} dropped",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5050, help="0 takes a free one")
     parser.add_argument("--workers", type=int, help="threads; 8 when left out")
     parser.add_argument("--engine", help="the best one here when left out")
     options = parser.parse_args()
-
-    server = DatagramServer(
-        Echo(), options.host, options.port, workers=options.workers, engine=options.engine
-    )
-    host, port = server.address[:2]
-    print(f"UDP echo on {host} port {port}, engine {server.completion_port.engine}", flush=True)
-    server.serve_forever()
-    numbers = server.stats()
-    print(
-        f"{numbers['received_packets']} datagrams of {numbers['received_bytes']} bytes received, "
-        f"{numbers['sent_packets']} sent, {numbers['dropped']} dropped"
-    )
+    try:
+        serve(options)
+    except BrokenPipeError:
+        # Who read it has gone: nothing is left to be said, at the end of the program neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, RuntimeError, ValueError) as error:
+        where = f"{options.host} port {options.port}: " if isinstance(error, OSError) else ""
+        with contextlib.suppress(BrokenPipeError):
+            print(f"udp_echo: {where}{error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

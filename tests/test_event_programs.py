@@ -7,6 +7,7 @@ import queue
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -206,10 +207,12 @@ class TestTail:
         [
             # Windows has texts of its own.
             (["/no/such/folder/file"], 1, "folder" if WINDOWS else "No such file or directory"),
-            (["/dev"], 1, "dev" if WINDOWS else "directory"),
+            (["/dev"], 1, "dev" if WINDOWS else "/dev is a directory"),
             (["--engine", "none", "/etc/passwd"], 1, "unknown engine"),
-            (["-n", "-1", "/etc/passwd"], 2, "invalid"),
-            (["--every", "0", "/etc/passwd"], 2, "invalid"),
+            (["-n", "-1", "/etc/passwd"], 2, "invalid number of lines '-1'"),
+            (["-n", "x", "/etc/passwd"], 2, "invalid number of lines 'x'"),
+            (["--every", "0", "/etc/passwd"], 2, "invalid time '0'"),
+            (["--every", "nan", "/etc/passwd"], 2, "invalid time 'nan'"),
         ],
     )
     def test_what_it_can_not_do_is_one_line(self, arguments, status, says):
@@ -217,6 +220,15 @@ class TestTail:
         assert done.returncode == status
         assert says in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows' named pipes have no path here")
+    def test_what_has_no_end_is_refused(self, tmp_path):
+        os.mkfifo(tmp_path / "fifo")
+        for path in (tmp_path / "fifo", os.devnull):
+            done = run("tail.py", path)
+            assert done.returncode == 1
+            [line] = done.stderr.splitlines()
+            assert f"{path} is no regular file" in line
 
 
 def python(name, script):
@@ -337,7 +349,7 @@ class TestSupervisor:
             (["nonsense"], 2, "is not of the form NAME=COMMAND"),
             (["a=no-such-program x"], 2, "there is no program 'no-such-program'"),
             (["--engine", "none", f"a={sys.executable}"], 1, "unknown engine"),
-            (["--backoff", "-1", f"a={sys.executable}"], 2, "invalid"),
+            (["--backoff", "-1", f"a={sys.executable}"], 2, "invalid time '-1'"),
             (["--restart", "sometimes", f"a={sys.executable}"], 2, "invalid choice"),
         ],
     )
@@ -346,6 +358,70 @@ class TestSupervisor:
         assert done.returncode == status
         assert says in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+    @pytest.mark.skipif(WINDOWS, reason="this is how Unix names what ended a process")
+    def test_a_signal_without_a_name_is_told_by_its_number(self):
+        number = signal.SIGRTMIN + 6
+        command = python("dies", f"import os; os.kill(os.getpid(), {number})")
+        done = run("supervisor.py", "--restart", "never", command)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith(f"dies: was ended by signal {number}\n")
+
+    @pytest.mark.skipif(WINDOWS, reason="to start so many programs takes minutes there")
+    def test_a_program_may_end_any_number_of_times(self):
+        """What doubles with each restart is no number any more after a thousand."""
+        with Program("supervisor.py", "--longest", 0, "a=true") as program:
+            for _ in range(1100):
+                program.until("a: ended with status 0")
+            program.stop()
+
+    @pytest.mark.skipif(WINDOWS, reason="what a process has started is killed with it on Unix only")
+    def test_what_left_its_group_holds_nobody_up(self, engine):
+        """It keeps the output open when its parent has ended."""
+        command = python(
+            "leaves",
+            "import subprocess, sys; "
+            "child = subprocess.Popen(['sleep', '1000'], start_new_session=True); "
+            "print('child', child.pid, flush=True)",
+        )
+        options = ("--grace", 0.05, "--restart", "never", "--engine", engine)
+        with Program("supervisor.py", *options, command) as program:
+            lines, found = program.until(r"leaves \| child (\d+)")
+            try:
+                if "leaves: ended with status 0" not in lines:
+                    program.until("leaves: ended with status 0")
+                assert program.stop() == []
+            finally:
+                os.kill(int(found[1]), signal.SIGKILL)
+
+    @pytest.mark.skipif(
+        WINDOWS, reason="there a write to a pipe without a reader is told otherwise"
+    )
+    def test_a_reader_that_goes_ends_all_in_one_line(self, engine):
+        command = python("writes", "import itertools; [print(n) for n in itertools.count()]")
+        arguments = [sys.executable, EXAMPLES / "supervisor.py", "--engine", engine, command]
+        with subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            found = re.fullmatch(r"writes: started as process (\d+)\n", process.stdout.readline())
+            process.stdout.close()
+            assert process.wait(LONG) == 1
+            assert process.stderr.read() == (
+                "supervisor: nobody reads the output any more: all are ended\n"
+            )
+        wait_until(lambda: not process_runs(int(found[1])))
+
+
+@pytest.mark.skipif(WINDOWS, reason="a program has its standard streams there, whatever was closed")
+@pytest.mark.parametrize(
+    ("name", "argument"), [("tail.py", "/etc/passwd"), ("supervisor.py", "a=true")]
+)
+def test_a_closed_output_is_told_in_one_line(name, argument):
+    command = f"exec {shlex.join([sys.executable, str(EXAMPLES / name), argument])} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "standard output is closed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["tail.py", "supervisor.py"])

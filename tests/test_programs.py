@@ -216,3 +216,31 @@ def test_the_udp_echo_answers_and_says_what_it_did(engine):
             assert client.recv(70_000) == data
         output = program.stop()
     assert "3 datagrams of 60005 bytes received, 3 sent, 0 dropped" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "says"),
+    [
+        (["--port", "99999"], 1, "port must be a number from 0 to 65535"),
+        (["--port", "x"], 2, "invalid int value"),
+        (["--workers", "0"], 1, "workers must be from 1"),
+        (["--engine", "none"], 1, "unknown engine"),
+    ],
+)
+def test_what_the_udp_echo_can_not_do_is_one_line(options, status, says):
+    command = [sys.executable, ROOT / "examples" / "udp_echo.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_address_that_is_taken_is_told_by_the_udp_echo():
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        command = [sys.executable, ROOT / "examples" / "udp_echo.py", "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"udp_echo: 127.0.0.1 port {port}: ")
