@@ -13,6 +13,7 @@ import argparse
 import os
 import signal
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -74,7 +75,13 @@ def main() -> None:
     port = CompletionPort(0, engine=options.engine)
     connections: set[PerHandleData] = set()
     workers = [
-        threading.Thread(target=worker, args=(port, connections), name=f"worker-{number}")
+        threading.Thread(
+            # A daemon: where this thread fails, the program ends.
+            target=worker,
+            args=(port, connections),
+            name=f"worker-{number}",
+            daemon=True,
+        )
         for number in range(os.cpu_count() or 1)
     ]
     for thread in workers:
@@ -122,4 +129,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        sys.exit(f"article_echo: {error}")

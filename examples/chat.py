@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import threading
 
 from completionport import Connection, ConnectionClosed, Handler, Server
@@ -65,4 +66,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        sys.exit(f"chat: {error}")

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import signal
 import socket
+import sys
 from typing import Any
 
 from completionport import Completion, CompletionPort, Handle, Operation, Overlapped
@@ -126,4 +127,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        sys.exit(f"tcp_proxy: {error}")

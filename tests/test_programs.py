@@ -244,3 +244,18 @@ def test_an_address_that_is_taken_is_told_by_the_udp_echo():
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert line.startswith(f"udp_echo: 127.0.0.1 port {port}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("article_echo", []), ("chat", []), ("tcp_proxy", ["--target", "127.0.0.1:1"])],
+)
+def test_what_an_example_can_not_do_is_one_line(name, arguments):
+    script = ROOT / "examples" / f"{name}.py"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for options in (["--port", taken.getsockname()[1]], ["--port", 99999], ["--engine", "no"]):
+            command = [sys.executable, script, *arguments, *map(str, options)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1
+            [line] = done.stderr.splitlines()
+            assert line.startswith(f"{name}: ")
