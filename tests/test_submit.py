@@ -30,6 +30,7 @@ from support import (
     assert_quiet,
     native_threads,
     run_python,
+    shown,
     take,
     take_one,
     wait_until,
@@ -506,6 +507,44 @@ class TestNames:
         assert operation.operation is Operation.RESOLVE
         assert tuple(take_one(port)) == (0, "name", operation, None)
         assert operation.result() == socket.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            (b"127.0.0.1", b"80"),
+            ("127.0.0.1", "http"),
+            (None, 80),
+            ("::1", 80),
+            ("127.0.0.1", 80, socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+            ("127.0.0.1", 80, 0, 0, 0, socket.AI_NUMERICHOST | socket.AI_PASSIVE),
+            (None, 80, 0, 0, 0, socket.AI_PASSIVE),
+            ("127.0.0.1", None, 0, 0, 0, socket.AI_CANONNAME),
+            ("127.0.0.1", -1),
+            (None, None),
+            ("127.0.0.1", "no-such-service"),
+            ("127.0.0.1", 80, 9999),
+        ],
+        ids=shown,
+    )
+    def test_all_arguments_mean_what_they_do_there(self, port, arguments):
+        """Those that it refuses too."""
+        port.getaddrinfo(*arguments)
+        done = take_one(port)
+        try:
+            expected = socket.getaddrinfo(*arguments)
+        except socket.gaierror as error:
+            assert isinstance(done.error, socket.gaierror)
+            assert done.error.errno == error.errno
+        else:
+            assert done.overlapped.result() == expected
+
+    @pytest.mark.parametrize("host", ["a\ud800", "\udcff", "a..b", "x" * 64 + ".org", "\xe4" * 100])
+    def test_names_that_have_no_form_for_the_network_raise_at_the_call(self, port, host):
+        with pytest.raises(UnicodeError):
+            socket.getaddrinfo(host, 80)
+        with pytest.raises(UnicodeError):
+            port.getaddrinfo(host, 80)
+        assert_quiet(port)
 
     def test_a_name_that_is_none(self, port):
         operation = port.getaddrinfo("127.0.0.1x", 80, flags=socket.AI_NUMERICHOST)
