@@ -61,9 +61,16 @@ wine_keeps_ports = pytest.mark.skipif(
 wine_tells_no_refusal = pytest.mark.skipif(
     WINE, reason="Wine's sockets do not tell of a refused datagram (WSAECONNRESET is documented)"
 )
-needs_descriptors = pytest.mark.skipif(
-    WINDOWS, reason="pipes with a mode, fifos and open directories are a matter of Unix"
-)
+
+
+def windows_has_no(what: str) -> pytest.MarkDecorator:
+    """For a test of something that is not there on Windows."""
+    return pytest.mark.skipif(WINDOWS, reason=f"Windows has no {what}")
+
+
+needs_fifos = windows_has_no("FIFOs: its named pipes have tests of their own")
+needs_plain_pipes = windows_has_no("overlapped pipe that os.pipe() makes: tests/rows has those")
+needs_modes = windows_has_no("mode of a pipe that its holders share")
 needs_reuse_port = pytest.mark.skipif(
     not hasattr(socket, "SO_REUSEPORT"), reason="this system has no SO_REUSEPORT"
 )
@@ -71,9 +78,6 @@ needs_ancillary = pytest.mark.skipif(
     not hasattr(socket, "CMSG_SPACE"), reason="Windows tells Python no ancillary data and lengths"
 )
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-needs_linux = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="it looks into /proc, or uses a device of Linux"
-)
 needs_posix_signals = pytest.mark.skipif(
     not hasattr(signal, "pthread_kill"), reason="this system can't send a signal to a thread"
 )

@@ -316,6 +316,7 @@ class TestSayingSo:
         assert time.monotonic() - begun < 1
         assert inside.most == 8
 
+    @needs_concurrency
     def test_around_it_one_at_a_time_runs(self, make_port, serve):
         """The part outside of the block is entered by a new thread only where a place is free."""
         port, outside = make_port(1), Counter()

@@ -32,8 +32,8 @@ from support import (
     has_ipv6,
     local_pair,
     needs_ancillary,
-    needs_descriptors,
     needs_fork,
+    needs_plain_pipes,
     needs_unix_sockets,
     outcome,
     pattern,
@@ -894,9 +894,13 @@ class TestArguments:
             call(handle)
         assert_quiet(port)
 
-    @needs_descriptors
-    def test_a_file_that_is_no_socket_is_refused(self, port, pipe):
-        with port.associate(pipe[0], "key") as handle:
+    @pytest.mark.parametrize("kind", ["file", pytest.param("pipe", marks=needs_plain_pipes)])
+    def test_a_file_that_is_no_socket_is_refused(self, port, pipe, kind, tmp_path):
+        with contextlib.ExitStack() as stack:
+            file = pipe[0]
+            if kind == "file":
+                file = stack.enter_context((tmp_path / "file").open("w+b", 0))
+            handle = stack.enter_context(port.associate(file, "key"))
             for start in (
                 lambda: handle.recvfrom(1),
                 lambda: handle.recvmsg(1),

@@ -14,9 +14,9 @@ from completionport import CompletionPort, EngineUnavailable, Handle, Overlapped
 from completionport.engines import ENGINES, EngineReport, probe
 from support import (
     WINDOWS,
-    needs_linux,
     run_python,
     take_one,
+    windows_has_no,
 )
 
 
@@ -135,7 +135,7 @@ def test_nonsense_in_the_environment_is_an_error(monkeypatch):
         CompletionPort()
 
 
-@needs_linux
+@windows_has_no("compiled engines that could be missing")
 def test_an_engine_that_is_not_compiled_says_so():
     run_python(WITHOUT_COMPILED_MODULES)
 

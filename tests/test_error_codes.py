@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import sys
 
 import pytest
 
 from completionport import OperationAborted, Overlapped
 from completionport.interface.error_codes import CODES, UNKNOWN, add_codes, codes_of
-from support import outcome, reset, take_one, wait_until
+from support import needs_plain_pipes, outcome, reset, take_one, wait_until, windows_has_no
 
 # errno of what a system call of the engines can end with (their manual pages), and what Windows
 # and Winsock call it.
@@ -83,11 +82,6 @@ ALSO = [
 ]
 
 
-not_on_windows = pytest.mark.skipif(
-    sys.platform == "win32", reason="Windows has another way to this: tests/win32 goes it"
-)
-
-
 def codes(error):
     return error.winerror, error.winsock_error
 
@@ -134,7 +128,7 @@ class TestOperations:
             operation.result()
         assert codes(caught.value) == KNOWN["ECONNRESET"]
 
-    @not_on_windows
+    @windows_has_no("EPIPE, and Wine tells of a reset by a packet: see tests/win32")
     def test_a_reset_before_the_call(self, port, tcp):
         handle = port.associate(tcp[0], None)
         reset(tcp[1])
@@ -177,7 +171,7 @@ class TestOperations:
             self.check(caught.value, "EINVAL")
             handle.close()
 
-    @not_on_windows
+    @needs_plain_pipes
     def test_what_the_library_refuses_itself(self, port, tmp_path):
         read, write = os.pipe()
         reader, writer = port.associate(read, None), port.associate(write, None)
@@ -193,7 +187,7 @@ class TestOperations:
         reader.close()
         writer.close()
 
-    @not_on_windows
+    @needs_plain_pipes
     def test_a_pipe_that_nobody_reads(self, port):
         read, write = os.pipe()
         handle = port.associate(write, None)
@@ -202,7 +196,7 @@ class TestOperations:
         self.check(error, "EPIPE")
         handle.close()
 
-    @not_on_windows
+    @windows_has_no("device that is always full")
     def test_a_full_disk(self, port):
         with open("/dev/full", "wb", buffering=0) as full:
             handle = port.associate(full, None)
@@ -211,7 +205,7 @@ class TestOperations:
             handle.close()
 
 
-@not_on_windows
+@windows_has_no("need of them: there completionport.win32 is Windows itself")
 class TestHandlesThatSkipThePort:
     """What `completionport.win32` needs of an engine."""
 

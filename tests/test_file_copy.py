@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from support import WINDOWS, can_make_links, needs_descriptors, pattern
+from support import WINDOWS, can_make_links, needs_fifos, pattern, windows_has_no
 
 PROGRAM = Path(__file__).parent.parent / "examples/file_copy.py"
 
@@ -132,7 +132,7 @@ def program(request, monkeypatch):
     if not request.param:
         monkeypatch.setattr(module, "KERNEL_COPIES", False)
     elif not module.KERNEL_COPIES:
-        pytest.skip("this system has no call for it")
+        pytest.skip("Windows copies files by name, not between two that are open (copy_file_range)")
     return module
 
 
@@ -172,7 +172,7 @@ def test_a_source_that_became_shorter_is_told(engine, program, big, tmp_path, mo
         program.copy(str(big), str(tmp_path / "copy"), engine, False, True)
 
 
-@needs_descriptors
+@needs_fifos
 def test_what_is_no_file_is_refused(engine, tmp_path):
     source = tmp_path / "pipe"
     os.mkfifo(source)
@@ -203,7 +203,7 @@ def on_a_terminal(*arguments: object) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
-@needs_descriptors
+@windows_has_no("pseudo-terminals, on which it would be shown")
 class TestProgressBar:
     def test_it_shows_how_much_is_copied_and_checked(self, engine, tree, tmp_path):
         pytest.importorskip("rich", reason="without rich there is no bar")

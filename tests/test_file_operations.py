@@ -29,13 +29,13 @@ from support import (
     digits_file,
     needs_fork,
     needs_links,
-    needs_linux,
     outcome,
     pattern,
     read_at,
     run_python,
     take,
     take_one,
+    windows_has_no,
     write_at,
 )
 
@@ -50,7 +50,7 @@ def file(tmp_path, nothing_left):
 def busy(busy_pool):
     """The same, of an engine whose pool reads and writes."""
     if busy_pool[0].engine == "iocp":
-        pytest.skip("here the kernel reads and writes")
+        pytest.skip("on Windows the kernel reads and writes, not the pool")
     return busy_pool
 
 
@@ -382,7 +382,7 @@ class TestWholeReads:
             handle.read(bytearray(1000), 299_990)
             assert take_one(port).transferred == 10
 
-    @needs_linux
+    @windows_has_no("files that the kernel makes up as they are read")
     def test_a_file_that_comes_in_pieces_is_read_whole(self, port):
         """What the kernel makes up as it is read comes a page at a time."""
         with open("/proc/kallsyms", "rb", 0) as made_up:

@@ -22,16 +22,14 @@ from support import (
     Background,
     assert_quiet,
     native_threads,
-    needs_linux,
     run_python,
     take,
     take_one,
     wait_until,
+    windows_has_no,
 )
 
-needs_fifos = pytest.mark.skipif(
-    not hasattr(os, "mkfifo"), reason="Windows opens a named pipe without waiting for a client"
-)
+needs_waiting_opens = windows_has_no("open that waits: a named pipe is opened at once, or never")
 
 
 def threads_of_pools() -> int:
@@ -72,7 +70,7 @@ def close_results(packets):
 class TestOverlap:
     """A named pipe is open when both sides are: one `open` that waits is ended by another one."""
 
-    @needs_fifos
+    @needs_waiting_opens
     def test_two_opens_wait_for_each_other(self, pool_opens, port, fifos):
         reading = port.open(fifos[0], os.O_RDONLY)
         writing = port.open(fifos[0], os.O_WRONLY)
@@ -81,7 +79,7 @@ class TestOverlap:
         assert all(stat.S_ISFIFO(os.fstat(done.overlapped.result()).st_mode) for done in packets)
         close_results(packets)
 
-    @needs_fifos
+    @needs_waiting_opens
     def test_two_opens_of_different_pipes_are_ended_in_the_other_order(
         self, pool_opens, port, fifos
     ):
@@ -93,7 +91,7 @@ class TestOverlap:
         port.open(fifos[0], os.O_WRONLY, key="first")
         close_results(second + take(port, 2))
 
-    @needs_fifos
+    @needs_waiting_opens
     def test_more_of_them_than_the_pool_begins_with(self, pool_opens, port, fifos):
         """Each of the first forty waits for one of the second forty, behind them in line."""
         for path in fifos:
@@ -103,7 +101,7 @@ class TestOverlap:
         close_results(take(port, 2 * len(fifos)))
         assert_quiet(port)
 
-    @needs_fifos
+    @needs_waiting_opens
     def test_a_file_is_read_while_opens_wait(self, pool_opens, port, fifos, tmp_path):
         waiting = [port.open(path, os.O_RDONLY, key="fifo") for path in fifos[:6]]
         (tmp_path / "file").write_bytes(b"content")
@@ -159,7 +157,7 @@ def leases(tmp_path, nothing_left):
         yield files
 
 
-@needs_linux
+@windows_has_no("leases; opportunistic locks, which are the like of them, Wine has not")
 class TestOverlapOnEveryEngine:
     """That of one kernel or pool thread for each, no matter which: several are under way at once.
 
@@ -224,7 +222,6 @@ class TestHowManyThreads:
                 take_one(port)
             assert threads_of_pools() - before <= 4
 
-    @needs_linux
     def test_what_is_in_the_page_cache_does_not_need_a_thread_for_each_read(
         self, make_port, tmp_path
     ):
@@ -244,8 +241,27 @@ class TestHowManyThreads:
             take(port, 64)
         assert most < 32
 
-    @needs_fifos
-    def test_no_more_than_it_was_given(self, pool_opens, make_port, fifos):
+    def test_no_more_than_it_was_given(self, make_port):
+        port = make_port(pool_threads=6)
+        before = threads_of_pools()
+        go, at_work = threading.Event(), threading.Semaphore(0)
+
+        def wait():
+            at_work.release()
+            assert go.wait(LONG)
+
+        for _ in range(10):
+            port.submit(wait)
+        for _ in range(6):
+            assert at_work.acquire(timeout=LONG)
+        assert not at_work.acquire(timeout=0.05)
+        assert threads_of_pools() - before == 6
+        go.set()
+        assert [done.error for done in take(port, 10)] == [None] * 10
+        assert threads_of_pools() - before <= 6
+
+    @needs_waiting_opens
+    def test_no_more_than_it_was_given_for_opens(self, pool_opens, make_port, fifos):
         port = make_port(pool_threads=6)
         before = threads_of_pools()
         for path in fifos[:10]:
@@ -269,7 +285,7 @@ def stuck(pool_opens, make_port, fifos):
     os.close(os.open(fifos[0], os.O_RDWR))
 
 
-@needs_linux
+@needs_waiting_opens
 class TestNamedPipesWithoutAnOtherSide:
     def test_an_open_is_cancelled(self, stuck):
         port, operation = stuck

@@ -14,12 +14,13 @@ from support import (
     assert_quiet,
     digits_file,
     make_pipe,
-    needs_descriptors,
-    needs_linux,
+    needs_fifos,
+    needs_modes,
     outcome,
     pattern,
     take,
     take_one,
+    windows_has_no,
 )
 
 
@@ -151,13 +152,13 @@ class TestRegularFiles:
             assert isinstance(outcome(port, lambda: handle.read(10, 0)), IsADirectoryError)
             assert_quiet(port)
 
-    @needs_linux
+    @windows_has_no("device that is always full")
     def test_a_full_device_is_an_error(self, port):
         with open("/dev/full", "wb", 0) as full, port.associate(full, "full") as handle:
             error = outcome(port, lambda: handle.write(b"x"))
             assert error.errno == errno.ENOSPC
 
-    @needs_linux
+    @windows_has_no("device of endless zeros")
     def test_devices(self, port):
         with (
             open("/dev/zero", "rb", 0) as zero,
@@ -171,7 +172,7 @@ class TestRegularFiles:
             sink.write(bytes(1000))
             assert take_one(port).transferred == 1000
 
-    @needs_linux
+    @windows_has_no("device that tells a write at a place from one without")
     def test_a_device_has_no_places(self, port):
         """Those that can't be polled too, which an epoll instance refuses as it does files."""
         with open("/dev/null", "r+b", 0) as null, port.associate(null, "null") as handle:
@@ -280,7 +281,7 @@ class TestPipes:
             assert outcome(port, lambda: handle.read(5, 2)).errno == errno.ESPIPE
             assert_quiet(port)
 
-    @needs_descriptors
+    @needs_modes
     @pytest.mark.parametrize("blocking", [True, False])
     def test_blocking_pipes_do_not_block(self, port, pipe, blocking):
         reader, writer = pipe
@@ -292,7 +293,7 @@ class TestPipes:
             assert {done.key for done in take(port, 2)} == {1, 2}
             assert operation.result() == b"hello"
 
-    @needs_descriptors
+    @needs_fifos
     def test_a_named_pipe(self, port, tmp_path):
         path = tmp_path / "fifo"
         os.mkfifo(path)
@@ -303,7 +304,7 @@ class TestPipes:
             take(port, 2)
             assert operation.result() == b"hello"
 
-    @needs_descriptors
+    @needs_fifos
     def test_a_named_pipe_from_its_writer_to_its_end(self, port, tmp_path):
         path = tmp_path / "fifo"
         os.mkfifo(path)
@@ -318,7 +319,7 @@ class TestPipes:
             writer.close()
             assert tuple(take_one(port)) == (0, "fifo", operation, None)
 
-    @needs_descriptors
+    @needs_fifos
     def test_a_named_pipe_that_is_full_is_written_when_there_is_room(self, port, tmp_path):
         path = tmp_path / "fifo"
         os.mkfifo(path)
@@ -456,7 +457,7 @@ def test_an_offset_on_a_socket_is_an_error(port, pair):
         assert_quiet(port)
 
 
-@needs_descriptors
+@needs_modes
 def test_a_pipe_keeps_its_mode_once_its_handle_is_gone(port, pipe):
     """The flags belong to everybody who has the pipe open, in other processes too."""
     reader, writer = pipe

@@ -16,12 +16,12 @@ from support import (
     Background,
     compute_until,
     needs_concurrency,
-    needs_linux,
     run_python,
     take,
     take_one,
     wait_for_stats,
     wait_until,
+    windows_has_no,
 )
 
 SYS_IO_URING_SETUP = 425
@@ -159,7 +159,7 @@ def test_cancelled_operations_leave_nothing_that_spins(port, pair):
         assert_idle(port)
 
 
-@needs_linux
+@windows_has_no("count of the context switches of a process")
 def test_a_waiting_thread_wakes_up_seldom(engine):
     """CPU time is measured in ticks by some kernels; context switches are counted one by one."""
     run_python(SWITCHES, engine=engine)
@@ -192,7 +192,7 @@ def kernel_can_leave_out_iowait():
     return bool(parameters[5] & IORING_FEAT_NO_IOWAIT)
 
 
-@needs_linux
+@windows_has_no("io_uring")
 def test_the_kernel_reports_features_where_this_test_looks():
     parameters = (ctypes.c_uint32 * 30)()
     libc = ctypes.CDLL(None, use_errno=True)

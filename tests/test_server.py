@@ -28,7 +28,6 @@ from support import (
     has_ipv6,
     needs_concurrency,
     needs_fork,
-    needs_linux,
     needs_reuse_port,
     needs_unix_sockets,
     pattern,
@@ -40,6 +39,7 @@ from support import (
     send_signal,
     shown,
     wait_until,
+    windows_has_no,
 )
 
 
@@ -1069,7 +1069,7 @@ class TestLimits:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
 
-    @needs_linux
+    @windows_has_no("limit to the handles of a process")
     def test_running_out_of_descriptors_pauses_accepting(self, engine):
         done = run_python(OUT_OF_DESCRIPTORS, engine=engine, timeout=60)
         messages = [line for line in done.stderr.splitlines() if "accept" in line.lower()]

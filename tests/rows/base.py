@@ -48,7 +48,6 @@ WITHOUT_HANDLE = {
 
 NOT_ON_WINDOWS = {"test_a_child_of_fork_is_refused_and_the_parent_goes_on": "Windows has no fork"}
 """Tests of rules that are about nothing there, and why."""
-UNIX_ONLY = "Windows has no such thing"
 WINDOWS_ONLY = "only Windows has such a thing"
 
 

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 from completionport import Overlapped
 from support import WINDOWS, pattern
 
-from .base import BIG, NO_MODE, ONE_EACH, UNIX_ONLY, WINDOWS_ONLY, Row, Wrong, message
+from .base import BIG, NO_MODE, ONE_EACH, WINDOWS_ONLY, Row, Wrong, message
 
 if WINDOWS:
     import windows_support
 
+NO_FIFO = "Windows has no FIFOs: its named pipes are rows of their own"
+NO_TERMINAL = "Windows has no pseudo-terminals: its consoles are not overlapped"
 NO_MODE_OF_PIPES = {"test_files_in_any_mode_work_alike": NO_MODE}
 
 
@@ -108,7 +110,7 @@ def make_fifo(row: Row) -> tuple[int, int]:
 class FifoRead(PipeRead):
     id = "fifo-read"
     title = "`read` of a FIFO"
-    not_on_windows = UNIX_ONLY
+    not_on_windows = NO_FIFO
 
     def make(self) -> tuple[int, int]:
         return make_fifo(self)
@@ -117,7 +119,7 @@ class FifoRead(PipeRead):
 class FifoWrite(PipeWrite):
     id = "fifo-write"
     title = "`write` to a full FIFO"
-    not_on_windows = UNIX_ONLY
+    not_on_windows = NO_FIFO
 
     def make(self) -> tuple[int, int]:
         return make_fifo(self)
@@ -135,7 +137,7 @@ def make_terminal() -> tuple[int, int]:
 class TerminalRead(PipeRead):
     id = "terminal-read"
     title = "`read` of a pseudo-terminal"
-    not_on_windows = UNIX_ONLY
+    not_on_windows = NO_TERMINAL
 
     def make(self) -> tuple[int, int]:
         return make_terminal()
@@ -149,7 +151,7 @@ class TerminalRead(PipeRead):
 class TerminalWrite(PipeWrite):
     id = "terminal-write"
     title = "`write` to a full pseudo-terminal"
-    not_on_windows = UNIX_ONLY
+    not_on_windows = NO_TERMINAL
 
     def make(self) -> tuple[int, int]:
         inside, outside = make_terminal()[::-1]
