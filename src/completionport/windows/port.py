@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from ..interface.errors import PORT_WAS_CLOSED, AlreadyAssociated
@@ -59,7 +61,11 @@ class IocpCore(Core):
         self.check()
         return handle
 
-    def close(self) -> None:
+    def close(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():
+            # The names of modules may be gone, and threads may have stopped for good with a lock.
+            # What the kernel holds stays where it is, and the end of the process takes it back.
+            return
         if self.scheduler.shut():
             for channel in list(self.channels):
                 channel.detach(PORT_WAS_CLOSED)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ...interface.errors import PORT_WAS_CLOSED
@@ -85,8 +87,15 @@ class Core:
         """A new handle."""
         raise NotImplementedError
 
-    def forget(self, channel: Channel, reason: str) -> None:
+    def forget(
+        self,
+        channel: Channel,
+        reason: str,
+        is_finalizing: Callable[[], bool] = sys.is_finalizing,
+    ) -> None:
         """Let a channel go. Never blocks: finalizers call it."""
+        if is_finalizing():
+            return  # the names of modules may be gone; the end of the process closes the file
         if not self.forked:
             channel.detach(reason)
         elif self.channels.pop(channel, False) is None:
