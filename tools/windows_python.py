@@ -319,7 +319,7 @@ def find_library(number: str) -> Path | None:
     """The folder of the standard library of a CPython for Linux."""
     if number == f"{sys.version_info.major}.{sys.version_info.minor}":
         return Path(os.__file__).parent
-    found = shutil.which(f"python{number}")
+    found = shutil.which(f"python{number}") or shutil.which(f"python{number}t")
     if found is None:
         return None
     asked = subprocess.run(
