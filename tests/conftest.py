@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from completionport import CompletionPort
+from completionport import CompletionPort, Handler, Server
 from completionport.engines import ENGINES
 from support import (
+    LONG,
+    WINDOWS,
     descriptors,
     has_ipv6,
     local_pair,
@@ -181,3 +183,40 @@ def pair(
 def listener(nothing_left: None) -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0), backlog=100) as sock:
         yield sock
+
+
+@pytest.fixture
+def serve(engine: str, nothing_left: None) -> Iterator[Callable[..., Server]]:
+    """Starts servers on the engine under test and stops them at the end."""
+    servers: list[Server] = []
+
+    def start(handler: Handler, **options: Any) -> Server:
+        if "listener" not in options:
+            options.setdefault("host", "127.0.0.1")
+            options.setdefault("port", 0)
+        server = Server(handler, engine=engine, **options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop(grace=0)
+
+
+@pytest.fixture
+def dial(nothing_left: None) -> Iterator[Callable[..., socket.socket]]:
+    """Connects clients and closes them at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(server: Server, buffer: int | None = None) -> socket.socket:
+            client = stack.enter_context(socket.socket())
+            if buffer is not None:
+                # Through less than that, a megabyte takes Wine some seconds.
+                least = 65536 if WINDOWS else 0
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, max(buffer, least))
+            client.settimeout(LONG)
+            client.connect(server.address)
+            return client
+
+        yield connect

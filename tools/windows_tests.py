@@ -30,7 +30,15 @@ NOTHING_COLLECTED = 5
 """pytest's status for a file of which not one test is for this system."""
 LONG = 45.0
 """Seconds after which the places of a test's threads are printed. No test takes as long."""
-LONGEST = ["test_server", "win32", "test_leak", "test_blocking", "test_streams", "test_exit"]
+LONGEST = [
+    "test_server",
+    "test_server_life",
+    "win32",
+    "test_leak",
+    "test_blocking",
+    "test_streams",
+    "test_exit",
+]
 """Those that are begun first, so that none is left alone at the end."""
 REASON = re.compile(r"^(SKIPPED|XFAIL)(?: \[(\d+)\])? (?:\S+:\d+: |\S+ - )(.*)$")
 

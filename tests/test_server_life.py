@@ -1,0 +1,576 @@
+"""The life of a server: its address, its limits, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+
+from completionport import Handler, Server
+from server_support import Echo, Recorder
+from support import (
+    LONG,
+    STOP_SIGNALS,
+    Background,
+    descriptors,
+    has_ipv6,
+    needs_fork,
+    needs_reuse_port,
+    needs_unix_sockets,
+    pattern,
+    python_process,
+    read_exactly,
+    read_to_end,
+    run_python,
+    send_signal,
+    shown,
+    wait_until,
+    windows_has_no,
+)
+
+
+class TestLimits:
+    def test_more_clients_than_allowed_wait_their_turn(self, serve, dial):
+        handler = Echo()
+        server = serve(handler, max_connections=2)
+        one, two = dial(server), dial(server)
+        for client in (one, two):
+            client.sendall(b"x")
+            assert read_exactly(client, 1) == b"x"
+        third = dial(server)
+        third.sendall(b"third")
+        for _ in range(20):
+            one.sendall(b"x")
+            assert read_exactly(one, 1) == b"x"
+        assert handler.count("connected") == 2
+        assert server.stats()["connections"] == 2
+        two.close()
+        assert read_exactly(third, 5) == b"third"
+        assert handler.count("connected") == 3
+        assert server.stats()["connections"] == 2
+
+    def test_a_full_server_serves_all_in_the_end(self, serve, dial):
+        server = serve(Echo(), max_connections=3)
+
+        def talk():
+            client = dial(server)
+            client.sendall(b"hello")
+            assert read_exactly(client, 5) == b"hello"
+            client.close()
+
+        for thread in [Background(talk) for _ in range(30)]:
+            thread.outcome()
+        assert server.stats()["accepted"] == 30
+
+    def test_an_idle_connection_is_closed(self, serve, dial):
+        handler = Echo()
+        client = dial(serve(handler, idle_timeout=0.2))
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(10) == b""
+        assert 0.15 < time.monotonic() - began < 5
+        assert isinstance(handler.end(), TimeoutError)
+
+    def test_a_connection_with_traffic_is_not_idle(self, serve, dial):
+        server = serve(Echo(), idle_timeout=0.5)
+        client = dial(server)
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            client.sendall(b"x")
+            assert read_exactly(client, 1) == b"x"
+            time.sleep(0.05)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(10) == b""
+
+    def test_a_connection_that_sends_is_not_idle(self, serve, dial):
+        handler = Recorder()
+        client = dial(serve(handler, idle_timeout=0.5))
+        connection = handler.first()
+        for _ in range(15):
+            connection.send(b"x")
+            assert client.recv(1) == b"x"
+            time.sleep(0.08)
+        assert not connection.closing
+
+    def test_no_timeout_means_no_timeout(self, serve, dial):
+        client = dial(serve(Echo()))
+        client.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+
+    @windows_has_no("limit to the handles of a process")
+    def test_running_out_of_descriptors_pauses_accepting(self, engine):
+        done = run_python(OUT_OF_DESCRIPTORS, engine=engine, timeout=60)
+        messages = [line for line in done.stderr.splitlines() if "accept" in line.lower()]
+        assert 1 <= len(messages) <= 2, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+OUT_OF_DESCRIPTORS = """
+import contextlib, logging, os, resource, socket, sys, time
+from completionport import Handler, Server
+from support import read_exactly, wait_until
+
+class Echo(Handler):
+    def received(self, connection, data):
+        connection.send(data)
+
+logging.basicConfig(level=logging.WARNING)
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+clients = []
+for _ in range(60):
+    clients.append(socket.socket())
+    clients[-1].settimeout(20)
+server = Server(Echo(), "127.0.0.1", 0)
+# The clients have their descriptors; the server gets about twenty more. io_uring takes the limit as
+# it is when accepting starts, so it is set before.
+limit = len(os.listdir("/proc/self/fd")) + 20
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+with server:
+    for client in clients:
+        client.connect(server.address)
+    served = wait_until(lambda: server.stats()["connections"])
+    # Full: nobody else is served, the others are, and the server does not spin.
+    wait_until(lambda: server.stats()["connections"] >= 9)
+    began, used = time.monotonic(), time.process_time()
+    while time.monotonic() - began < 0.5:
+        clients[0].sendall(b"x")
+        assert read_exactly(clients[0], 1) == b"x"
+        time.sleep(0.01)
+    assert time.process_time() - used < 0.25, time.process_time() - used
+    full = server.stats()["connections"]
+    assert 5 <= full < 60, full
+    # Room again, little by little: all of them are served in the end.
+    for client in clients:
+        client.sendall(b"hello")
+        assert read_exactly(client, 5) == b"hello"
+        client.close()
+    wait_until(lambda: server.stats()["connections"] == 0)
+    assert server.stats()["accepted"] == 60
+"""
+
+
+class TestAddresses:
+    def test_a_connection_knows_both_addresses(self, serve, dial):
+        handler = Recorder()
+        server = serve(handler)
+        client = dial(server)
+        connection = handler.first()
+        assert connection.peername == client.getsockname()
+        assert connection.sockname == client.getpeername() == server.address
+        assert connection.server is server
+        assert not connection.closing
+        client.close()
+        handler.end()
+        assert connection.peername[0] == "127.0.0.1"
+        assert connection.closing
+
+    def test_port_zero_takes_a_free_one(self, serve):
+        one, two = serve(Echo()), serve(Echo())
+        assert one.address[0] == "127.0.0.1"
+        assert one.address[1] > 0
+        assert one.address != two.address
+
+    def test_a_host_name(self, serve, dial):
+        client = dial(serve(Echo(), host="localhost"))
+        client.sendall(b"x")
+        assert read_exactly(client, 1) == b"x"
+
+    @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+    def test_ipv6(self, serve, nothing_left):
+        handler = Echo()
+        server = serve(handler, host="::1")
+        with socket.create_connection(server.address[:2], timeout=LONG) as client:
+            client.sendall(b"hello")
+            assert read_exactly(client, 5) == b"hello"
+            assert handler.first().peername == client.getsockname()
+
+    def test_an_address_in_use(self, serve, engine):
+        server = serve(Echo())
+        before = descriptors()
+        with pytest.raises(OSError, match=r"in use|0x2740"):
+            Server(Echo(), *server.address, engine=engine)
+        assert descriptors() == before
+
+    def test_an_address_of_another_machine(self, engine):
+        with pytest.raises(OSError, match=r"assign|0x2741"):
+            Server(Echo(), "192.0.2.1", 0, engine=engine)
+
+    def test_a_listening_socket_of_the_program(self, serve, dial):
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = serve(Echo(), listener=listener)
+        assert server.address == listener.getsockname()
+        client = dial(server)
+        client.sendall(b"hello")
+        assert read_exactly(client, 5) == b"hello"
+        server.stop()
+        assert listener.fileno() == -1
+
+    @pytest.mark.parametrize("mode", [0, 5.0])
+    def test_a_listening_socket_in_another_mode(self, serve, dial, mode):
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.settimeout(mode)
+        server = serve(Echo(), listener=listener)
+        for _ in range(3):
+            client = dial(server)
+            client.sendall(b"hello")
+            assert read_exactly(client, 5) == b"hello"
+
+    def test_clients_that_were_waiting_before_the_start_are_served(self, serve, nothing_left):
+        listener = socket.create_server(("127.0.0.1", 0))
+        clients = [socket.create_connection(listener.getsockname(), LONG) for _ in range(5)]
+        serve(Echo(), listener=listener)
+        for client in clients:
+            with client:
+                client.sendall(b"hello")
+                assert read_exactly(client, 5) == b"hello"
+
+    @needs_unix_sockets
+    def test_a_unix_socket(self, serve, tmp_path):
+        path = str(tmp_path / "socket")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+        handler = Echo()
+        server = serve(handler, listener=listener)
+        assert server.address == path
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(LONG)
+            client.connect(path)
+            client.sendall(b"hello")
+            assert read_exactly(client, 5) == b"hello"
+            assert handler.first().sockname == path
+
+    @needs_reuse_port
+    def test_two_servers_share_a_port(self, serve, dial):
+        handlers = [Recorder(), Recorder()]
+        server = serve(handlers[0], reuse_port=True)
+        serve(handlers[1], reuse_port=True, port=server.address[1])
+        for _ in range(60):
+            dial(server)
+        wait_until(lambda: sum(len(handler.connections) for handler in handlers) == 60)
+        assert all(handler.connections for handler in handlers)
+
+    def test_a_port_is_free_again_at_once(self, serve, dial):
+        server = serve(Echo())
+        client = dial(server)
+        client.sendall(b"x")
+        read_exactly(client, 1)
+        server.stop()
+        again = serve(Echo(), port=server.address[1])
+        assert again.address == server.address
+
+
+class TestStop:
+    def test_stop_ends_everything(self, serve, dial):
+        handler = Recorder()
+        server = serve(handler, workers=3, concurrency=3)
+        clients = [dial(server) for _ in range(20)]
+        wait_until(lambda: handler.count("connected") == 20)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 3
+        assert handler.count("closed") == 20
+        assert all(value is None for name, _, value in handler.events if name == "closed")
+        for client in clients:
+            assert read_to_end(client) == b""
+        assert not [t for t in threading.enumerate() if t.name.startswith("completionport-")]
+        assert server.completion_port.closed
+        with pytest.raises(ConnectionRefusedError):
+            dial(server)
+
+    def test_what_is_queued_goes_out_within_the_grace(self, serve, dial):
+        handler = Recorder()
+        server = serve(handler)
+        client = dial(server, buffer=65536)
+        data = pattern(10_000_000)
+        handler.first().send(data)
+        stopping = Background(server.stop, 20)
+        assert read_to_end(client) == data
+        stopping.outcome()
+        assert handler.end() is None
+
+    def test_after_the_grace_it_is_dropped(self, serve, dial):
+        handler = Recorder()
+        server = serve(handler)
+        client = dial(server, buffer=4096)
+        handler.first().send(bytes(20_000_000))
+        began = time.monotonic()
+        server.stop(grace=0.3)
+        assert 0.2 < time.monotonic() - began < 5
+        assert handler.count("closed") == 1
+        with contextlib.suppress(ConnectionResetError):
+            assert len(read_to_end(client)) < 20_000_000
+
+    def test_a_grace_of_zero_waits_for_nobody(self, serve, dial):
+        handler = Recorder()
+        server = serve(handler)
+        dial(server, buffer=4096)
+        handler.first().send(bytes(20_000_000))
+        began = time.monotonic()
+        server.stop(grace=0)
+        assert time.monotonic() - began < 2
+        assert handler.count("closed") == 1
+
+    def test_stopping_again_does_nothing(self, serve):
+        server = serve(Echo())
+        server.stop()
+        server.stop()
+        for thread in [Background(server.stop) for _ in range(3)]:
+            thread.outcome()
+
+    def test_several_threads_may_stop_at_once(self, serve, dial):
+        handler = Recorder()
+        server = serve(handler)
+        dial(server)
+        handler.first()
+        for thread in [Background(server.stop) for _ in range(4)]:
+            thread.outcome()
+            assert handler.count("closed") == 1
+
+    def test_a_callback_may_stop_the_server(self, serve, dial):
+        class Stopper(Recorder):
+            def received(self, connection, data):
+                connection.send(b"bye")
+                connection.server.stop()
+
+        handler = Stopper()
+        server = serve(handler)
+        client = dial(server)
+        client.sendall(b"stop")
+        assert read_to_end(client) == b"bye"
+        server.stop()
+        assert handler.count("closed") == 1
+        assert server.completion_port.closed
+
+    def test_a_server_that_was_never_started_can_be_stopped(self, engine):
+        before = descriptors()
+        server = Server(Echo(), port=0, engine=engine)
+        server.stop()
+        assert server.completion_port.closed
+        assert descriptors() == before
+
+    def test_a_server_is_started_once(self, serve):
+        server = serve(Echo())
+        with pytest.raises(RuntimeError):
+            server.start()
+        server.stop()
+        with pytest.raises(RuntimeError):
+            server.start()
+
+    def test_a_server_is_a_context_manager(self, engine, dial):
+        with Server(Echo(), port=0, engine=engine) as server:
+            client = dial(server)
+            client.sendall(b"hello")
+            assert read_exactly(client, 5) == b"hello"
+        assert read_to_end(client) == b""
+
+    def test_stop_under_load(self, serve, dial):
+        for _ in range(5):
+            handler = Echo()
+            server = serve(handler, workers=3, concurrency=3)
+            stop = threading.Event()
+
+            def talk(server=server, stop=stop):
+                with contextlib.suppress(OSError):
+                    client = dial(server)
+                    while not stop.is_set():
+                        client.sendall(b"hello")
+                        if not client.recv(100):
+                            return
+
+            threads = [Background(talk) for _ in range(6)]
+            wait_until(lambda handler=handler: handler.count("received") > 50)
+            server.stop()
+            stop.set()
+            for thread in threads:
+                thread.outcome()
+            assert handler.count("closed") == handler.count("connected")
+
+    def test_serve_forever_ends_with_stop(self, engine, dial):
+        server = Server(Echo(), port=0, engine=engine)
+        thread = Background(server.serve_forever)
+        client = dial(server)
+        client.sendall(b"hello")
+        assert read_exactly(client, 5) == b"hello"
+        server.stop()
+        thread.outcome()
+        assert read_to_end(client) == b""
+
+    @pytest.mark.parametrize("number", STOP_SIGNALS)
+    def test_serve_forever_ends_in_order_at_a_signal(self, engine, number, nothing_left):
+        with python_process(FOREVER, engine=engine) as process:
+            port = int(process.stdout.readline())
+            with socket.create_connection(("127.0.0.1", port), LONG) as client:
+                client.settimeout(LONG)
+                client.sendall(b"hello")
+                assert read_exactly(client, 5) == b"hello"
+                client.sendall(b"much")
+                start = read_exactly(client, 1000)
+                send_signal(number, process.pid)
+                # What was queued before the signal still goes out.
+                assert start + read_to_end(client) == pattern(6_000_000)
+            output, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (0, "")
+        assert output == "closed None\nafter serve_forever, handlers restored\n"
+
+    def test_a_server_ends_at_a_signal_with_a_peer_that_does_not_read(self, engine, nothing_left):
+        with python_process(FOREVER, engine=engine, GRACE="0.3") as process:
+            port = int(process.stdout.readline())
+            with socket.create_connection(("127.0.0.1", port), LONG) as client:
+                client.sendall(b"much")
+                read_exactly(client, 1000)
+                send_signal(STOP_SIGNALS[-1], process.pid)
+                output, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (0, "")
+        assert "after serve_forever" in output
+
+    def test_an_interpreter_ends_with_a_server_still_running(self, engine):
+        """Daemon or not, a forgotten server must say something or end, not hang for ever."""
+        done = run_python(
+            """
+            import threading, _thread
+            from completionport import Handler, Server
+            server = Server(Handler(), port=0)
+            threading.Timer(0.2, server.stop).start()
+            server.start()
+            print("end of the program")
+            """,
+            engine=engine,
+            timeout=30,
+        )
+        assert done.stdout == "end of the program\n"
+        assert done.stderr == ""
+
+
+FOREVER = """
+import os, signal, sys
+from completionport import Handler, Server
+from support import pattern
+
+class Talker(Handler):
+    def received(self, connection, data):
+        connection.send(pattern(6_000_000) if data == b"much" else data)
+
+    def closed(self, connection, error):
+        print("closed", error, flush=True)
+
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+server = Server(Talker(), "127.0.0.1", 0, send_limit=1 << 30)
+print(server.address[1], flush=True)
+server.serve_forever(grace=float(os.environ.get("GRACE", "20")))
+assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+print("after serve_forever, handlers restored")
+"""
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"workers": 0}, ValueError, "workers"),
+            ({"workers": "2"}, TypeError, "workers"),
+            ({"concurrency": -1}, ValueError, "concurrency"),
+            ({"backlog": -1}, ValueError, "backlog"),
+            ({"buffer_size": 0}, ValueError, "buffer_size"),
+            ({"buffer_size": 1.5}, TypeError, "buffer_size"),
+            ({"max_connections": 0}, ValueError, "max_connections"),
+            ({"idle_timeout": 0}, ValueError, "idle_timeout"),
+            ({"idle_timeout": -1}, ValueError, "idle_timeout"),
+            ({"idle_timeout": "1"}, TypeError, "idle_timeout"),
+            ({"idle_timeout": float("nan")}, ValueError, "idle_timeout"),
+            ({"send_limit": -1}, ValueError, "send_limit"),
+            ({"port": 70000}, ValueError, "port"),
+            ({"port": -1}, ValueError, "port"),
+            ({"port": "5050"}, TypeError, "port"),
+            ({"host": 5}, TypeError, "host"),
+            ({"host": "name.invalid"}, socket.gaierror, None),
+            ({"listener": 5}, TypeError, "listener"),
+        ],
+        ids=str,
+    )
+    def test_wrong_arguments_raise_and_leave_nothing(self, engine, options, error, message):
+        before = descriptors()
+        with pytest.raises(error, match=message):
+            Server(Handler(), **{"port": 0, "engine": engine, **options})
+        assert descriptors() == before
+
+    @pytest.mark.parametrize("handler", [None, object(), Handler, Echo], ids=shown)
+    def test_the_handler_is_a_handler(self, engine, handler):
+        with pytest.raises(TypeError, match="handler"):
+            Server(handler, port=0, engine=engine)
+
+    def test_an_unknown_engine(self):
+        before = descriptors()
+        with pytest.raises(ValueError, match="unknown engine"):
+            Server(Handler(), port=0, engine="kqueue")
+        assert descriptors() == before
+
+    @pytest.mark.parametrize("grace", [-1, float("nan"), "5", None], ids=shown)
+    def test_the_grace_is_a_number_of_seconds(self, serve, grace):
+        server = serve(Echo())
+        with pytest.raises((TypeError, ValueError), match="grace"):
+            server.stop(grace)
+
+    def test_a_handler_without_methods_of_its_own_serves(self, serve, dial):
+        client = dial(serve(Handler()))
+        client.sendall(b"ignored")
+        client.shutdown(socket.SHUT_WR)
+        assert read_to_end(client) == b""
+
+
+def test_two_servers_in_one_process(serve, dial):
+    servers = [serve(Echo()) for _ in range(3)]
+    clients = [dial(server) for server in servers]
+    for client in clients:
+        client.sendall(b"hello")
+    for client in clients:
+        assert read_exactly(client, 5) == b"hello"
+
+
+@needs_fork
+def test_a_server_in_a_forked_child_leaves_the_parents_alone(engine):
+    done = run_python(
+        """
+        import os, socket, warnings
+        warnings.simplefilter("ignore")
+        from completionport import Handler, PortForked, Server
+
+        class Echo(Handler):
+            def received(self, connection, data):
+                connection.send(data)
+
+        def talk(server):
+            with socket.create_connection(server.address, 20) as client:
+                client.sendall(b"hello")
+                assert client.recv(10) == b"hello"
+
+        with Server(Echo(), port=0) as server:
+            talk(server)
+            child = os.fork()
+            if child == 0:
+                with Server(Echo(), port=0) as mine:
+                    talk(mine)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            talk(server)
+        """,
+        engine=engine,
+        timeout=30,
+    )
+    assert done.stderr == ""
+
+
+def test_an_idle_server_uses_no_cpu(serve, dial):
+    server = serve(Echo(), workers=3, concurrency=3, idle_timeout=60)
+    for _ in range(50):
+        dial(server)
+    wait_until(lambda: server.stats()["connections"] == 50)
+    began = time.process_time()
+    threading.Event().wait(0.5)
+    assert time.process_time() - began < 0.1
