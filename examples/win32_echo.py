@@ -9,11 +9,13 @@ an object; all else stands as and where it does in the listing, but for its slip
 1. ``GetQueuedCompletionStatus`` gets the value of ``sClient`` where it should get its address, so
    the key never arrives. Here the key is returned.
 2. ``accept``'s result goes to ``sCient`` and the per-I/O data to ``lpPetIoData``, which nothing
-   reads; ``PostQueuedCompletionStauts``, ``winsow2.h`` and ``MSGSIE`` are misspelt.
+   reads; ``PostQueuedCompletionStauts``, ``winsow2.h``, ``MSGSIE`` and ``OpetationType`` are
+   misspelt, and a semicolon is missing.
 3. The accepting loop never ends, so nothing behind it is ever reached. Here the listening socket
    is closed when a line comes, and ``accept`` returns.
-4. One packet says "end", for however many threads there are, and the port is closed under them.
-   Here there is one for each, and they are waited for. Before that every connection is closed.
+4. One packet says "end", for however many threads there are, and the port is closed under them;
+   the threads' handles stay open. Here there is one packet for each, they are waited for, and their
+   handles are closed. Before that every connection is closed.
 5. What came is used before anything says that there is a packet. At the end of the port there is
    none.
 6. Whether an operation has failed is not looked at: a reset passes for a graceful end, because it
@@ -24,6 +26,10 @@ an object; all else stands as and where it does in the listing, but for its slip
 8. When ``WSARecv`` fails at the call no packet comes. Unnoticed, the connection would stay open
    for good, served by nobody.
 9. A message that fills the buffer has its zero written behind it. Python needs no zero.
+10. Whether ``bind`` and ``listen`` have failed is not looked at: with a port that is taken it is a
+    server that nobody reaches.
+
+Two lines of output are new, which say where it listens and that it has ended.
 """
 
 import os
@@ -63,6 +69,7 @@ def main():
     local.sin_family = AF_INET
     local.sin_port = htons(int(sys.argv[1]) if len(sys.argv) > 1 else PORT)
     local.sin_addr.s_addr = htonl(INADDR_ANY)
+    # slip 10
     if bind(sListen, local) == SOCKET_ERROR or listen(sListen, 5) == SOCKET_ERROR:
         sys.exit(f"Can't listen on port {ntohs(local.sin_port)}: error {WSAGetLastError()}")
     getsockname(sListen, local)

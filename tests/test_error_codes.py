@@ -79,6 +79,12 @@ ALSO = [
     "ESTALE",
     "ENOTEMPTY",
     "ENOTTY",
+    "EBADMSG",
+    "EUCLEAN",
+    "ENOMEDIUM",
+    "ENOKEY",
+    "EKEYREVOKED",
+    "ETOOMANYREFS",
 ]
 
 
@@ -155,6 +161,12 @@ class TestOperations:
                 handle.recv(10)
             self.check(caught.value, "ENOTCONN")
             handle.close()
+
+    def test_a_lookup_that_finds_nothing(self, port):
+        port.getaddrinfo("no number", 80, flags=socket.AI_NUMERICHOST)
+        error = take_one(port).error
+        assert isinstance(error, socket.gaierror)
+        assert codes(error) == (11001, 11001)  # WSAHOST_NOT_FOUND
 
     def test_an_operation_that_is_cancelled(self, port, tcp):
         operation = port.associate(tcp[0], None).recv(10)

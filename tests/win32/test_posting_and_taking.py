@@ -145,11 +145,16 @@ def test_no_more_threads_run_than_the_port_allows(make_port):
 
 
 @differs_on_wine("such a thread waits on until its timeout")
-def test_a_thread_that_waits_gets_error_abandoned_when_the_port_is_closed(port):
+@pytest.mark.parametrize("several", [False, True])
+def test_a_thread_that_waits_gets_error_abandoned_when_the_port_is_closed(port, several):
     answers = []
 
     def wait():
-        answers.append((win32.GetQueuedCompletionStatus(port, 3000), win32.GetLastError()))
+        if several:
+            answer = win32.GetQueuedCompletionStatusEx(port, 5, 3000)
+        else:
+            answer = win32.GetQueuedCompletionStatus(port, 3000)
+        answers.append((answer, win32.GetLastError()))
 
     threads = [threading.Thread(target=wait) for _ in range(2)]
     for thread in threads:
@@ -158,7 +163,8 @@ def test_a_thread_that_waits_gets_error_abandoned_when_the_port_is_closed(port):
     assert win32.CloseHandle(port)
     for thread in threads:
         thread.join(LONG / 1000)
-    assert answers == [((False, None, None, None), win32.ERROR_ABANDONED_WAIT_0)] * 2
+    nothing = (False, []) if several else (False, None, None, None)
+    assert answers == [(nothing, win32.ERROR_ABANDONED_WAIT_0)] * 2
 
 
 def test_a_closed_port_is_an_invalid_handle(port, pair):

@@ -9,6 +9,7 @@ test asks on Windows; the Winsock codes are in winsock2.h under the errno's own 
 from __future__ import annotations
 
 import errno
+import socket
 from typing import NamedTuple, TypeVar
 
 SomeError = TypeVar("SomeError", bound=OSError)
@@ -73,6 +74,9 @@ STATUSES = {
     "STATUS_CONNECTION_REFUSED": (0xC0000236, 1225),
     "STATUS_HOST_UNREACHABLE": (0xC000023D, 1232),
     "STATUS_QUOTA_EXCEEDED": (0xC0000044, 1816),
+    "STATUS_DATA_ERROR": (0xC000003E, 23),
+    "STATUS_DISK_CORRUPT_ERROR": (0xC0000032, 1393),
+    "STATUS_NO_MEDIA_IN_DEVICE": (0xC0000013, 21),
 }
 """Each status with the code that Windows makes of it."""
 
@@ -152,6 +156,14 @@ _NAMED = {
     "EUSERS": ("STATUS_INSUFFICIENT_RESOURCES", 10068),
     "ENOLCK": ("STATUS_INSUFFICIENT_RESOURCES", 10055),
     "EBADFD": ("STATUS_INVALID_HANDLE", 10038),
+    "EBADMSG": ("STATUS_DATA_ERROR", _EINVAL),
+    "EUCLEAN": ("STATUS_DISK_CORRUPT_ERROR", _EINVAL),
+    "ENOMEDIUM": ("STATUS_NO_MEDIA_IN_DEVICE", _EINVAL),
+    "ENOKEY": ("STATUS_ACCESS_DENIED", 10013),
+    "EKEYEXPIRED": ("STATUS_ACCESS_DENIED", 10013),
+    "EKEYREVOKED": ("STATUS_ACCESS_DENIED", 10013),
+    "EKEYREJECTED": ("STATUS_ACCESS_DENIED", 10013),
+    "ETOOMANYREFS": ("STATUS_QUOTA_EXCEEDED", 10059),
 }
 """Each errno with its status and its Winsock code."""
 
@@ -166,6 +178,25 @@ UNKNOWN = Codes(0xC0000001, 31, _EINVAL)
 """STATUS_UNSUCCESSFUL, ``ERROR_GEN_FAILURE``."""
 
 
+LOOKUPS = {
+    getattr(socket, name): code
+    for name, code in {
+        "EAI_AGAIN": 11002,  # WSATRY_AGAIN
+        "EAI_BADFLAGS": _EINVAL,
+        "EAI_FAIL": 11003,  # WSANO_RECOVERY
+        "EAI_FAMILY": 10047,  # WSAEAFNOSUPPORT
+        "EAI_MEMORY": 8,  # WSA_NOT_ENOUGH_MEMORY
+        "EAI_NODATA": 11004,  # WSANO_DATA
+        "EAI_SERVICE": 10109,  # WSATYPE_NOT_FOUND
+        "EAI_SOCKTYPE": 10044,  # WSAESOCKTNOSUPPORT
+        "EAI_NONAME": 11001,  # WSAHOST_NOT_FOUND; where EAI_NODATA is the same, this is its name
+    }.items()
+    if hasattr(socket, name)
+}
+"""What ws2tcpip.h calls the failures of a lookup, by getaddrinfo's number for them: it knows one
+code for each."""
+
+
 def codes_of(number: int | None) -> Codes:
     """The codes of an errno."""
     return UNKNOWN if number is None else CODES.get(number, UNKNOWN)
@@ -174,6 +205,8 @@ def codes_of(number: int | None) -> Codes:
 def add_codes(error: SomeError) -> SomeError:
     """Give an error its ``winerror`` and ``winsock_error``, where it has none."""
     codes = codes_of(error.errno)
+    if isinstance(error, socket.gaierror) and error.errno in LOOKUPS:
+        codes = Codes(UNKNOWN.status, LOOKUPS[error.errno], LOOKUPS[error.errno])
     # On Windows the operating system may have said more exactly what it was.
     for name, code in (("winerror", codes.windows), ("winsock_error", codes.winsock)):
         if getattr(error, name, None) is None:

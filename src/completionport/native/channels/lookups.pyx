@@ -9,6 +9,7 @@ from libc.string cimport strdup
 
 from .messages cimport address_of
 
+from ...interface.error_codes import add_codes
 from ...interface.errors import system_error
 
 cdef extern from "netdb.h" nogil:
@@ -62,7 +63,8 @@ cdef object lookup_error(Lookup* lookup):
         return None
     if lookup.failure == EAI_SYSTEM:
         return system_error(lookup.error)
-    return socket.gaierror(lookup.failure, gai_strerror(lookup.failure).decode("utf-8", "replace"))
+    text = gai_strerror(lookup.failure).decode("utf-8", "replace")
+    return add_codes(socket.gaierror(lookup.failure, text))
 
 
 cdef object lookup_result(Lookup* lookup):

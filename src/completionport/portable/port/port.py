@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+from ...interface.error_codes import add_codes
 from ...interface.handle import Handle, HasFileno, Overlapped
 from ...interface.operation import Operation
 from ...interface.port import Completion, CompletionPort, SignalWatch, Strand, check_strand
@@ -182,7 +183,7 @@ class PortablePort(CompletionPort):
         overlapped: Overlapped | None = None,
     ) -> Overlapped:
         checked = check_lookup(host, service, family, type, proto, flags)
-        call = partial(socket.getaddrinfo, *checked, family, type, proto, flags)
+        call = partial(_look_up, *checked, family, type, proto, flags)
         return self._call(Operation.RESOLVE, call, key, overlapped, None)
 
     def _call(
@@ -301,3 +302,11 @@ def checked_timeout(timeout: float) -> float | None:
     if math.isnan(seconds) or seconds < 0:
         raise ValueError(f"timeout must be 0 or a positive number of seconds, not {timeout}")
     return None if math.isinf(seconds) else seconds
+
+
+def _look_up(*arguments: Any) -> Any:
+    try:
+        return socket.getaddrinfo(*arguments)
+    except OSError as error:
+        add_codes(error)
+        raise
