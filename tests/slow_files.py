@@ -30,14 +30,15 @@ STATFS, RELEASE, FSYNC, FLUSH, INIT, INTERRUPT, BATCH_FORGET = 17, 18, 20, 25, 2
 WITHOUT_ANSWER = (FORGET, BATCH_FORGET)
 HELD = (READ, WRITE, FSYNC)
 """Requests that wait for the test."""
+WAITS_TO_OPEN, WAITS_TO_CLOSE = 7, 8
+HELD_OF_SOME = ((OPEN, WAITS_TO_OPEN), (FLUSH, WAITS_TO_CLOSE))
+"""And those that do so for one file only."""
 
 PAGE = 4096
 SIZE = 16 * PAGE
 """Of each file. Page n is full of the byte n."""
 FAILS_TO_CLOSE = 9
 """The file of which each close says EIO."""
-WAITS_TO_CLOSE = 8
-"""The file of which each close waits for the test."""
 MINOR = 31  # of the protocol, whose major number is 7
 LARGEST = 1 << 20
 FOREVER = 1 << 40  # seconds that the kernel may believe an answer
@@ -147,7 +148,7 @@ class Server:
         body = message[40:]
         if opcode in WITHOUT_ANSWER:
             return True
-        if opcode in HELD or (opcode == FLUSH and node == WAITS_TO_CLOSE):
+        if opcode in HELD or (opcode, node) in HELD_OF_SOME:
             offset = struct.unpack_from("Q", body, 8)[0] if opcode in (READ, WRITE) else 0
             if opcode == WRITE:
                 self._sizes[unique] = struct.unpack_from("I", body, 16)[0]
@@ -177,6 +178,8 @@ class Server:
             payload = bytes([request.offset // PAGE]) * PAGE
         elif request.opcode == WRITE:
             payload = struct.pack("II", self._sizes.pop(request.unique), 0)
+        elif request.opcode == OPEN:
+            payload = struct.pack("QII", request.node, 0, 0)
         self._send(request.unique, 0, payload)
 
     def _send(self, unique: int, error: int, payload: bytes = b"") -> None:

@@ -189,6 +189,19 @@ def test_nobody_else_waits_for_a_close_that_takes_its_time(files, port, associat
     assert_quiet(port)
 
 
+def test_nobody_else_waits_for_an_open_that_takes_its_time(files, port, tmp_path):
+    """Of a name that the kernel has in memory."""
+    path = tmp_path / str(slow_files.WAITS_TO_OPEN)
+    assert path.stat().st_size == slow_files.SIZE
+    operation = port.open(path, os.O_RDWR, key="open")
+    [request] = files.wait_for(1)
+    assert request.opcode == slow_files.OPEN
+    assert port.get(0) is None
+    files.answer(request)
+    assert tuple(take_one(port)) == (0, "open", operation, None)
+    os.close(operation.result())
+
+
 def test_several_threads_take_what_ends_in_the_kernel(files, make_port, tmp_path):
     port = make_port(4)
     handles = [port.associate(open(tmp_path / str(name), "r+b", 0), name) for name in (2, 3, 4, 5)]  # noqa: SIM115

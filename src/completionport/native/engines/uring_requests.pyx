@@ -122,6 +122,9 @@ cdef bint describe_file(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.addr = operation.extent
     elif operation.code == CP_OPEN:
         sqe.opcode = CP_OP_OPENAT
+        # A name that the kernel has in memory would be opened in the thread that submits, which may
+        # have to wait for a file server, and all that enter the ring with it.
+        sqe.flags = CP_SQE_ASYNC
         sqe.fd = AT_FDCWD
         sqe.addr = <uintptr_t> operation.address
         sqe.op_flags = operation.flags
