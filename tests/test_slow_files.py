@@ -13,9 +13,9 @@ import pytest
 
 import slow_files
 from completionport import CompletionPort, OperationAborted, Overlapped
-from support import LONG, Background, assert_quiet, needs_linux, take, take_one, wait_until
+from support import LONG, Background, assert_quiet, take, take_one, wait_until, windows_has_no
 
-pytestmark = needs_linux
+pytestmark = windows_has_no("FUSE")
 
 
 @pytest.fixture
