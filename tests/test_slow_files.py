@@ -215,3 +215,12 @@ def test_several_threads_take_what_ends_in_the_kernel(files, make_port, tmp_path
         assert done.overlapped.result() == bytes([done.key]) * 10
     for handle in handles:
         handle.close()
+
+
+def test_a_file_system_that_can_not_set_space_aside_says_so(port, associate):
+    """And nothing is written in its place, which could undo what others write meanwhile."""
+    with associate(2) as handle:
+        handle.allocate(0, 2 * slow_files.SIZE)
+        done = take_one(port)
+        assert done.error.errno == errno.EOPNOTSUPP
+    assert_quiet(port)

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
+from functools import cache
 
 from ...interface.errors import system_error
 from ...interface.operation import Operation
@@ -73,10 +74,31 @@ def _sync(descriptor: int, request: Request) -> None:
 
 
 def _allocate(descriptor: int, request: Request) -> None:
-    if not hasattr(os, "posix_fallocate"):
-        raise system_error(errno.EOPNOTSUPP, "this operating system has no posix_fallocate()")
     assert request.offset is not None
-    os.posix_fallocate(descriptor, request.offset, request.extent)
+    # Not posix_fallocate(3): where a file system has no such thing the C library reads and writes a
+    # byte of each block, which undoes what others write there meanwhile.
+    while number := _fallocate()(descriptor, request.offset, request.extent):
+        if number != errno.EINTR:
+            raise system_error(number)
+
+
+@cache
+def _fallocate() -> Callable[[int, int, int], int]:
+    """fallocate(2) of a descriptor, an offset and a length: 0 or an errno."""
+    try:
+        import ctypes
+
+        library = ctypes.CDLL(None, use_errno=True)
+        # The first has the wide offsets where the C library has both kinds.
+        call = getattr(library, "fallocate64", None) or library.fallocate
+    except (ImportError, AttributeError, TypeError):
+        raise system_error(
+            errno.EOPNOTSUPP, "space can't be set aside here: that takes fallocate(2) and ctypes"
+        ) from None
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return lambda descriptor, offset, length: (
+        ctypes.get_errno() if call(descriptor, 0, offset, length) else 0
+    )
 
 
 def _stat(descriptor: int, request: Request) -> None:
