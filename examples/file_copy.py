@@ -397,14 +397,21 @@ def main() -> int:
         return 1
     try:
         count = copy(source, target, options.engine, not options.no_check, options.quiet)
-    except Failed as error:
+    except (Failed, RuntimeError, ValueError) as error:
         print(f"file_copy: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"file_copy: interrupted: {target} is not whole", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"file_copy: {error.filename or source}: {error.strerror}", file=sys.stderr)
         return 1
     if not options.quiet:
-        print(f"{count} files copied" if count != 1 else "1 file copied")
+        try:
+            print(f"{count} files copied" if count != 1 else "1 file copied", flush=True)
+        except BrokenPipeError:
+            # Nobody reads it: nothing is left to be said, at the end of the program neither.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

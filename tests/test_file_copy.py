@@ -180,6 +180,36 @@ def test_what_is_no_file_is_refused(engine, tmp_path):
     assert "neither a file" in done.stderr
 
 
+def test_an_engine_that_there_is_not_is_one_line(tree, tmp_path):
+    done = copy(tree / "big", tmp_path / "copy", "--engine", "none", status=1)
+    [line] = done.stderr.splitlines()
+    assert line.startswith("file_copy: unknown engine")
+
+
+@windows_has_no("pipe that tells a writer at once that its reader has gone")
+def test_a_reader_that_has_gone_is_no_error(engine, tree, tmp_path):
+    command = [sys.executable, str(PROGRAM), tree / "big", tmp_path / "copy", "--engine", engine]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody:
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True)
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+    assert done.returncode == 0
+    assert_same(tree / "big", tmp_path / "copy")
+
+
+def test_ctrl_c_is_one_line(program, tree, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    target = tmp_path / "copy"
+    monkeypatch.setattr(program, "copy", interrupted)
+    monkeypatch.setattr(sys, "argv", ["file_copy.py", str(tree), str(target)])
+    assert program.main() == 130
+    assert capsys.readouterr().err == f"file_copy: interrupted: {target} is not whole\n"
+
+
 def on_a_terminal(*arguments: object) -> str:
     """What the program shows on standard error, which is a terminal of 100 columns."""
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
