@@ -6,12 +6,12 @@ TARGET must not exist. Modes and times are kept, links are copied as links. All 
 read back and compared unless ``--no-check`` says otherwise. With `rich` installed a progress bar is
 shown.
 
-A file of more than one block has its space on the disk set aside, and is then copied by the kernel
-(copy_file_range(2)): in pieces, on the port's pool, so that there is progress to show and one piece
-is checked while the next is copied. Where the kernel can't (Windows, two file systems), and for
-small files, blocks are read and written. A block is read into memory that the next one uses again,
-since to allocate it anew would take longer than to read it, and 256 KiB stay in a processor's cache
-until they are written. docs/performance.md has the figures beside `cp`.
+A small file is one operation: `CompletionPort.copy_file`. A large one has its space on the disk set
+aside, and is then copied by the kernel (copy_file_range(2)): in pieces, on the port's pool, so that
+there is progress to show and one piece is checked while the next is copied. Where the kernel can't
+(Windows, two file systems) blocks are read and written. A block is read into memory that the next
+one uses again, since to allocate it anew would take longer than to read it, and 256 KiB stay in a
+processor's cache until they are written. docs/performance.md has the figures beside `cp`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from completionport import CompletionPort, Handle, Operation, Overlapped
+from completionport import CompletionPort, Handle, Overlapped
 
 BLOCK = 1 << 18  # of one read or write, bytes
 BLOCKS = 16  # in flight, of all files together
 PIECE = 1 << 23  # that the kernel copies in one go, bytes: some milliseconds
 PIECES = 2  # in flight: of one file the second is read while the first is written
-FILES = 32  # being copied at a time
+FILES = 256  # being copied at a time: what is done meanwhile is taken together
+LARGE_FILES = 8  # of them
 
 KERNEL_COPIES = hasattr(os, "copy_file_range")
 CAN_NOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS)
@@ -50,9 +51,12 @@ class Failed(Exception):
 class Step(Overlapped):
     """One operation under way, and what comes next."""
 
-    def __init__(self, after: Callable[[Step], None], what: str) -> None:
+    def __init__(
+        self, after: Callable[[Step], None], what: str, expected: tuple[int, ...] = ()
+    ) -> None:
         self.after = after
         self.what = what
+        self.expected = expected  # errors that are its next step's business
 
 
 class Part(Overlapped):
@@ -61,6 +65,7 @@ class Part(Overlapped):
     def __init__(self) -> None:
         self.after: Callable[[Any], None]
         self.what = ""
+        self.expected: tuple[int, ...] = ()
         self.offset = 0
         self.size = 0
 
@@ -101,19 +106,61 @@ def copy_piece(source: io.FileIO, target: io.FileIO, offset: int, size: int) -> 
     return copied
 
 
-class Copy:
+def same_data(source: str, target: str) -> int | None:
+    """Compare two small files; returned: how many bytes they have, None when they differ."""
+    with open(source, "rb", buffering=0) as one, open(target, "rb", buffering=0) as other:
+        data = one.readall()
+        return len(data) if data == other.readall() else None
+
+
+class SmallFile:
+    """One file that is copied in one go, and then compared in one."""
+
+    def __init__(self, copier: Copier, source: str, target: str) -> None:
+        self.copier = copier
+        self.source = source
+        self.target = target
+
+    def start(self) -> None:
+        copied = Step(self.copied, f"{self.source} to {self.target}", (errno.EFBIG,))
+        self.copier.port.copy_file(self.source, self.target, at_most=PIECE, overlapped=copied)
+
+    def copied(self, step: Step) -> None:
+        if step.error is not None:
+            self.copier.start_large(LargeFile(self.copier, self.source, self.target))
+            self.copier.under_way.remove(self)
+            return
+        self.copier.moved(step.transferred)
+        if self.copier.checks:
+            compared = Step(self.compared, self.target)
+            self.copier.port.submit(same_data, self.source, self.target, overlapped=compared)
+        else:
+            self.copier.under_way.remove(self)
+
+    def compared(self, step: Step) -> None:
+        size = step.result()
+        if size is None:
+            raise Failed(f"{self.target} differs from {self.source}")
+        self.copier.moved(size)
+        self.copier.under_way.remove(self)
+
+    def close(self) -> None:
+        """It keeps nothing open."""
+
+
+class LargeFile:
     """One file: opened, copied in pieces or blocks, closed."""
 
-    def __init__(self, copier: Copier, source: str, target: str, status: os.stat_result) -> None:
+    def __init__(self, copier: Copier, source: str, target: str) -> None:
         self.copier = copier
         self.names = source, target
-        self.status = status
+        self.status = os.stat(source)
         self.port = copier.port
         self.handles: list[Handle] = []
         self.files: list[io.FileIO] = []  # for the pool: see `open_for_kernel`
         self.next_offset = 0  # of the next piece
         self.parts: deque[tuple[int, int, bool]] = deque()  # for blocks: from, to, and `is_written`
-        self.left = status.st_size  # bytes that are not done yet
+        self.left = self.status.st_size  # bytes that are not done yet
 
     def start(self) -> None:
         self.port.open(self.names[0], os.O_RDONLY, overlapped=Step(self.source_open, self.names[0]))
@@ -128,16 +175,12 @@ class Copy:
 
     def target_open(self, step: Step) -> None:
         self.handles.append(self.port.associate(step.result(), self))
-        if self.left > BLOCK:
-            # A disk that is full says so now, and writes have less to do.
-            self.handles[1].allocate(0, self.left, Step(self.allocated, self.names[1]))
-        else:
-            self.allocated(step)
+        # A disk that is full says so now, and writes have less to do.
+        allocated = Step(self.allocated, self.names[1], CAN_NOT_ALLOCATE)
+        self.handles[1].allocate(0, self.left, allocated)
 
     def allocated(self, step: Step) -> None:
-        if not self.left:
-            self.end()
-        elif self.left > BLOCK and KERNEL_COPIES:
+        if KERNEL_COPIES:
             self.open_for_kernel()
             self.copier.pieces.wanted_by(self.next_piece)
         else:
@@ -239,7 +282,7 @@ class Copy:
         self.close()
         if not by_number:
             set_mode_and_times(self.names[1], self.status)
-        self.copier.under_way.remove(self)
+        self.copier.large_done(self)
 
     def close(self) -> None:
         for file in (*self.handles, *self.files):
@@ -279,57 +322,76 @@ class Copier:
         self.port = port
         self.checks = checks
         self.moved = moved
-        self.under_way: set[Copy] = set()
+        self.under_way: set[SmallFile | LargeFile] = set()
+        self.large = 0  # of them
+        self.waiting: deque[LargeFile] = deque()  # large ones
         self.blocks = Supply([Block() for _ in range(BLOCKS)])
         self.pieces = Supply([Piece() for _ in range(PIECES)])
 
-    def run(self, work: Iterator[tuple[str, str, os.stat_result]]) -> int:
+    def run(self, work: Iterator[tuple[str, str]]) -> int:
         """Copy all of it; returned: how many files."""
         count = 0
-        more = True
-        while more or self.under_way:
-            while more and len(self.under_way) < FILES:
-                following = next(work, None)
-                if following is None:
-                    more = False
-                    break
-                count += 1
-                copy = Copy(self, *following)
-                self.under_way.add(copy)
-                copy.start()
-            if self.under_way:
-                for done in self.port.get_many(64):
-                    step = done.overlapped
-                    if done.error is not None and not (
-                        step.operation is Operation.ALLOCATE
-                        and done.error.errno in CAN_NOT_ALLOCATE
-                    ):
-                        raise Failed(f"{step.what}: {done.error.strerror}")
-                    step.after(step)
+        for source, target in work:
+            count += 1
+            file = SmallFile(self, source, target)
+            self.under_way.add(file)
+            file.start()
+            while len(self.under_way) + len(self.waiting) >= FILES:
+                self.go_on()
+        while self.under_way:
+            self.go_on()
         return count
+
+    def go_on(self) -> None:
+        for done in self.port.get_many(64):
+            step = done.overlapped
+            if done.error is not None and done.error.errno not in step.expected:
+                raise Failed(f"{step.what}: {done.error.strerror}")
+            step.after(step)
+
+    def start_large(self, file: LargeFile) -> None:
+        if self.large == LARGE_FILES:
+            self.waiting.append(file)
+            return
+        self.large += 1
+        self.under_way.add(file)
+        file.start()
+
+    def large_done(self, file: LargeFile) -> None:
+        self.under_way.remove(file)
+        self.large -= 1
+        if self.waiting:
+            self.start_large(self.waiting.popleft())
 
     def close(self) -> None:
         """Close what a failure has left open, once nothing is under way any more."""
-        for copy in self.under_way:
-            copy.close()
+        for file in self.under_way:
+            file.close()
 
 
 def files_of(
     source: str, target: str, directories: list[tuple[str, os.stat_result]]
-) -> Iterator[tuple[str, str, os.stat_result]]:
-    """The regular files of a tree; directories and links are made on the way."""
+) -> Iterator[tuple[str, str]]:
+    """The regular files of a tree, from and to; directories and links are made on the way."""
     status = os.lstat(source)
-    if stat.S_ISLNK(status.st_mode):
+    if stat.S_ISREG(status.st_mode):
+        yield source, target
+    elif stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(source), target)
-    elif stat.S_ISREG(status.st_mode):
-        yield source, target, status
     elif stat.S_ISDIR(status.st_mode):
         os.mkdir(target, 0o700)
         directories.append((target, status))
         with os.scandir(source) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
-            yield from files_of(os.path.join(source, name), os.path.join(target, name), directories)
+            inside = [
+                (entry.is_file(follow_symlinks=False), entry.path, entry.name) for entry in entries
+            ]
+        for is_file, path, name in inside:
+            copy = f"{target}{os.sep}{name}"
+            if is_file:
+                # Nothing more is asked about it here, since its copy is quicker than the answer.
+                yield path, copy
+            else:
+                yield from files_of(path, copy, directories)
     else:
         raise Failed(f"{source} is neither a file, a directory nor a link")
 
@@ -366,7 +428,9 @@ def copy(source: str, target: str, engine: str | None, checks: bool, quiet: bool
     directories: list[tuple[str, os.stat_result]] = []
     with (
         contextlib.ExitStack() as behind_the_port,  # whose end waits for what is under way
-        CompletionPort(1, engine=engine) as port,
+        # The page cache keeps no thread waiting: more than there are processors only meet each
+        # other at a directory's lock.
+        CompletionPort(1, engine=engine, pool_threads=os.cpu_count() or 1) as port,
         progress(source, checks, quiet) as moved,
     ):
         copier = Copier(port, checks, moved)

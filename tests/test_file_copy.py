@@ -139,7 +139,7 @@ def program(request, monkeypatch):
 def change_before_it_is_read_back(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> int:
     """Have one byte of each target changed after it was written; returned: its offset."""
     offset = 2**23 + 2**18 + 5
-    read_back = program.Copy.read_back
+    read_back = program.LargeFile.read_back
 
     def meddling(self, block):
         if block.offset <= offset < block.offset + block.size:
@@ -150,7 +150,7 @@ def change_before_it_is_read_back(program: ModuleType, monkeypatch: pytest.Monke
                 file.write(bytes([byte ^ 1]))
         read_back(self, block)
 
-    monkeypatch.setattr(program.Copy, "read_back", meddling)
+    monkeypatch.setattr(program.LargeFile, "read_back", meddling)
     return offset
 
 
@@ -161,13 +161,13 @@ def test_what_was_not_written_as_it_was_read_is_found(engine, program, big, tmp_
 
 
 def test_a_source_that_became_shorter_is_told(engine, program, big, tmp_path, monkeypatch):
-    allocated = program.Copy.allocated
+    allocated = program.LargeFile.allocated
 
     def shortening(self, step):
         os.truncate(big, 2**23 + 1000)
         allocated(self, step)
 
-    monkeypatch.setattr(program.Copy, "allocated", shortening)
+    monkeypatch.setattr(program.LargeFile, "allocated", shortening)
     with pytest.raises(program.Failed, match="became shorter"):
         program.copy(str(big), str(tmp_path / "copy"), engine, False, True)
 

@@ -10,6 +10,7 @@ from .base import Row
 from .events import After, Changes, Post, Process, Signal
 from .files import (
     CloseDescriptor,
+    CopyFile,
     FileAllocate,
     FileRead,
     FileReadOn,
@@ -54,7 +55,7 @@ GROUPS: dict[str, list[type[Row]]] = {
     "datagram sockets": [ReceiveFrom, SendTo, ReceiveMessage, SendMessage],
     "regular files": [
         FileRead, FileReadOn, FileScatter, FileWrite, FileWriteOn, FileSync, FileAllocate,
-        FileStatus, NameStatus, Open, CloseDescriptor,
+        FileStatus, NameStatus, Open, CopyFile, CloseDescriptor,
     ],
     "pipes, FIFOs, terminals": [
         PipeRead, PipeWrite, PipeAccept, FifoRead, FifoWrite, TerminalRead, TerminalWrite,

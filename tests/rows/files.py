@@ -260,6 +260,39 @@ class Open(Errand):
         return os.stat(__file__).st_ino
 
 
+class CopyFile(Errand):
+    id = "copy"
+    title = "`copy_file`"
+    kernel_on = ()
+    wrong: ClassVar[list[Wrong]] = [
+        (lambda row: row.port.copy_file(5, "x"), TypeError, "path must be"),
+        (lambda row: row.port.copy_file("x", None), TypeError, "path must be"),
+        (lambda row: row.port.copy_file("x", "a\0b"), ValueError, "null byte"),
+    ]
+    content = pattern(100)
+
+    def set_up(self) -> None:
+        self.folder = self.make_folder()
+        with open(self.name("source"), "wb") as file:
+            file.write(self.content)
+        super().set_up()
+
+    def name(self, last: object) -> str:
+        return os.path.join(self.folder, str(last))
+
+    def start(self, overlapped: Overlapped | None = None) -> Any:
+        names = self.name("source"), self.name(self.next())
+        return self.port.copy_file(*names, key=KEY, overlapped=overlapped)
+
+    def expected(self, number: int) -> Any:
+        return len(self.content)
+
+    def check_end(self, count: int) -> None:
+        for number in range(count):
+            with open(self.name(number), "rb") as file:
+                assert file.read() == self.content
+
+
 class CloseDescriptor(Errand):
     id = "close"
     title = "`port.close_descriptor`"

@@ -46,6 +46,8 @@ class Operation(enum.IntEnum):
     """``GetFileInformationByHandle``"""
     CLOSE = 18
     """``CloseHandle``"""
+    COPY = 19
+    """``CopyFileEx``"""
     PROCESS = 20
     """``RegisterWaitForSingleObject`` with a process"""
     CHANGES = 22

@@ -311,6 +311,34 @@ class CompletionPort:
         """
         raise NotImplementedError
 
+    def copy_file(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        at_most: int = 2**63 - 1,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        """Copy a file under another name, in one go and without the GIL (``CopyFileEx``).
+
+        ``target`` must not exist: a `FileExistsError` else. It gets the data, the times, and who
+        may read, write and execute it; not the owner, and so not set-user-ID and the like.
+        ``overlapped.result()`` is the number of bytes. A link is followed; what is no regular file
+        is refused (`IsADirectoryError`, or ``EINVAL``). Where the file system lets files share
+        their blocks they do, and where the kernel copies by itself the data does not pass through
+        the process: ``copy_file_range(2)``.
+
+        It is for the many small files of a tree: a packet for each, where `open`, reads and writes
+        would be six. ``at_most``: a file of more bytes is not begun and fails with ``EFBIG``; a
+        program that shows how far it is copies that one in pieces.
+
+        A thread of the pool (``pool_threads``) carries it out on every engine. One that fails, or
+        is cancelled before it is over, leaves no target; a large file is looked at for that every
+        few milliseconds.
+        """
+        raise NotImplementedError
+
     def close_descriptor(
         self, fd: int, *, key: Any = None, overlapped: Overlapped | None = None
     ) -> Overlapped:

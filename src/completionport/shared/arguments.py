@@ -9,6 +9,7 @@ from typing import Any
 
 LARGEST_DESCRIPTOR = 2**31 - 1
 LARGEST_CONCURRENCY = 2**31 - 1
+LARGEST_OFFSET = 2**63 - 1
 LARGEST_POOL = 1024
 """The most threads that a port's pool may have."""
 LARGEST_ANCILLARY = 1 << 20

@@ -9,10 +9,9 @@ import stat
 from typing import Any
 
 from ..interface.errors import system_error
-from .arguments import check_count
+from .arguments import LARGEST_OFFSET, check_count
 from .association import descriptor_of, status_of
 
-LARGEST_OFFSET = 2**63 - 1
 NO_FILE = "sendfile() sends from a regular file, and this is none"
 
 

@@ -42,6 +42,7 @@ ERROR_OPERATION_ABORTED = 995
 ERROR_IO_PENDING = 997
 ERROR_NOTIFY_ENUM_DIR = 1022
 ERROR_NOT_FOUND = 1168
+ERROR_REQUEST_ABORTED = 1235
 WSABASEERR = 10000
 WSAEMSGSIZE = 10040
 WSAECONNRESET = 10054
@@ -54,6 +55,9 @@ STATUS_ALERTED = 0x101
 """On Wine: the thread that had started it ended in the moment in which it became possible."""
 STATUS_HANDLES_CLOSED = 0x8000000A
 
+COPY_FILE_FAIL_IF_EXISTS = 1
+PROGRESS_CONTINUE = 0
+PROGRESS_CANCEL = 1
 FILE_TYPE_DISK = 1
 FILE_TYPE_PIPE = 3
 FILE_FLAG_OVERLAPPED = 0x40000000
@@ -207,6 +211,16 @@ ReOpenFile = declare(kernel32, "ReOpenFile", HANDLE, HANDLE, DWORD, DWORD, DWORD
 CreateFile = declare(
     kernel32,
     *("CreateFileW", HANDLE, wintypes.LPCWSTR, DWORD, DWORD, _POINTER, DWORD, DWORD, HANDLE),
+)
+PROGRESS_ROUTINE = ctypes.WINFUNCTYPE(
+    DWORD,
+    *[ctypes.c_longlong] * 4,  # sizes and bytes so far, of the file and of its stream
+    *(DWORD, DWORD, HANDLE, HANDLE, _POINTER),
+)
+CopyFileEx = declare(
+    kernel32,
+    *("CopyFileExW", _BOOL, wintypes.LPCWSTR, wintypes.LPCWSTR, PROGRESS_ROUTINE),
+    *(_POINTER, _POINTER, DWORD),
 )
 ReadDirectoryChanges = declare(
     kernel32,

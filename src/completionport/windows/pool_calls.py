@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from ..interface.errors import system_error
 from ..interface.operation import Operation
-from ..portable.channels.requests import LARGEST_OFFSET
 from ..portable.pool.file_calls import CALLS
+from ..shared.arguments import LARGEST_OFFSET
 from . import api
 from .channel_state import ChannelState
 from .flights import Flight

@@ -19,6 +19,7 @@ from ..shared import association
 from ..watches.processes import is_process, watch_process
 from . import api
 from .channel import IocpChannel
+from .copies import copy_file
 from .files import Resolved, register
 from .handle import IocpHandle
 from .scheduler import KernelScheduler
@@ -109,6 +110,8 @@ class IocpPort(PortablePort):
 
     ENGINE = "iocp"
     CORE = IocpCore
+
+    _system_copy = staticmethod(copy_file)
 
     def associate(self, file: Any, key: Any, *, strand: Strand | None = None) -> Handle:
         if not hasattr(file, "fileno") and is_process(file):

@@ -317,7 +317,8 @@ cdef bint stop(Channel* channel, OperationQueue* queue, Operation* operation, bi
     """Cancel a queued operation; False when that was asked for before."""
     if operation.cancelled:
         return False
-    operation.cancelled = True
+    # The pool looks at it without the lock, between the pieces of a copy.
+    cp_set(&operation.cancelled, True)
     if operation.in_kernel:
         if not channel.engine.type.cancel(channel.engine, operation):
             return True

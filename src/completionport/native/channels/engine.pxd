@@ -43,6 +43,7 @@ cdef enum:
     CP_OPEN = 16
     CP_STAT = 17
     CP_CLOSE = 18
+    CP_COPY = 19
     CP_RESOLVE = 23
     CP_CALL = 24
 
@@ -74,7 +75,8 @@ cdef struct Operation:
     bint in_kernel          # a request that names this operation is under way, or the pool has it
     bint offloaded          # it is the pool's: in line there, or being executed
     bint waits_only         # that request waits for readiness, it moves no data
-    bint cancelled          # cancel() or close() asked for its end
+    # cancel() or close() asked for its end: written as an atomic, for a thread of the pool that only asks.
+    bint cancelled
     bint probe_only         # a receive of 0 bytes: wait, and take nothing
     bint fill               # MSG_WAITALL
     bint connecting
@@ -83,7 +85,7 @@ cdef struct Operation:
     int error               # errno of the result
     int64_t transferred     # bytes so far; the new descriptor for an accept
     int64_t offset          # in the file, -1 for the file's own position
-    int64_t extent          # bytes from `offset` that a write or an allocation covers
+    int64_t extent          # bytes from `offset` that a write or an allocation covers; the most of a copy
     bint is_span            # it is in its queue's `spans`
     int source              # of sendfile: a duplicate of the file's descriptor, else -1
     int64_t source_left     # bytes of it that are left; -1: the tail has its turn
@@ -91,12 +93,12 @@ cdef struct Operation:
     int vector_count
     iovec one               # `vector` of an operation with a single buffer
     msghdr message          # as the kernel was given it last, and what it wrote there
-    # Memory in the Overlapped, or NULL: a sockaddr to connect or send to, or room for the sender's.
+    # Memory in the Overlapped, or NULL: a sockaddr to connect or send to, or room for the sender's; a path.
     void* address
     unsigned int address_size
     Lookup* lookup          # of a resolve; NULL once its thread was left behind with it
     Opening* opening        # of an open that a thread of the pool is at, else NULL: the pool's lock
-    void* control           # ancillary data to be sent, or room for it
+    void* control           # ancillary data to be sent, or room for it or for a status; a copy's target
     size_t control_size
     bint owns_control       # of sendmsg: descriptors in `control` are duplicates of our own
     # Operations in line for the pool, and whether this one is: the pool's lock.

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 from ..channels.engine cimport (
     CP_ALLOCATE,
     CP_CLOSE,
+    CP_COPY,
     CP_FSYNC,
     CP_READ,
     CP_STAT,
@@ -16,6 +17,7 @@ from ..channels.engine cimport (
     iovec,
 )
 from ..channels.steps cimport GO_ON, WAIT, Progress, account
+from .copies cimport copy_file
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -83,6 +85,8 @@ cdef int64_t call(Operation* operation) noexcept nogil:
         )
     elif operation.code == CP_CLOSE:
         result = close(<int> operation.offset)
+    elif operation.code == CP_COPY:
+        return copy_file(operation)
     else:
         return -EINVAL
     return result if result >= 0 else -errno

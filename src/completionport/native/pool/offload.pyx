@@ -34,6 +34,7 @@ from ..channels.channels cimport (
 from ..channels.engine cimport (
     CP_ALLOCATE,
     CP_CALL,
+    CP_COPY,
     CP_OPEN,
     CP_RESOLVE,
     CP_WRITE,
@@ -559,7 +560,7 @@ cdef Course measured(Operation* operation, Worker* worker) noexcept nogil:
     # What changes a file in the page cache sleeps for the file's lock, or until the disk has taken what is
     # there already: more threads make neither any quicker.
     cdef bint tells = operation.channel.direct or not (
-        operation.code == CP_WRITE or operation.code == CP_ALLOCATE
+        operation.code == CP_WRITE or operation.code == CP_ALLOCATE or operation.code == CP_COPY
     )
     cdef bint counts = tells and worker.suspects
     cdef long sleeps = cp_sleeps() if counts else 0

@@ -1,5 +1,7 @@
 """Operations of a port that belong to no handle."""
 
+from libc.stdint cimport int64_t
+
 from ..channels.engine cimport Operation
 from .core cimport Core
 
@@ -9,6 +11,9 @@ cdef object start_lookup(
 )
 cdef object start_open(Core core, bytes path, int flags, unsigned mode, key, overlapped)
 cdef object start_stat(Core core, bytes path, bint follow_symlinks, key, overlapped)
+cdef object start_copy(
+    Core core, bytes source, bytes target, int64_t at_most, key, overlapped
+)
 cdef object start_close(Core core, int descriptor, key, overlapped)
 # For the pool: run the function of an operation, with a thread state; drop an operation nobody waits for.
 cdef void call_function(Operation* operation) noexcept nogil

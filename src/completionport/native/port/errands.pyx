@@ -2,9 +2,10 @@
 """Operations of a port that belong to no handle: functions, and what is asked of names."""
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
 
 from ..channels.channels cimport cancel_operations, submit_operation
-from ..channels.engine cimport CP_CLOSE, CP_OPEN, CP_RESOLVE, CP_STAT, Operation
+from ..channels.engine cimport CP_CLOSE, CP_COPY, CP_OPEN, CP_RESOLVE, CP_STAT, Operation
 from ..channels.lookups cimport lookup_new
 from .core cimport Core
 from .operations cimport HandleBase, OverlappedBase, drop_packet
@@ -111,6 +112,15 @@ cdef object start_stat(Core core, bytes path, bint follow_symlinks, key, overlap
     cdef OverlappedBase operation = prepare(core, CP_STAT, key, overlapped)
     operation.set_path(path, True)
     operation.operation_.flags = 0 if follow_symlinks else AT_SYMLINK_NOFOLLOW
+    return launch(core, operation)
+
+
+cdef object start_copy(
+    Core core, bytes source, bytes target, int64_t at_most, key, overlapped
+):
+    cdef OverlappedBase operation = prepare(core, CP_COPY, key, overlapped)
+    operation.set_paths(source, target)
+    operation.operation_.extent = at_most
     return launch(core, operation)
 
 

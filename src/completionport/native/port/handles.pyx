@@ -32,7 +32,7 @@ from ...interface.errors import HandleClosed, PortClosed, system_error
 from ...interface.operation import Operation as OperationCode
 from ...shared import association
 from ...shared.addresses import pack
-from ...shared.arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
+from ...shared.arguments import LARGEST_ANCILLARY, LARGEST_OFFSET, check_count, check_shutdown, message_flags
 from .overlapped import Overlapped
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
@@ -71,7 +71,6 @@ cdef extern from "fcntl.h" nogil:
         AT_EMPTY_PATH
 
 cdef object new_overlapped = Overlapped
-cdef object LARGEST_OFFSET = 2**63 - 1
 cdef object SHUT_WR = socket.SHUT_WR
 
 

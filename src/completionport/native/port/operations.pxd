@@ -33,6 +33,7 @@ cdef class OverlappedBase:
     cdef int make_envelope(self, Py_ssize_t ancillary_size) except -1
     cdef int set_source(self, object file, object offset, object count) except -1
     cdef int set_path(self, bytes path, bint wants_status) except -1
+    cdef int set_paths(self, bytes source, bytes target) except -1
     cdef int align(self, Py_ssize_t boundary) except -1
     cdef object failure(self)
     cdef object envelope_of(self, object data)

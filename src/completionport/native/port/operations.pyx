@@ -30,6 +30,7 @@ from ..channels.engine cimport (
     CLAIMED,
     CP_ACCEPT,
     CP_CALL,
+    CP_COPY,
     CP_OPEN,
     CP_READ,
     CP_RECVFROM,
@@ -381,6 +382,12 @@ cdef class OverlappedBase:
             self.envelope = (path, status)
         return 0
 
+    cdef int set_paths(self, bytes source, bytes target) except -1:
+        self.operation_.address = PyBytes_AS_STRING(source)
+        self.operation_.control = PyBytes_AS_STRING(target)
+        self.envelope = (source, target)
+        return 0
+
     cdef int align(self, Py_ssize_t boundary) except -1:
         """Have the memory of a read of a size begin where O_DIRECT wants it to."""
         cdef Operation* op = &self.operation_
@@ -408,6 +415,9 @@ cdef class OverlappedBase:
         error = system_error(op.error)
         if op.code == CP_OPEN or (op.code == CP_STAT and op.channel.kind == ERRANDS):
             error.filename = os.fsdecode(<const char*> op.address)
+        elif op.code == CP_COPY:
+            error.filename = os.fsdecode(<const char*> op.address)
+            error.filename2 = os.fsdecode(<const char*> op.control)
         return error
 
     cdef void unpin(self) noexcept:

@@ -14,7 +14,7 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 
 from ..channels.engine cimport CP_CALL
 from ..pool.offload cimport offload_threads
@@ -48,6 +48,7 @@ from .errands cimport (
     drop_operation,
     start_call,
     start_close,
+    start_copy,
     start_lookup,
     start_open,
     start_stat,
@@ -61,6 +62,7 @@ from ...interface.histogram import Histogram
 from ...interface.port import check_strand
 from ...shared.arguments import (
     LARGEST_DESCRIPTOR,
+    LARGEST_OFFSET,
     LARGEST_POOL,
     check_callable,
     check_concurrency,
@@ -73,6 +75,9 @@ from ...shared.workers import default_concurrency
 from ...watches.processes import is_process, watch_process
 
 
+
+cdef extern from "Python.h":
+    bytes PyUnicode_EncodeFSDefault(object text)
 
 cdef int64_t deadline_of(object timeout) except? -2:
     cdef double seconds
@@ -105,6 +110,16 @@ cdef object O_RDONLY = os.O_RDONLY
 cdef enum:
     SIGNAL_SLICE_NS = 1000000000
 cdef unsigned long main_thread = threading.main_thread().ident
+
+
+cdef bytes bytes_of(object path):
+    """`path_bytes`, quicker for what paths mostly are."""
+    cdef bytes name
+    if type(path) is str:
+        name = PyUnicode_EncodeFSDefault(path)
+        if strlen(name) == <size_t> len(name):
+            return name
+    return path_bytes(path)
 
 
 cdef object histogram_of(Times* times):
@@ -310,10 +325,18 @@ cdef class Port:
 
     def open(self, path, flags=O_RDONLY, mode=0o666, *, key=None, overlapped=None):
         check_open(flags, mode)
-        return start_open(self.core, path_bytes(path), flags, mode, key, overlapped)
+        return start_open(self.core, bytes_of(path), flags, mode, key, overlapped)
 
     def stat(self, path, *, follow_symlinks=True, key=None, overlapped=None):
-        return start_stat(self.core, path_bytes(path), bool(follow_symlinks), key, overlapped)
+        return start_stat(self.core, bytes_of(path), bool(follow_symlinks), key, overlapped)
+
+    def copy_file(
+        self, source, target, *, at_most=LARGEST_OFFSET, key=None, overlapped=None
+    ):
+        check_count("at_most", at_most, 0, LARGEST_OFFSET)
+        return start_copy(
+            self.core, bytes_of(source), bytes_of(target), at_most, key, overlapped
+        )
 
     def close_descriptor(self, fd, *, key=None, overlapped=None):
         check_count("fd", fd, 0, LARGEST_DESCRIPTOR)

@@ -20,7 +20,6 @@ from ..scheduling.recorder import NOT_MEASURED
 from .messages import Items, close_descriptors
 
 LARGEST_SIZE = 2**31 - 1
-LARGEST_OFFSET = 2**63 - 1
 LARGEST_VECTOR: int = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
 if LARGEST_VECTOR <= 0:
     LARGEST_VECTOR = 16
@@ -106,11 +105,13 @@ class Request:
         self.parts: list[bytes] = []  # what came for `size` so far
         self.transferred = 0
         self.error: BaseException | None = None
-        self.cancelled = False  # cancel() asked for its end: the lock of its line
+        # cancel() or close() asked for its end: set under the lock of its line; a copy only asks.
+        self.cancelled = False
         self.extent = 0  # bytes from `offset` that a write covers; the mode of an open
         self.path = ""
         self.direct = False  # the file is read and written past the page cache
-        self.call: Callable[[], Any] | None = None  # a function with its arguments
+        # A function with its arguments; or how the system copies a file.
+        self.call: Callable[..., Any] | None = None
         self.ancillary: Items = []  # to be sent; descriptors in it are duplicates of our own
         self.ancillary_size = 0  # room for what comes
         self.source = -1  # of a sendfile: a duplicate of the file's descriptor

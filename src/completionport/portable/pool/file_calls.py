@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-from ...interface.errors import system_error
+from ...interface.errors import OperationAborted, system_error
 from ...interface.operation import Operation
 from ..channels.requests import LARGEST_VECTOR, Request
 
@@ -113,6 +113,18 @@ def _close(descriptor: int, request: Request) -> None:
     os.close(request.offset)
 
 
+def _copy(descriptor: int, request: Request) -> None:
+    assert request.call is not None
+    call, request.call = request.call, None
+    names = request.path, request.address
+    try:
+        request.transferred = call(*names, request.extent, lambda: request.cancelled)
+    except OSError as error:
+        if not isinstance(error, OperationAborted):
+            error.filename, error.filename2 = names
+        raise
+
+
 def _call(descriptor: int, request: Request) -> None:
     assert request.call is not None
     call, request.call = request.call, None
@@ -126,5 +138,6 @@ CALLS: dict[Operation, Callable[[int, Request], None]] = {
     Operation.ALLOCATE: _allocate,
     Operation.STAT: _stat,
     Operation.CLOSE: _close,
+    Operation.COPY: _copy,
     Operation.CALL: _call,
 }

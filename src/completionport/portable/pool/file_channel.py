@@ -156,6 +156,8 @@ class SideBySide:
             closing()
         self._gone = gone
         self._reason = reason
+        for request in self._queue:
+            request.cancelled = True
         # From the end: no thread is to start for the next one in the place of one left behind.
         taken = [request for request in reversed(self._queue) if self._take_back(request)]
         for request in reversed(taken):

@@ -13,10 +13,16 @@ from ...interface.handle import Handle, Meaning, Overlapped, check_overlapped
 from ...interface.operation import Operation
 from ...interface.port import CompletionPort
 from ...shared import addresses
-from ...shared.arguments import LARGEST_ANCILLARY, check_count, check_shutdown, message_flags
+from ...shared.arguments import (
+    LARGEST_ANCILLARY,
+    LARGEST_OFFSET,
+    check_count,
+    check_shutdown,
+    message_flags,
+)
 from ...watches.changes import read_changes
 from ..channels.messages import prepared
-from ..channels.requests import LARGEST_OFFSET, Request
+from ..channels.requests import Request
 from ..scheduling.places import PortableStrand
 from .core import Channel, Core
 

@@ -20,6 +20,7 @@ from ...interface.port import Completion, CompletionPort, SignalWatch, Strand, c
 from ...interface.timer import Timer
 from ...shared.arguments import (
     LARGEST_DESCRIPTOR,
+    LARGEST_OFFSET,
     LARGEST_POOL,
     check_callable,
     check_concurrency,
@@ -34,6 +35,7 @@ from ...shared.workers import default_concurrency
 from ...watches.processes import is_process, watch_process
 from ...watches.signals import watch_signal
 from ..channels.requests import Post
+from ..pool import copies
 from ..scheduling.places import Blocking, PortableStrand
 from ..scheduling.timers import PortableTimer
 from .core import Core
@@ -229,6 +231,27 @@ class PortablePort(CompletionPort):
         request = new_request(core.errands, Operation.STAT, key, overlapped)
         request.path, request.flags = os.fsdecode(name), not follow_symlinks
         return start(core.errands, request)
+
+    def copy_file(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        at_most: int = LARGEST_OFFSET,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+    ) -> Overlapped:
+        check_count("at_most", at_most, 0, LARGEST_OFFSET)
+        core, names = self._inside, (path_bytes(source), path_bytes(target))
+        core.check()
+        request = new_request(core.errands, Operation.COPY, key, overlapped)
+        request.path, request.address = map(os.fsdecode, names)
+        request.extent = at_most
+        request.call = self._system_copy
+        return start(core.errands, request)
+
+    _system_copy = staticmethod(copies.copy_file)
+    """How the operating system copies a file."""
 
     def close_descriptor(
         self, fd: int, *, key: Any = None, overlapped: Overlapped | None = None

@@ -1,0 +1,193 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Copying a file by its name: opened, copied, given its mode and times, closed, in one go.
+
+Each of these steps as an operation of its own would cost more in Python than the kernel takes for all
+of a small file. The data goes by copy_file_range(2), which shares the blocks of a file where the file
+system can, and where the kernel does not copy between these two files by read(2) and write(2).
+"""
+
+from libc.stdint cimport int64_t
+
+from ..channels.engine cimport Operation
+from ..primitives.atomics cimport cp_peek
+
+cdef extern from "errno.h" nogil:
+    int errno
+    enum:
+        ECANCELED, EFBIG, EINTR, EINVAL, EISDIR, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+    ssize_t read(int descriptor, void* data, size_t size)
+    ssize_t write(int descriptor, const void* data, size_t size)
+    int unlink(const char* path)
+
+cdef extern from * nogil:
+    """
+    #include <fcntl.h>
+    #include <sys/stat.h>
+    #include <unistd.h>
+
+    /* Neither a terminal nor a named pipe that has come into the file's place keeps the thread. */
+    static inline int cp_open_source(const char *path)
+    {
+        return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    }
+    static inline int cp_create_target(const char *path, mode_t mode)
+    {
+        return open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+    }
+    static inline ssize_t cp_copy_range(int source, int target, size_t size)
+    {
+        return copy_file_range(source, NULL, target, NULL, size, 0);
+    }
+    static inline int cp_keep_mode(int descriptor, mode_t mode)
+    {
+        struct stat status;
+        if (fstat(descriptor, &status) != 0)
+            return -1;
+        return (status.st_mode & 0777) == mode ? 0 : fchmod(descriptor, mode);
+    }
+    static inline int cp_keep_times(int descriptor, const struct stat *status)
+    {
+        const struct timespec times[2] = {status->st_atim, status->st_mtim};
+        return futimens(descriptor, times);
+    }
+    """
+    ctypedef unsigned mode_t
+    cdef struct stat_t "stat":
+        mode_t st_mode
+        int64_t st_size
+    int stat "stat" (const char* path, stat_t* status)
+    int fstat(int descriptor, stat_t* status)
+    bint S_ISREG(mode_t mode)
+    bint S_ISDIR(mode_t mode)
+    int cp_open_source(const char* path)
+    int cp_create_target(const char* path, mode_t mode)
+    ssize_t cp_copy_range(int source, int target, size_t size)
+    int cp_keep_mode(int descriptor, mode_t mode)
+    int cp_keep_times(int descriptor, const stat_t* status)
+
+cdef enum:
+    PIECE = 8 * 1024 * 1024   # bytes between two looks whether to go on: some milliseconds
+    BLOCK = 64 * 1024         # bytes read and written at a time, on the thread's stack
+
+
+cdef int refusal(const stat_t* status) noexcept nogil:
+    """Why what has this status is not copied, or 0."""
+    if S_ISREG(status.st_mode):
+        return 0
+    return EISDIR if S_ISDIR(status.st_mode) else EINVAL
+
+
+cdef int write_all(int target, const char* data, ssize_t size) noexcept nogil:
+    cdef ssize_t count
+    while size > 0:
+        count = write(target, data, size)
+        if count >= 0:
+            data += count
+            size -= count
+        elif errno != EINTR:
+            return errno
+    return 0
+
+
+cdef int copy_blocks(Operation* operation, int source, int target) noexcept nogil:
+    """Copy the rest through memory: 0 or an errno."""
+    cdef char[BLOCK] block
+    cdef ssize_t count
+    cdef int error
+    while not cp_peek(&operation.cancelled):
+        count = read(source, block, BLOCK)
+        if count == 0:
+            return 0
+        if count < 0:
+            if errno != EINTR:
+                return errno
+            continue
+        error = write_all(target, block, count)
+        if error != 0:
+            return error
+        operation.transferred += count
+    return ECANCELED
+
+
+cdef bint can_not_copy(int error) noexcept nogil:
+    """Whether the kernel does not copy between these two files, which can be read and written all the same."""
+    return (
+        error == EXDEV or error == EINVAL or error == EOPNOTSUPP or error == ENOSYS or error == EPERM
+    )
+
+
+cdef int copy_data(Operation* operation, int source, int target, int64_t size) noexcept nogil:
+    """Copy a file that had this size when it was opened: 0 or an errno."""
+    cdef ssize_t count
+    while operation.transferred < size:
+        if cp_peek(&operation.cancelled):
+            return ECANCELED
+        count = cp_copy_range(source, target, PIECE)
+        if count > 0:
+            operation.transferred += count
+        elif count < 0 and errno == EINTR:
+            continue
+        elif count < 0 and not can_not_copy(errno):
+            return errno
+        else:
+            return copy_blocks(operation, source, target)
+    # A file of /proc has no size and something in it.
+    return copy_blocks(operation, source, target) if size == 0 else 0
+
+
+cdef int fill(Operation* operation, int source, int target, const stat_t* status) noexcept nogil:
+    """Make of a new file a copy; 0 or an errno."""
+    cdef int error = copy_data(operation, source, target, status.st_size)
+    if error != 0:
+        return error
+    if cp_keep_mode(target, status.st_mode & 0o777) != 0 or cp_keep_times(target, status) != 0:
+        return errno
+    return ECANCELED if cp_peek(&operation.cancelled) else 0
+
+
+cdef int copy_opened(Operation* operation, int source, const stat_t* status) noexcept nogil:
+    cdef const char* name = <const char*> operation.control
+    # Nobody who may not read the source may read this, at no time.
+    cdef int target = cp_create_target(name, status.st_mode & 0o777)
+    cdef int error
+    if target < 0:
+        return errno
+    error = fill(operation, source, target, status)
+    # Some file systems say only here that there was no room.
+    if close(target) != 0 and error == 0 and errno != EINTR:
+        error = errno
+    if error != 0:
+        unlink(name)
+    return error
+
+
+cdef int64_t copy_file(Operation* operation) noexcept nogil:
+    cdef const char* name = <const char*> operation.address
+    cdef stat_t status
+    cdef int source
+    cdef int error
+    operation.transferred = 0
+    # To open a named pipe would let go of a writer that waits for a reader.
+    if stat(name, &status) != 0:
+        return -errno
+    error = refusal(&status)
+    if error != 0:
+        return -error
+    source = cp_open_source(name)
+    if source < 0:
+        return -errno
+    if fstat(source, &status) != 0:
+        error = errno
+    else:
+        error = refusal(&status)
+        if error == 0 and status.st_size > operation.extent:
+            error = EFBIG
+    if error == 0:
+        error = copy_opened(operation, source, &status)
+    close(source)
+    if error != 0:
+        operation.transferred = 0
+    return -error
