@@ -55,7 +55,7 @@ from ..primitives.atomics cimport (
     cp_passed_on,
     cp_received,
 )
-from ..scheduling.scheduler cimport is_closed
+from ..scheduling.scheduler cimport Scheduler, enter, leave, wake_threads
 from .file_steps cimport carry_out
 from .openings cimport opening_drop, opening_free, opening_new, opening_run
 
@@ -574,7 +574,9 @@ cdef Course measured(Operation* operation, Worker* worker) noexcept nogil:
 
 cdef Course execute(Offload* pool, Operation* operation, Worker* worker) noexcept nogil:
     cdef Channel* channel = channel_retain(operation.channel)
+    cdef Scheduler* scheduler = channel.engine.scheduler
     cdef Course course = UNKNOWN
+    cdef bint inside
     global cp_executing, cp_disowned
     if operation.code == CP_CALL:
         cp_prepare_python(&worker.python)
@@ -590,12 +592,19 @@ cdef Course execute(Offload* pool, Operation* operation, Worker* worker) noexcep
     elif operation.code != CP_RESOLVE and operation.code != CP_OPEN:
         course = measured(operation, worker)
     cp_mutex_lock(&channel.lock)
+    # Inside, it keeps the scheduler when it has given the operation away.
+    inside = enter(scheduler)
     back_from_pool(operation)
-    finish_operation(operation, True)
+    finish_operation(operation, not inside)
     let_go_if_idle(channel)
-    if is_closed(channel.engine.scheduler):
+    if not inside:
         # Who closes the port waits for this. The lock keeps the engine: it is taken to see `in_kernel`.
         channel.engine.type.wake(channel.engine)
     cp_mutex_unlock(&channel.lock)
+    if inside:
+        # Whoever is woken often runs at once, in the place of this thread, and starts the next operation:
+        # it must not find the lock taken.
+        wake_threads(scheduler)
+        leave(scheduler)
     channel_release(channel)
     return course
