@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import time
 
@@ -351,6 +352,24 @@ class TestClose:
             assert take_one(port).overlapped.result() == b"data"
         assert descriptor not in descriptors()
         assert far.recv(1) == b""
+
+    def test_a_number_is_free_for_another_handle_once_it_is_closed(self, make_port, tmp_path):
+        """The next open of the same file gets the same number, in whatever thread that is."""
+        path = tmp_path / "file"
+        path.write_bytes(b"content")
+        port = make_port(4)
+
+        def work():
+            for _ in range(1000):
+                with port.associate(os.open(path, os.O_RDONLY), "file") as handle:
+                    handle.read(7, 0)
+
+        workers = [Background(work) for _ in range(3)]
+        for done in take(port, 3000):
+            assert done.error is None or isinstance(done.error, OperationAborted)
+        for worker in workers:
+            worker.outcome()
+        assert_quiet(port)
 
     def test_a_file_that_has_a_number_and_no_close(self, port, pair):
         class Numbered:

@@ -167,6 +167,11 @@ class IocpChannel(ChannelState):
             return 1
         return 0
 
+    def release_token(self) -> None:
+        """The program's file may be associated anew."""
+        with contextlib.suppress(IndexError):
+            association.release(self.tokens.pop())
+
     def _detach(self, reason: str) -> None:
         """Lock held."""
         if self.closed:
@@ -186,7 +191,7 @@ class IocpChannel(ChannelState):
         # The kernel cancels what is under way, if it has not heard of that yet, and its packets
         # come. Only their flights' memory is concerned by them.
         self.close_descriptor()
-        association.release(self.token)
+        self.release_token()
         self.gone(self)
         for request in waiting:
             calls.stop(request)

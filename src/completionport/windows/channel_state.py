@@ -46,7 +46,7 @@ class ChannelState:
         "skips",
         "sock",
         "source",
-        "token",
+        "tokens",
         "writable",
         "writes",
     )
@@ -61,7 +61,7 @@ class ChannelState:
     ) -> None:
         self.scheduler = scheduler
         self.offload = offload
-        self.token = token
+        self.tokens = [token]  # while the file is noted as this port's; a pop is one step
         self.source = source
         self.gone = gone
         self.is_socket = source.is_socket

@@ -123,6 +123,9 @@ class WaitChannel:
         self._chores.run()
         return count
 
+    def release_token(self) -> None:
+        """Several handles may watch a process: none has it alone."""
+
     def detach(self, reason: str) -> None:
         self._chores.add(partial(self._detach, reason))
 

@@ -39,6 +39,7 @@ class SelectorsChannel:
 
     __slots__ = (
         "__weakref__",
+        "_tokens",
         "armed",
         "chores",
         "closed",
@@ -53,7 +54,6 @@ class SelectorsChannel:
         "skips_on_success",
         "sock",
         "status",
-        "token",
         "writable",
         "writes",
     )
@@ -63,7 +63,7 @@ class SelectorsChannel:
     ) -> None:
         self.engine = engine
         self.skips_on_success = skips_on_success  # what succeeds at once gives no packet
-        self.token = token
+        self._tokens = [token]  # while the file is noted as this port's; no lock, a pop is one step
         self.status = os.fstat(number)
         kind = stat.S_IFMT(self.status.st_mode)
         mode = fcntl.fcntl(number, fcntl.F_GETFL)
@@ -162,7 +162,7 @@ class SelectorsChannel:
 
     def detach(self, reason: str) -> None:
         if self.files is not None:
-            self.files.close(reason, partial(self.engine.let_go, self, []), self._release_token)
+            self.files.close(reason, partial(self.engine.let_go, self, []), self.release_token)
         else:
             self.chores.add(partial(self._detach, reason))
 
@@ -222,10 +222,10 @@ class SelectorsChannel:
             request.abort(reason)
         self.engine.let_go(self, aborted)
 
-    def _release_token(self) -> None:
-        """The program's file may be associated anew while threads are still at the duplicate."""
-        token, self.token = self.token, None
-        association.release(token)
+    def release_token(self) -> None:
+        """The program's file may be associated anew, also while threads are at the duplicate."""
+        with contextlib.suppress(IndexError):
+            association.release(self._tokens.pop())
 
     def wait_for_pool(self) -> None:
         if self.files is not None:
@@ -339,7 +339,7 @@ class SelectorsEngine:
         with contextlib.suppress(KeyError, ValueError, OSError):
             self._watch(channel, before, 0)
         channel.close_descriptor()
-        association.release(channel.token)
+        channel.release_token()
 
     def _change(self, work: Callable[[], None]) -> None:
         if self._kernel_keeps:

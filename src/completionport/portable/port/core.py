@@ -37,6 +37,9 @@ class Channel(Protocol):
     def cancel(self, overlapped: Overlapped | None) -> int:
         """Complete one request, or all, as cancelled. Returned: how many."""
 
+    def release_token(self) -> None:
+        """The file is no port's any more: before its number is closed and another one's. Once."""
+
     def detach(self, reason: str) -> None:
         """Complete all as cancelled and let the duplicate go. Never blocks."""
 

@@ -282,6 +282,7 @@ class PortableHandle(Handle):
         if self._companion is not None:
             self._companion.close()
         # The program's own number goes first: operations are on the duplicate.
+        self._channel.release_token()
         try:
             if not isinstance(self.file, int):
                 close = getattr(self.file, "close", None)
