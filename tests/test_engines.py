@@ -55,6 +55,23 @@ def test_the_engine_asked_for_by_name_is_taken(engine):
         assert isinstance(port, CompletionPort)
 
 
+@pytest.mark.skipif(not WINDOWS, reason="elsewhere the library itself keeps to it")
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_on_windows_the_concurrency_is_the_kernels_business(concurrency, monkeypatch):
+    from completionport.windows import api
+
+    create, told = api.CreateIoCompletionPort, []
+
+    def record(*arguments):
+        told.append(arguments)
+        return create(*arguments)
+
+    monkeypatch.setattr(api, "CreateIoCompletionPort", record)
+    with CompletionPort(concurrency) as port:
+        assert port.concurrency == concurrency
+    assert (api.INVALID_HANDLE_VALUE, None, 0, concurrency) in told
+
+
 def test_a_port_is_made_and_closed_within_milliseconds(engine):
     """Waiting until the kernel has forgotten a context of its own takes 30."""
     times = []
