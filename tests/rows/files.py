@@ -7,7 +7,7 @@ import threading
 from typing import Any, ClassVar
 
 from completionport import Overlapped
-from support import LONG, pattern
+from support import LONG, pattern, wait_until
 
 from .base import (
     KEY,
@@ -273,9 +273,14 @@ class CopyFile(Errand):
 
     def set_up(self) -> None:
         self.folder = self.make_folder()
+        # Before the folder goes: what nobody took is copied all the same.
+        self.stack.callback(wait_until, self.is_over, "the end of the copies")
         with open(self.name("source"), "wb") as file:
             file.write(self.content)
         super().set_up()
+
+    def is_over(self) -> bool:
+        return self.port is None or self.port.closed or not self.port.stats()["pending"]
 
     def name(self, last: object) -> str:
         return os.path.join(self.folder, str(last))
