@@ -274,6 +274,7 @@ cdef struct Offload:
     int limit               # the most threads
     int base                # so many are let work at once, without a look at what they do
     int processors          # how many threads can run Python at a time
+    Scheduler* scheduler    # one reference: a thread that leaves it still reads there when the port has gone
     # A Python function, which needs a thread state.
     void (*call)(Operation* operation) noexcept nogil
     void (*drop)(Operation* operation) noexcept nogil

@@ -5,9 +5,10 @@ they never wait for packets, so they count for nobody's concurrency.
 """
 
 from ..channels.engine cimport Channel, Offload, Operation
+from ..scheduling.scheduler cimport Scheduler
 
 # NULL without memory. `limit`: the most threads. `processors`: how many threads can run Python at a time.
-cdef Offload* offload_new(int limit, int processors) noexcept nogil
+cdef Offload* offload_new(Scheduler* scheduler, int limit, int processors) noexcept nogil
 # Dismiss the threads, which end in their own time, and give the port's reference back.
 # Nothing is in line any more.
 cdef void offload_close(Offload* pool) noexcept nogil

@@ -55,7 +55,7 @@ from ..primitives.atomics cimport (
     cp_passed_on,
     cp_received,
 )
-from ..scheduling.scheduler cimport Scheduler, enter, leave, wake_threads
+from ..scheduling.scheduler cimport Scheduler, enter, leave, scheduler_release, wake_threads
 from .file_steps cimport carry_out
 from .openings cimport opening_drop, opening_free, opening_new, opening_run
 
@@ -172,10 +172,12 @@ cdef struct Worker:
     bint suspects    # its last operation took long: the next one is measured
 
 
-cdef Offload* offload_new(int limit, int processors) noexcept nogil:
+cdef Offload* offload_new(Scheduler* scheduler, int limit, int processors) noexcept nogil:
     cdef Offload* pool = <Offload*> calloc(1, sizeof(Offload))
     if pool != NULL:
         pool.references = 1
+        cp_add_fetch(&scheduler.references, 1)
+        pool.scheduler = scheduler
         pool.limit = limit
         pool.base = min(limit, <int> BASE)
         pool.width = pool.base
@@ -185,6 +187,7 @@ cdef Offload* offload_new(int limit, int processors) noexcept nogil:
 
 cdef void release(Offload* pool) noexcept nogil:
     if cp_add_fetch(&pool.references, -1) == 0:
+        scheduler_release(pool.scheduler)
         free(pool)
 
 
@@ -574,7 +577,7 @@ cdef Course measured(Operation* operation, Worker* worker) noexcept nogil:
 
 cdef Course execute(Offload* pool, Operation* operation, Worker* worker) noexcept nogil:
     cdef Channel* channel = channel_retain(operation.channel)
-    cdef Scheduler* scheduler = channel.engine.scheduler
+    cdef Scheduler* scheduler = pool.scheduler
     cdef Course course = UNKNOWN
     cdef bint inside
     global cp_executing, cp_disowned
@@ -605,6 +608,7 @@ cdef Course execute(Offload* pool, Operation* operation, Worker* worker) noexcep
         # Whoever is woken often runs at once, in the place of this thread, and starts the next operation:
         # it must not find the lock taken.
         wake_threads(scheduler)
+        # Who closes the port may go on, and let the port go, before this is done: the pool has a reference.
         leave(scheduler)
     channel_release(channel)
     return course

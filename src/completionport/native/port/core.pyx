@@ -93,7 +93,7 @@ cdef class Core:
             error = epoll_new(self.scheduler, &self.engine)
         if error != 0:
             raise system_error(error, f"engine {engine}: {os.strerror(error)}")
-        self.engine.offload = offload_new(pool_threads, default_concurrency())
+        self.engine.offload = offload_new(self.scheduler, pool_threads, default_concurrency())
         self.errands = channel_new(self.engine, -1, ERRANDS)
         if self.engine.offload == NULL or self.errands == NULL:
             raise MemoryError
