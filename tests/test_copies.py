@@ -260,6 +260,16 @@ class TestCancelAndClose:
         assert not target.exists()
         assert_quiet(port)
 
+    @windows_has_no("new name for a file that is being written")
+    def test_one_whose_target_got_another_name_is_aborted_all_the_same(self, port, long, tmp_path):
+        target = tmp_path / "target"
+        operation = port.copy_file(long, target)
+        wait_until(target.exists, "the copy under way")
+        target.rename(tmp_path / "elsewhere")
+        assert operation.cancel()
+        assert isinstance(take_one(port).error, OperationAborted)
+        assert_quiet(port)
+
     def test_a_port_closed_under_way_leaves_no_target(self, make_port, long, tmp_path):
         port = make_port()
         target = tmp_path / "target"

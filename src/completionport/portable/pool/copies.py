@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -49,7 +50,9 @@ def copy_file(source: str, target: str, at_most: int, is_cancelled: Callable[[],
                 os.close(other)
             _go_on_unless(is_cancelled)
         except BaseException:
-            os.unlink(target)
+            # What went wrong is told, not that the new file has another name by now.
+            with contextlib.suppress(OSError):
+                os.unlink(target)
             raise
         return count
     finally:
