@@ -261,6 +261,18 @@ class TestCancelAndClose:
         assert_quiet(port)
 
     @windows_has_no("new name for a file that is being written")
+    @windows_has_no("way to put a file into the place of one that is being written")
+    def test_what_somebody_else_has_put_into_the_targets_place_stays(self, port, long, tmp_path):
+        target = tmp_path / "target"
+        operation = port.copy_file(long, target)
+        wait_until(target.exists, "the copy under way")
+        (tmp_path / "other").write_bytes(b"mine")
+        (tmp_path / "other").replace(target)
+        assert operation.cancel()
+        assert isinstance(take_one(port).error, OperationAborted)
+        assert target.read_bytes() == b"mine"
+
+    @windows_has_no("other name for a file that is being written")
     def test_one_whose_target_got_another_name_is_aborted_all_the_same(self, port, long, tmp_path):
         target = tmp_path / "target"
         operation = port.copy_file(long, target)

@@ -20,7 +20,6 @@ cdef extern from "unistd.h" nogil:
     int close(int descriptor)
     ssize_t read(int descriptor, void* data, size_t size)
     ssize_t write(int descriptor, const void* data, size_t size)
-    int unlink(const char* path)
 
 cdef extern from * nogil:
     """
@@ -48,6 +47,13 @@ cdef extern from * nogil:
             return -1;
         return (status.st_mode & 0777) == mode ? 0 : fchmod(descriptor, mode);
     }
+    /* Whoever has put another file into its place meanwhile keeps it. */
+    static inline void cp_take_away(const char *path, const struct stat *made)
+    {
+        struct stat there;
+        if (lstat(path, &there) == 0 && there.st_dev == made->st_dev && there.st_ino == made->st_ino)
+            unlink(path);
+    }
     static inline int cp_keep_times(int descriptor, const struct stat *status)
     {
         const struct timespec times[2] = {status->st_atim, status->st_mtim};
@@ -67,6 +73,7 @@ cdef extern from * nogil:
     ssize_t cp_copy_range(int source, int target, size_t size)
     int cp_keep_mode(int descriptor, mode_t mode)
     int cp_keep_times(int descriptor, const stat_t* status)
+    void cp_take_away(const char* path, const stat_t* made)
 
 cdef enum:
     PIECE = 8 * 1024 * 1024   # bytes between two looks whether to go on: some milliseconds
@@ -152,15 +159,18 @@ cdef int copy_opened(Operation* operation, int source, const stat_t* status) noe
     cdef const char* name = <const char*> operation.control
     # Nobody who may not read the source may read this, at no time.
     cdef int target = cp_create_target(name, status.st_mode & 0o777)
+    cdef stat_t made
+    cdef bint is_known
     cdef int error
     if target < 0:
         return errno
     error = fill(operation, source, target, status)
+    is_known = fstat(target, &made) == 0
     # Some file systems say only here that there was no room.
     if close(target) != 0 and error == 0 and errno != EINTR:
         error = errno
-    if error != 0:
-        unlink(name)
+    if error != 0 and is_known:
+        cp_take_away(name, &made)
     return error
 
 

@@ -42,6 +42,7 @@ def copy_file(source: str, target: str, at_most: int, is_cancelled: Callable[[],
         mode = status.st_mode & 0o777
         other = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
+            made = os.fstat(other)
             try:
                 count = _copy_data(one, other, status.st_size, is_cancelled)
                 os.fchmod(other, mode)
@@ -50,9 +51,11 @@ def copy_file(source: str, target: str, at_most: int, is_cancelled: Callable[[],
                 os.close(other)
             _go_on_unless(is_cancelled)
         except BaseException:
-            # What went wrong is told, not that the new file has another name by now.
+            # What went wrong is told, not that the new file has another name by now; and whoever
+            # has put another file into its place keeps it.
             with contextlib.suppress(OSError):
-                os.unlink(target)
+                if os.path.samestat(os.lstat(target), made):
+                    os.unlink(target)
             raise
         return count
     finally:
