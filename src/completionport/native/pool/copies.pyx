@@ -40,12 +40,9 @@ cdef extern from * nogil:
     {
         return copy_file_range(source, NULL, target, NULL, size, 0);
     }
-    static inline int cp_keep_mode(int descriptor, mode_t mode)
+    static inline int cp_keep_mode(int descriptor, const struct stat *made, mode_t mode)
     {
-        struct stat status;
-        if (fstat(descriptor, &status) != 0)
-            return -1;
-        return (status.st_mode & 0777) == mode ? 0 : fchmod(descriptor, mode);
+        return (made->st_mode & 0777) == mode ? 0 : fchmod(descriptor, mode);
     }
     /* Whoever has put another file into its place meanwhile keeps it. */
     static inline void cp_take_away(const char *path, const struct stat *made)
@@ -71,7 +68,7 @@ cdef extern from * nogil:
     int cp_open_source(const char* path)
     int cp_create_target(const char* path, mode_t mode)
     ssize_t cp_copy_range(int source, int target, size_t size)
-    int cp_keep_mode(int descriptor, mode_t mode)
+    int cp_keep_mode(int descriptor, const stat_t* made, mode_t mode)
     int cp_keep_times(int descriptor, const stat_t* status)
     void cp_take_away(const char* path, const stat_t* made)
 
@@ -145,12 +142,17 @@ cdef int copy_data(Operation* operation, int source, int target, int64_t size) n
     return copy_blocks(operation, source, target) if size == 0 else 0
 
 
-cdef int fill(Operation* operation, int source, int target, const stat_t* status) noexcept nogil:
-    """Make of a new file a copy; 0 or an errno."""
+cdef int fill(
+    Operation* operation, int source, int target, const stat_t* status, const stat_t* made
+) noexcept nogil:
+    """Make of the new file that was made a copy; 0 or an errno."""
     cdef int error = copy_data(operation, source, target, status.st_size)
     if error != 0:
         return error
-    if cp_keep_mode(target, status.st_mode & 0o777) != 0 or cp_keep_times(target, status) != 0:
+    if (
+        cp_keep_mode(target, made, status.st_mode & 0o777) != 0
+        or cp_keep_times(target, status) != 0
+    ):
         return errno
     return ECANCELED if cp_peek(&operation.cancelled) else 0
 
@@ -164,8 +166,8 @@ cdef int copy_opened(Operation* operation, int source, const stat_t* status) noe
     cdef int error
     if target < 0:
         return errno
-    error = fill(operation, source, target, status)
     is_known = fstat(target, &made) == 0
+    error = fill(operation, source, target, status, &made) if is_known else errno
     # Some file systems say only here that there was no room.
     if close(target) != 0 and error == 0 and errno != EINTR:
         error = errno
