@@ -2,9 +2,9 @@
 
     python examples/file_copy.py SOURCE TARGET [--engine E] [--no-check] [--quiet]
 
-TARGET must not exist. Modes and times are kept, links are copied as links. All that was written is
-read back and compared unless ``--no-check`` says otherwise. With `rich` installed a progress bar is
-shown.
+TARGET must not exist. Times are kept, and who may read, write and execute (not the owner, and so
+not set-user-ID and the like); links are copied as links. All that was written is read back and
+compared unless ``--no-check`` says otherwise. With `rich` installed a progress bar is shown.
 
 A small file is one operation: `CompletionPort.copy_file`. A large one has its space on the disk set
 aside, and is then copied by the kernel (copy_file_range(2)): in pieces, on the port's pool, so that
@@ -443,7 +443,10 @@ def copy(source: str, target: str, engine: str | None, checks: bool, quiet: bool
 
 
 def set_mode_and_times(target: str | int, status: os.stat_result) -> None:
-    os.chmod(target, stat.S_IMODE(status.st_mode))
+    # As `copy_file` does it: who may read, write and execute it, but not set-user-ID and the like,
+    # which go with an owner. Those that the system gave to the new one stay.
+    given = stat.S_IMODE(os.stat(target).st_mode) & ~0o777
+    os.chmod(target, given | (status.st_mode & 0o777))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

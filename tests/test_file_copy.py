@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,32 @@ def test_a_tree_is_copied_with_modes_and_times(engine, tree, tmp_path):
     assert done.stdout == "201 files copied\n"
     assert_same(tree, target)
     os.chmod(target / "folder 1", 0o700)
+
+
+@windows_has_no("set-user-ID, set-group-ID and sticky bits")
+class TestBitsThatGoWithAnOwner:
+    def test_they_are_not_copied(self, engine, tmp_path):
+        root = tmp_path / "source"
+        (root / "folder").mkdir(parents=True)
+        (root / "small").write_bytes(b"small")
+        (root / "large").write_bytes(pattern(2**23 + 1))
+        for path in (root / "folder", root / "small", root / "large"):
+            path.chmod(0o7751)
+        copy(root, tmp_path / "copy", "--engine", engine)
+        for name in ("folder", "small", "large"):
+            status = (tmp_path / "copy" / name).stat()
+            assert stat.S_IMODE(status.st_mode) == 0o751, name
+
+    def test_a_folder_in_one_that_gives_its_group_to_what_is_made_there_does_so_too(
+        self, engine, tmp_path
+    ):
+        (tmp_path / "source").mkdir(mode=0o750)
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shared.chmod(0o2755)
+        (shared / "made").mkdir(mode=0o750)
+        copy(tmp_path / "source", shared / "copy", "--engine", engine)
+        assert (shared / "copy").stat().st_mode == (shared / "made").stat().st_mode
 
 
 def test_one_file_is_copied(engine, tree, tmp_path):
