@@ -223,28 +223,34 @@ def sendfile(options: argparse.Namespace) -> Report:
 
 
 def zero_copy(options: argparse.Namespace) -> Report:
-    columns = [
-        "bytes",
-        "send MiB/s",
-        "zero-copy MiB/s",
-        "ratio",
-        "CPU us/MiB",
-        "zero-copy CPU us/MiB",
-    ]
-    report = Report("zero_copy: IORING_OP_SEND and IORING_OP_SEND_ZC over loopback", columns)
-    for size in (16384, 262144, 1048576):
-        command = [str(build("zero_copy")), str(size), str(options.rounds)]
+    columns = ["network", "bytes", "send MiB/s", "zero-copy MiB/s", "ratio"]
+    columns += ["CPU us/MiB", "zero-copy CPU us/MiB", "ratio", "copied"]
+    report = Report("zero_copy: send with and without zero_copy, io_uring", columns)
+    for network, size in (
+        *(("loopback", size) for size in (16384, 262144, 1048576)),
+        *(("sink", size) for size in (10240, 20000, 50000)),
+    ):
+        command = [sys.executable, str(HERE / "zero_copy.py"), network, str(size), "--json"]
         try:
             # It takes both cores itself.
-            found = run_client(command, 120, None)
+            found = run_client([*command, "--rounds", str(options.rounds)], 120, None)
         except PROBLEMS as failure:
-            report.failures[f"{size:,} bytes"] = str(failure)
+            report.failures[f"{network}, {size:,} bytes"] = str(failure)
             continue
-        figures = [f"{found[key]:,.0f}" for key in ("send_rate", "zero_copy_rate")]
-        spent = [f"{found[key]:,.0f}" for key in ("send_cpu_us", "zero_copy_cpu_us")]
-        ratio = times([found["zero_copy_rate"] / found["send_rate"]])
-        report.rows.append([f"{size:,}", *figures, ratio, *spent])
-        report.rounds[str(size)] = [found]
+        report.rows.append(
+            [
+                network,
+                f"{size:,}",
+                f"{found['send_rate']:,.0f}",
+                f"{found['zero_copy_rate']:,.0f}",
+                times([found["ratio"]]),
+                f"{found['send_cpu_us']:,.0f}",
+                f"{found['zero_copy_cpu_us']:,.0f}",
+                times([found["cpu_ratio"]]),
+                f"{found['copied']:.0%}",
+            ]
+        )
+        report.rounds[f"{network} {size}"] = [found]
     return report
 
 

@@ -45,13 +45,16 @@ from .sockets import (
     SendFile,
     SendMessage,
     SendTo,
+    SendZeroCopy,
     Shutdown,
 )
 
 __all__ = ["GROUPS", "ROWS", "Row"]
 
 GROUPS: dict[str, list[type[Row]]] = {
-    "stream sockets": [Receive, Scatter, Accept, Connect, Send, SendFile, Shutdown, Disconnect],
+    "stream sockets": [
+        Receive, Scatter, Accept, Connect, Send, SendZeroCopy, SendFile, Shutdown, Disconnect,
+    ],
     "datagram sockets": [ReceiveFrom, SendTo, ReceiveMessage, SendMessage],
     "regular files": [
         FileRead, FileReadOn, FileScatter, FileWrite, FileWriteOn, FileSync, FileAllocate,

@@ -7,10 +7,11 @@ import contextlib
 import os
 import socket
 import tempfile
+import threading
 from typing import Any, ClassVar
 
 from completionport import Overlapped
-from support import LONG, WINDOWS, local_pair, pattern, tcp_pair
+from support import LONG, WINDOWS, Background, local_pair, pattern, read_within, tcp_pair
 
 from .base import BIG, ONE_EACH, Row, Wrong, message
 
@@ -207,6 +208,64 @@ class Send(Stream):
 
     def expected(self, number: int) -> Any:
         return self.size
+
+
+class SendZeroCopy(Send):
+    id = "send-zero-copy"
+    title = "`send` with `zero_copy`"
+    kind = "tcp"
+    wrong: ClassVar[list[Wrong]] = [
+        (lambda row: row.handle.send(b"x", zero_copy=1), TypeError, "zero_copy must be True"),
+        (lambda row: row.handle.send("x", zero_copy=True), TypeError, r"send\(\) takes"),
+    ]
+
+    def set_up(self) -> None:
+        super().set_up()
+        self.arrived = bytearray()
+        self.was_cancelled = False
+
+    def limit_room(self) -> None:
+        super().limit_room()
+        if not WINDOWS:
+            self.handles[0].file.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+        self.far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+
+    def start(self, overlapped: Overlapped | None = None) -> Any:
+        data = pattern(BIG, self.begun)
+        parts = [data[:7], data[7:]] if self.begun % 2 else data
+        operation = self.handle.send(parts, overlapped=overlapped, zero_copy=True)
+        self.begun += 1
+        return operation
+
+    def cancel(self, operation: Any) -> bool:
+        stopped = super().cancel(operation)
+        self.was_cancelled = self.was_cancelled or stopped
+        return stopped
+
+    def take(self, count: int) -> list[Any]:
+        # A cancelled one is over when its peer has what was on its way.
+        over = threading.Event()
+        with contextlib.ExitStack() as stack:
+            if self.was_cancelled:
+                self.was_cancelled = False
+                reader = Background(lambda: self.read_on(over))
+                stack.callback(reader.outcome)
+                stack.callback(over.set)
+            return super().take(count)
+
+    def read_on(self, over: threading.Event) -> None:
+        while not over.is_set():
+            part = read_within(self.far, 65536, 0.01)
+            if part is not None:
+                self.arrived += part
+                if not part:
+                    return
+
+    def pull(self, source: Any, expected: bytes) -> None:
+        there = bytes(self.arrived[: len(expected)])
+        del self.arrived[: len(there)]
+        assert there == expected[: len(there)], "what came is not what was sent"
+        super().pull(source, expected[len(there) :])
 
 
 class SendFile(Send):

@@ -63,6 +63,13 @@ def check_shutdown(how: Any) -> int:
     return int(how)
 
 
+def check_zero_copy(zero_copy: Any) -> bool:
+    """Whether a send may be from the program's own pages, checked."""
+    if not isinstance(zero_copy, bool):
+        raise TypeError(f"zero_copy must be True or False, not {type(zero_copy).__name__}")
+    return zero_copy
+
+
 def message_flags(flags: int, caller: str) -> int:
     """The flags of a call that receives one message, checked."""
     if flags & socket.MSG_WAITALL:

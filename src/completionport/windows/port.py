@@ -11,7 +11,7 @@ from typing import Any
 from ..interface.errors import PORT_WAS_CLOSED, AlreadyAssociated
 from ..interface.handle import Handle
 from ..interface.port import CompletionPort, Strand
-from ..portable.port.core import Channel, Core
+from ..portable.port.core import NO_ZERO_COPY, Channel, Core
 from ..portable.port.handle import PortableHandle
 from ..portable.port.port import PortablePort
 from ..portable.scheduling.places import PortableStrand
@@ -77,7 +77,12 @@ class IocpCore(Core):
         numbers = self.scheduler.numbers()
         numbers["pending"] += self.errands.pending()
         numbers["pending"] += sum(channel.pending() for channel in list(self.channels))
-        return {"engine": self.engine_name, "handles": len(self.channels), **numbers}
+        return {
+            "engine": self.engine_name,
+            "handles": len(self.channels),
+            **numbers,
+            **NO_ZERO_COPY,
+        }
 
     def _bind(self, file: Any, source: Resolved) -> None:
         code = self.scheduler.bind(source.handle)

@@ -18,12 +18,14 @@ from ..primitives.atomics cimport (
 from ..scheduling.scheduler cimport push, strand_release
 from .engine cimport (
     CP_ACCEPT,
+    CP_DISCONNECT,
     CP_FSYNC,
     CP_OPEN,
     CP_READ,
     CP_RECV,
     CP_RECVFROM,
     CP_RECVMSG,
+    CP_SHUTDOWN,
     CP_STAT,
     DONE,
     ERRANDS,
@@ -32,7 +34,7 @@ from .engine cimport (
 )
 from .messages cimport close_passed_descriptors
 from .precedence cimport hides, is_in_turn, note_gone, note_queued, note_started
-from .steps cimport FINISHED, WAIT, let_sources_go, step
+from .steps cimport FINISHED, WAIT, abort_connection, let_sources_go, step
 
 cdef extern from "errno.h" nogil:
     enum:
@@ -102,9 +104,19 @@ cdef void channel_close(Channel* channel) noexcept nogil:
         stop_all(channel, &channel.output)
         if channel.owner != NULL:
             channel.owner.closing(channel)
+        abort_if_unacknowledged(channel)
         let_go_if_idle(channel)
     cp_mutex_unlock(&channel.lock)
     channel.engine.type.submit(channel.engine)
+
+
+cdef void abort_if_unacknowledged(Channel* channel) noexcept nogil:
+    """Of a closing channel: have the kernel let go of what it has not sent, or whose receipt is open.
+
+    It would keep the pages, and what they belong to, for as long as the peer likes.
+    """
+    if channel.unacknowledged != 0 and not channel.keeps_messages:
+        abort_connection(channel)
 
 
 # -- queues -------------------------------------------------------------------------------------
@@ -188,6 +200,16 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
         push(channel.engine.scheduler, &operation.packet, wake)
 
 
+cdef inline bint is_held_back(Channel* channel, Operation* operation) noexcept nogil:
+    """The end of a connection waits for the sends before it, whose pages a close() would take back.
+
+    So who closes the handle on the packet of a shutdown has lost nothing.
+    """
+    return channel.unacknowledged != 0 and (
+        operation.code == CP_SHUTDOWN or operation.code == CP_DISCONNECT
+    )
+
+
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil:
     """Carry on with the head of the queue, and with the next when it is done."""
     cdef Operation* operation = queue.head
@@ -196,6 +218,8 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
             start_waiting(channel, NULL)
         return
     while operation != NULL and not operation.in_kernel:
+        if is_held_back(channel, operation):
+            return
         if step(operation) == WAIT:
             channel.engine.type.start(channel.engine, operation)
             return
@@ -256,9 +280,27 @@ cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
             start_waiting(channel, operation)
         settle(operation, wake)
         return
-    settle(operation, wake)
+    if operation.notifications == 0:
+        settle(operation, wake)
+    else:
+        operation.unacknowledged = True
+        channel.unacknowledged += 1
+        if channel.closing:
+            abort_if_unacknowledged(channel)
     if not channel.closing:
         run_queue(channel, queue, wake)
+
+
+cdef void finish_notification(Operation* operation) noexcept nogil:
+    """The kernel has let go of the pages that one request of a zero-copy send gave it."""
+    cdef Channel* channel = operation.channel
+    operation.notifications -= 1
+    if operation.notifications == 0 and operation.unacknowledged:
+        operation.unacknowledged = False
+        channel.unacknowledged -= 1
+        settle(operation, False)
+        if channel.unacknowledged == 0 and not channel.closing:
+            run_queue(channel, &channel.output, False)
 
 
 cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil:
@@ -286,7 +328,7 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
             start_now(channel, operation)
         else:
             count_waiting(operation, 1)
-    elif queue.head != NULL:
+    elif queue.head != NULL or is_held_back(channel, operation):
         channel_retain(channel)
         append_operation(queue, operation)
     elif step(operation) == FINISHED:

@@ -81,6 +81,11 @@ cdef struct Operation:
     bint fill               # MSG_WAITALL
     bint connecting
     bint gives_way          # it could go on: the engine is to come back to it after others
+    bint zero_copy          # a send from the program's own pages, where the kernel can
+    # Of such a send: the notifications that are to come (a request that took bytes gives one when the
+    # kernel has let go of them), and whether it left its queue and only waits for them.
+    int notifications
+    bint unacknowledged
     int flags               # of recv and send, without MSG_WAITALL; `how` of shutdown
     int error               # errno of the result
     int64_t transferred     # bytes so far; the new descriptor for an accept
@@ -161,6 +166,7 @@ cdef struct Channel:
     OperationQueue output
     bint closing
     int in_kernel           # requests under way, and what the pool has
+    int unacknowledged      # operations that are out of their queue and wait for notifications
     uint32_t slot           # where it waits for readiness: its place in that table
     uint32_t generation     # and what its events must carry; 0: it does not wait there
     # The port's list of channels; the port's list lock.
@@ -299,5 +305,11 @@ cdef struct Engine:
     Offload* offload            # constant: the port's pool of threads
     # Constant: sends are cheaper together, with the next wait, than by a system call each.
     bint batches_sends
+    # Constant: sends may be `zero_copy`.
+    bint sends_zero_copy
+    # For `stats`, written as atomics: requests whose pages the kernel took, and of these, those that it
+    # copied after all.
+    int64_t zero_copy_sends
+    int64_t zero_copy_copied
     # Sent blocks whose object wants the GIL to be let go: atomic, taken as a whole.
     Block* garbage

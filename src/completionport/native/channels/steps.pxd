@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from .engine cimport Operation
+from .engine cimport Channel, Operation
 
 ctypedef enum Progress:
     FINISHED     # `error` and `transferred` say how
@@ -13,5 +13,7 @@ ctypedef enum Progress:
 cdef void prepare_message(Operation* operation) noexcept nogil
 # Close the duplicates that a sendfile or a sendmsg works on. The operation's owner, no lock needed.
 cdef void let_sources_go(Operation* operation) noexcept nogil
+# Of a stream socket, whoever has it besides: dropped is also what it was to send.
+cdef void abort_connection(Channel* channel) noexcept nogil
 cdef Progress account(Operation* operation, int64_t result) noexcept nogil
 cdef Progress step(Operation* operation) noexcept nogil

@@ -38,6 +38,9 @@ cdef extern from "errno.h" nogil:
         EINPROGRESS
         EINTR
         EIO
+        ENOBUFS
+        ENOMEM
+        EOPNOTSUPP
         EWOULDBLOCK
 
 cdef extern from "fcntl.h" nogil:
@@ -68,6 +71,12 @@ cdef extern from * nogil:
     {
         return accept4(descriptor, NULL, NULL, SOCK_CLOEXEC);
     }
+    /* Whoever else has the socket: its connection is reset, and what it was to send is dropped. */
+    static inline int cp_abort_connection(int descriptor)
+    {
+        struct sockaddr nobody = { .sa_family = AF_UNSPEC };
+        return connect(descriptor, &nobody, sizeof nobody);
+    }
     static inline int cp_socket_error(int descriptor)
     {
         int error = 0;
@@ -80,6 +89,7 @@ cdef extern from * nogil:
     int cp_accept(int descriptor)
     int cp_socket_error(int descriptor)
     int connect(int descriptor, const void* address, unsigned int size)
+    int cp_abort_connection(int descriptor)
     int shutdown(int descriptor, int how)
     ssize_t recv(int descriptor, void* data, size_t size, int flags)
     ssize_t send(int descriptor, const void* data, size_t size, int flags)
@@ -214,6 +224,14 @@ cdef void let_sources_go(Operation* operation) noexcept nogil:
         operation.owns_control = False
 
 
+cdef void abort_connection(Channel* channel) noexcept nogil:
+    """Reset it, and have the kernel drop what is to be sent: connect(2) of AF_UNSPEC.
+
+    A close(2) with SO_LINGER would do so only if nobody else had the socket.
+    """
+    cp_abort_connection(channel.descriptor)
+
+
 cdef int64_t finish_connecting(Operation* operation) noexcept nogil:
     # A socket that was never connected is "ready" too, and that event may come late:
     # only what poll(2) says now counts.
@@ -283,6 +301,13 @@ cdef Progress account(Operation* operation, int64_t result) noexcept nogil:
             return GO_ON if operation.code != CP_CLOSE else FINISHED
         if (result == -EAGAIN or result == -EWOULDBLOCK) and operation.error == 0:
             return WAIT
+        if operation.zero_copy and (
+            result == -EOPNOTSUPP or result == -ENOMEM or result == -ENOBUFS
+        ):
+            # The socket can't, or as many pages are pinned as this user may (RLIMIT_MEMLOCK,
+            # net.core.optmem_max): the rest is sent with a copy.
+            operation.zero_copy = False
+            return GO_ON
         if not (operation.fill and operation.transferred > 0):
             operation.error = <int> -result
         return FINISHED

@@ -12,6 +12,9 @@ How the kernel behaves, as far as the code below leans on it:
   is with the kernel.
 - A multishot request gives completions until one comes without IORING_CQE_F_MORE. With ENOBUFS it
   ended because all provided buffers are in use.
+- A zero-copy send gives two completions: with the first one (IORING_CQE_F_MORE, also where it failed) the
+  bytes are taken, with the second one (IORING_CQE_F_NOTIF) the kernel has let go of their pages. In
+  between it counts as a request of its channel's. io_uring_enter(2).
 - A request holds the open file, not its number; but the number is read when the request is
   submitted, so a descriptor is closed only when nothing of its channel is in the ring.
 
@@ -33,6 +36,7 @@ from ..channels.channels cimport (
     channel_release,
     channel_retain,
     let_go_if_idle,
+    finish_notification,
     finish_operation,
     queue_of,
     run_queue,
@@ -51,6 +55,7 @@ from ..primitives.atomics cimport (
     cp_received,
     cp_store_release,
 )
+from ..primitives.times cimport add_to_shared_stats
 from ..scheduling.scheduler cimport POLL, Scheduler, somebody_leads, wake_threads
 from .buffers cimport (
     BUFFER_GROUP,
@@ -87,6 +92,7 @@ cdef extern from "uring_abi.h" nogil:
     enum:
         CP_OP_NOP, CP_OP_POLL_ADD, CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_RECV
         CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
+        CP_OP_READ_MULTISHOT, CP_CQE_F_NOTIF, CP_NOTIF_USAGE_COPIED
         CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
         CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
 
@@ -270,11 +276,13 @@ cdef inline bint was_interrupted(int32_t result) noexcept nogil:
     )
 
 
-cdef void operation_completed(Operation* operation, int32_t result) noexcept nogil:
+cdef void operation_completed(Operation* operation, int32_t result, uint32_t flags) noexcept nogil:
     cdef Channel* channel = channel_retain(operation.channel)
     cdef Progress progress
     cp_mutex_lock(&channel.lock)
     operation.in_kernel = False
+    if flags & CP_CQE_F_MORE:
+        note_pages_given(operation, result)
     if was_interrupted(result):
         result = -EINTR
     if result == -ECANCELED or (result == -EINTR and operation.code != CP_CLOSE):
@@ -299,6 +307,30 @@ cdef void operation_completed(Operation* operation, int32_t result) noexcept nog
         request(operation, True)
     else:
         run_queue(channel, queue_of(operation), False)
+    if not flags & CP_CQE_F_MORE:
+        request_over(channel)
+    cp_mutex_unlock(&channel.lock)
+    channel_release(channel)
+
+
+cdef void note_pages_given(Operation* operation, int32_t result) noexcept nogil:
+    """A zero-copy send has its result, and the kernel the pages, until a notification comes."""
+    cdef Engine* engine = operation.channel.engine
+    operation.notifications += 1
+    if result > 0:
+        add_to_shared_stats(&engine.zero_copy_sends, 1)
+    else:
+        # Its notification will say that the kernel copied.
+        add_to_shared_stats(&engine.zero_copy_copied, -1)
+
+
+cdef void pages_returned(Operation* operation, int32_t usage) noexcept nogil:
+    """The notification. The request counted as being in the kernel until now."""
+    cdef Channel* channel = channel_retain(operation.channel)
+    cp_mutex_lock(&channel.lock)
+    if <uint32_t> usage & CP_NOTIF_USAGE_COPIED:
+        add_to_shared_stats(&channel.engine.zero_copy_copied, 1)
+    finish_notification(operation)
     request_over(channel)
     cp_mutex_unlock(&channel.lock)
     channel_release(channel)
@@ -473,9 +505,11 @@ cdef bint reap_once(Uring* uring) noexcept nogil:
             uring.woken = True
         elif cqe.user_data & TAG_MASK == TAG_CANCEL:
             cancel_completed(uring, <Channel*> <uintptr_t> (cqe.user_data - TAG_CANCEL), cqe.res)
+        elif cqe.user_data & TAG_MASK == TAG_OPERATION and cqe.flags & CP_CQE_F_NOTIF:
+            pages_returned(<Operation*> <uintptr_t> (cqe.user_data - TAG_OPERATION), cqe.res)
         elif cqe.user_data & TAG_MASK == TAG_OPERATION:
             operation_completed(
-                <Operation*> <uintptr_t> (cqe.user_data - TAG_OPERATION), cqe.res
+                <Operation*> <uintptr_t> (cqe.user_data - TAG_OPERATION), cqe.res, cqe.flags
             )
         if head == tail:
             tail = cp_load_acquire(uring.ring.cq_tail)
@@ -630,6 +664,8 @@ cdef int io_uring_new(Scheduler* scheduler, Engine** engine) noexcept nogil:
     uring.engine.type = &io_uring_type
     uring.engine.scheduler = scheduler
     uring.engine.batches_sends = scheduler.concurrency == 1
+    # Linux 6.7, which has all of it: it also reports what was copied after all.
+    uring.engine.sends_zero_copy = is_known(uring, CP_OP_READ_MULTISHOT)
     uring.wait_flags = CP_ENTER_GETEVENTS
     if uring.ring.features & CP_FEAT_NO_IOWAIT:
         uring.wait_flags |= CP_ENTER_NO_IOWAIT

@@ -115,6 +115,9 @@ enum {
     CP_OP_WRITE = 23,
     CP_OP_SEND = 26,
     CP_OP_RECV = 27,
+    CP_OP_SEND_ZC = 47,
+    CP_OP_SENDMSG_ZC = 48,
+    CP_OP_READ_MULTISHOT = 49,
     CP_OP_READV = 1,
     CP_OP_WRITEV = 2,
     CP_OP_NOP = 0,
@@ -143,6 +146,7 @@ enum {
 
     CP_CQE_F_BUFFER = 1 << 0,
     CP_CQE_F_MORE = 1 << 1,
+    CP_CQE_F_NOTIF = 1 << 3,
     CP_CQE_F_BUF_MORE = 1 << 4,
 
     CP_PBUF_RING_INC = 2,
@@ -153,11 +157,15 @@ enum {
     CP_RECVSEND_POLL_FIRST = 1 << 0,
     CP_RECV_MULTISHOT = 1 << 1,
     CP_ACCEPT_MULTISHOT = 1 << 0,
+    CP_SEND_ZC_REPORT_USAGE = 1 << 3,
 
     CP_PROBE_SUPPORTED = 1 << 0,
 
     CP_FSYNC_DATASYNC = 1 << 0,
 };
+
+/* The result of a notification: the kernel copied after all. */
+#define CP_NOTIF_USAGE_COPIED (1u << 31)
 
 #define CP_OFF_SQ_RING 0ULL
 #define CP_OFF_CQ_RING 0x8000000ULL

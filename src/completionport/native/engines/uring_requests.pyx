@@ -27,6 +27,7 @@ from .ring cimport cp_sqe
 
 cdef extern from "uring_abi.h" nogil:
     enum:
+        CP_OP_SEND_ZC, CP_OP_SENDMSG_ZC, CP_SEND_ZC_REPORT_USAGE
         CP_OP_ACCEPT, CP_OP_READ, CP_OP_READV, CP_OP_RECV, CP_OP_RECVMSG, CP_OP_SEND, CP_OP_SENDMSG
         CP_OP_WRITE, CP_OP_WRITEV, CP_RECVSEND_POLL_FIRST
         CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_OPENAT, CP_OP_CLOSE, CP_OP_STATX, CP_FSYNC_DATASYNC
@@ -46,6 +47,9 @@ cdef extern from "sys/stat.h" nogil:
 
 cdef enum:
     LARGEST_TRANSFER = 0x7ffff000
+    # Bytes of one buffer that a zero-copy send asks for at a time. A request is charged as a whole
+    # against RLIMIT_MEMLOCK, of which a user often has no more than 8 MiB.
+    LARGEST_ZERO_COPY = 2097152
 
 
 cdef bint is_native(Operation* operation) noexcept nogil:
@@ -55,7 +59,7 @@ cdef bint is_native(Operation* operation) noexcept nogil:
         # The kernel writes to a terminal that has some room until all is written, in the thread that
         # submits it.
         return operation.channel.kind != SOCKET and not operation.channel.is_device
-    return operation.code == CP_ACCEPT
+    return operation.code == CP_ACCEPT or operation.zero_copy
 
 
 cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
@@ -103,6 +107,13 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.op_flags = operation.flags | MSG_CMSG_CLOEXEC if is_message else operation.flags
         # A handle's system call has just said that there is nothing; a stream's send was not tried.
         sqe.ioprio = CP_RECVSEND_POLL_FIRST
+    elif operation.zero_copy:
+        # With MSG_WAITALL the kernel goes on by itself until all is taken, and one notification comes.
+        sqe.opcode = CP_OP_SEND_ZC if single else CP_OP_SENDMSG_ZC
+        sqe.op_flags = operation.flags | MSG_NOSIGNAL | MSG_WAITALL
+        sqe.ioprio = CP_SEND_ZC_REPORT_USAGE
+        if single:
+            sqe.len = min(sqe.len, <uint32_t> LARGEST_ZERO_COPY)
     else:
         sqe.opcode = CP_OP_SEND if single else CP_OP_SENDMSG
         sqe.op_flags = operation.flags | MSG_NOSIGNAL | MSG_WAITALL

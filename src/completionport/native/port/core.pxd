@@ -1,5 +1,7 @@
 """What a port consists of below its Python face."""
 
+from libc.stdint cimport int64_t
+
 from ..channels.engine cimport Channel, Engine
 from ..primitives.atomics cimport cp_mutex
 from ..scheduling.scheduler cimport Scheduler
@@ -15,6 +17,9 @@ cdef class Core:
     cdef cp_mutex close_lock
     cdef int fork_generation
     cdef bint destroyed                   # `close_lock`
+    # What an engine that is gone has counted: atomic.
+    cdef int64_t zero_copy_sends
+    cdef int64_t zero_copy_copied
 
     cdef int begin(self) except -1
     cdef int end(self) except -1
@@ -24,4 +29,5 @@ cdef class Core:
     cdef int close(self) except -1
     cdef void settle_closing(self, Channel* channel) noexcept nogil
     cdef tuple census(self)
+    cdef tuple zero_copy_counts(self)
     cdef int close_in_child(self) except -1

@@ -16,11 +16,13 @@ from ..engines.epoll cimport epoll_new
 from ..engines.io_uring cimport io_uring_new
 from ..pool.offload cimport offload_close, offload_disown, offload_new
 from ..primitives.atomics cimport (
+    cp_count,
     cp_load_acquire,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
     cp_peek,
+    cp_peek_64,
 )
 from ..scheduling import monitor  # the scheduler calls it
 from ..scheduling.scheduler cimport (
@@ -200,10 +202,22 @@ cdef class Core:
             cp_mutex_lock(&channel.lock)
             handles += not channel.closing and channel.kind != ERRANDS
             operations += length(channel.input.head) + length(channel.output.head)
+            operations += channel.unacknowledged
             cp_mutex_unlock(&channel.lock)
             channel = channel.following
         cp_mutex_unlock(&self.channels_lock)
         return handles, operations
+
+    cdef tuple zero_copy_counts(self):
+        """Sends from the program's own pages, and those of them that the kernel copied after all."""
+        cdef int64_t sends = cp_peek_64(&self.zero_copy_sends)
+        cdef int64_t copied = cp_peek_64(&self.zero_copy_copied)
+        if not self.forked() and enter(self.scheduler):
+            sends += cp_peek_64(&self.engine.zero_copy_sends)
+            copied += cp_peek_64(&self.engine.zero_copy_copied)
+            leave(self.scheduler)
+        # A request that took no page is taken off before its notification counts it as copied.
+        return sends, max(copied, 0)
 
     cdef int close(self) except -1:
         """Wake the waiting threads, cancel all operations, and wait for the kernel."""
@@ -277,6 +291,8 @@ cdef void destroy_engine(Core core) noexcept:
     if core.engine.offload != NULL:
         offload_close(core.engine.offload)
         core.engine.offload = NULL
+    cp_count(&core.zero_copy_sends, core.engine.zero_copy_sends)
+    cp_count(&core.zero_copy_copied, core.engine.zero_copy_copied)
     core.engine.type.destroy(core.engine)
 
 

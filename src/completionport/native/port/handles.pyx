@@ -10,7 +10,7 @@ import stat
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 
 from ..channels.channels cimport (
     NO_PACKET,
@@ -32,7 +32,14 @@ from ...interface.errors import HandleClosed, PortClosed, system_error
 from ...interface.operation import Operation as OperationCode
 from ...shared import association
 from ...shared.addresses import pack
-from ...shared.arguments import LARGEST_ANCILLARY, LARGEST_OFFSET, check_count, check_shutdown, message_flags
+from ...shared.arguments import (
+    LARGEST_ANCILLARY,
+    LARGEST_OFFSET,
+    check_count,
+    check_shutdown,
+    check_zero_copy,
+    message_flags,
+)
 from .overlapped import Overlapped
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
@@ -42,7 +49,7 @@ cdef object close_number = association.close_number
 cdef extern from "sys/socket.h" nogil:
     int getsockopt(int descriptor, int level, int option, void* value, unsigned int* size)
     enum:
-        MSG_OOB, MSG_PEEK, MSG_WAITALL
+        AF_INET, AF_INET6, MSG_OOB, MSG_PEEK, MSG_WAITALL
         SO_ACCEPTCONN, SO_DOMAIN, SO_TYPE, SOCK_STREAM, SOL_SOCKET
 
 cdef extern from "errno.h" nogil:
@@ -69,6 +76,11 @@ cdef int STAT = OperationCode.STAT
 cdef extern from "fcntl.h" nogil:
     enum:
         AT_EMPTY_PATH
+
+cdef enum:
+    # Bytes. Below it pinning pages and a second completion cost more than the copy: the kernel's
+    # Documentation/networking/msg_zerocopy.rst.
+    ZERO_COPY_FROM = 10240
 
 cdef object new_overlapped = Overlapped
 cdef object SHUT_WR = socket.SHUT_WR
@@ -333,12 +345,18 @@ cdef class Handle(HandleBase):
         operation.make_envelope(ancillary_size)
         return 0
 
-    def send(self, data_or_buffers, flags=0, overlapped=None):
+    def send(self, data_or_buffers, flags=0, overlapped=None, *, zero_copy=False):
         cdef OverlappedBase operation = self.prepare(overlapped, SEND)
+        cdef int64_t size
         try:
             self.need_socket()
-            operation.pin_output(data_or_buffers, "send")
+            size = operation.pin_output(data_or_buffers, "send")
             operation.operation_.flags = flags_of(flags)
+            operation.operation_.zero_copy = (
+                check_zero_copy(zero_copy) and size >= ZERO_COPY_FROM
+                and self.channel.engine.sends_zero_copy
+                and (self.family == AF_INET or self.family == AF_INET6)
+            )
             return self.launch(operation)
         except BaseException:
             operation.withdraw()

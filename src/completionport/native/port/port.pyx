@@ -346,6 +346,7 @@ cdef class Port:
         cdef Scheduler* s = self.core.scheduler
         cdef Scheduler copy
         handles, pending = self.core.census()
+        zero_copy_sends, zero_copy_copied = self.core.zero_copy_counts()
         if not self.core.forked() and enter(s):
             # What is due counts as queued, though no thread has come by since.
             fire_if_due(s)
@@ -369,6 +370,8 @@ cdef class Port:
             "wakeups": copy.wakeups,
             "blocked": copy.blocked,
             "replaced": copy.replaced,
+            "zero_copy_sends": zero_copy_sends,
+            "zero_copy_copied": zero_copy_copied,
             "queue_time": histogram_of(&copy.queue_times),
             "work_time": histogram_of(&copy.work_times),
         }

@@ -56,6 +56,10 @@ class Channel(Protocol):
         """How many requests wait."""
 
 
+NO_ZERO_COPY = {"zero_copy_sends": 0, "zero_copy_copied": 0}
+"""For `stats`: what only an engine counts that gives the kernel the program's pages."""
+
+
 class Core:
     """What a port consists of. Handles refer to it and not to the port object.
 
@@ -134,6 +138,7 @@ class Core:
             ),
             "handles": len(self.channels),
             **self.scheduler.numbers(),
+            **NO_ZERO_COPY,
         }
 
 

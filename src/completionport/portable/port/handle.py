@@ -18,6 +18,7 @@ from ...shared.arguments import (
     LARGEST_OFFSET,
     check_count,
     check_shutdown,
+    check_zero_copy,
     message_flags,
 )
 from ...watches.changes import read_changes
@@ -106,10 +107,16 @@ class PortableHandle(Handle):
         return self._start(request, overlapped)
 
     def send(
-        self, data_or_buffers: Any, flags: int = 0, overlapped: Overlapped | None = None
+        self,
+        data_or_buffers: Any,
+        flags: int = 0,
+        overlapped: Overlapped | None = None,
+        *,
+        zero_copy: bool = False,
     ) -> Overlapped:
         request = self._request(Operation.SEND, overlapped)
         request.flags = _checked_flags(flags)
+        check_zero_copy(zero_copy)  # a permission, of which nothing is made here
         request.prepare_output(data_or_buffers)
         return self._start(request, overlapped)
 
