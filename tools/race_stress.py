@@ -430,6 +430,7 @@ def send_messages(engine):
         sockets[-1].bind(("127.0.0.1", 0))
     addresses = [sock.getsockname() for sock in sockets[4:]]
     listener = socket.create_server(("127.0.0.1", 0))
+    sockets += [socket.create_connection(listener.getsockname()), listener.accept()[0]]
     file = tempfile.TemporaryFile()  # noqa: SIM115
     file.write(bytes(50_000))
     file.flush()
@@ -444,6 +445,8 @@ def send_messages(engine):
                     handles[random.choice([4, 5])].sendto(b"x" * 100, random.choice(addresses))
                 elif chance < 0.6:
                     handles[0].sendmsg([b"x" * 50, b"y"], random.choice([rights, ()]))
+                elif chance < 0.7:
+                    handles[6].send(bytes(30_000), zero_copy=True)
                 elif chance < 0.8:
                     handles[2].sendfile(file, 0, int(chance * 50_000), head=b"head", tail=b"tail")
                 else:
@@ -458,7 +461,7 @@ def send_messages(engine):
                 elif chance < 0.6:
                     handles[1].recvmsg(random.choice([0, 500]), socket.CMSG_SPACE(8))
                 elif chance < 0.9:
-                    handles[random.choice([2, 3])].recv(random.choice([0, 70_000]))
+                    handles[random.choice([2, 3, 7])].recv(random.choice([0, 70_000]))
                 else:
                     random.choice(handles).cancel()
             time.sleep(0.0003)
