@@ -147,6 +147,13 @@ def port(make_port: Callable[..., CompletionPort]) -> CompletionPort:
 
 
 @pytest.fixture
+def sees_who_blocks(engine: str) -> None:
+    """Only on engines that find out by themselves."""
+    if engine == "selectors":
+        pytest.skip("this engine can't see who blocks")
+
+
+@pytest.fixture
 def make_pair(nothing_left: None) -> Iterator[Callable[..., tuple[socket.socket, socket.socket]]]:
     """Pairs of connected sockets: the first one for the port, the second one with a timeout."""
     with contextlib.ExitStack() as stack:

@@ -36,6 +36,7 @@ LONGEST = [
     "win32",
     "test_leak",
     "test_blocking",
+    "test_wake_ups",
     "test_streams",
     "test_exit",
 ]
