@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from completionport import CompletionPort, Handler, Server
 from completionport.engines import ENGINES
+from datagram_support import bound_socket
 from support import (
     LONG,
     WINDOWS,
@@ -227,3 +229,38 @@ def dial(nothing_left: None) -> Iterator[Callable[..., socket.socket]]:
             return client
 
         yield connect
+
+
+@pytest.fixture(
+    params=[
+        "udp",
+        pytest.param("udp6", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
+        pytest.param("unix", marks=needs_unix_sockets),
+    ]
+)
+def datagrams(
+    request: pytest.FixtureRequest, nothing_left: None
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two sockets with addresses, not connected: the first one for the port."""
+    with bound_socket(request.param) as near, bound_socket(request.param) as far:
+        far.settimeout(LONG)
+        yield near, far
+
+
+@pytest.fixture
+def messages(nothing_left: None) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A pair of Unix datagram sockets, over which descriptors can be passed."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    far.settimeout(LONG)
+    with near, far:
+        yield near, far
+
+
+@pytest.fixture
+def pipe(nothing_left: None) -> Iterator[list[int]]:
+    """The ends of a pipe, which a test may close."""
+    ends = list(os.pipe())
+    yield ends
+    for number in ends:
+        with contextlib.suppress(OSError):
+            os.close(number)

@@ -94,7 +94,7 @@ ELSEWHERE = {
         "test_cancel_and_close.py::test_operations_never_see_the_next_file_of_that_number",
         "test_file_operations.py::test_what_waits_in_line_is_aborted",
     ],
-    7: ["test_datagrams.py::test_descriptors_that_wait_to_be_sent_may_be_closed"],
+    7: ["test_messages.py::test_descriptors_that_wait_to_be_sent_may_be_closed"],
     9: [
         "test_threads.py::test_the_thread_that_came_last_is_served_first",
         "test_packets.py::test_get_in_the_main_thread_answers_ctrl_c",
