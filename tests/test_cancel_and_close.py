@@ -6,12 +6,15 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import time
 
 import pytest
 
-from completionport import CompletionPort, HandleClosed, OperationAborted, PortClosed
+from completionport import Completion, CompletionPort, HandleClosed, OperationAborted, PortClosed
 from support import (
+    LONG,
+    WINDOWS,
     Background,
     assert_quiet,
     descriptors,
@@ -591,3 +594,42 @@ def test_an_operation_that_fails_at_once_leaves_the_handle_usable(port, listener
             handle.recv(10)
             peer.sendall(b"hello")
             assert take_one(port).overlapped.result() == b"hello"
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows' closesocket() of such a socket is the program's own")
+def test_no_packet_waits_for_a_socket_that_lingers(port, make_pair):
+    """SO_LINGER: its close(2) waits until the peer has taken all, or for that many seconds."""
+    near, far = make_pair()
+    other, sender = make_pair()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, int(LONG)))
+    near.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += near.send(bytes(65536))
+    handle = port.associate(near, "lingers")
+    operation = handle.recv(10)
+    near.close()
+    with port.associate(other, "other") as another:
+        another.recv(10)
+        packets: list[Completion] = []
+
+        def take_both():
+            for _ in range(2):
+                packets.append(take_one(port))
+
+        taker = Background(take_both)
+        wait_for_stats(port, waiting=1)
+        closer = Background(handle.close)
+        wait_until(lambda: handle.closed)
+        sender.sendall(b"hello")
+        wait_until(lambda: "other" in [done.key for done in packets])
+        while received := len(far.recv(1 << 20)):
+            sent -= received
+        assert sent == 0
+        closer.outcome()
+        taker.outcome()
+    [done] = [done for done in packets if done.key == "lingers"]
+    assert done.overlapped is operation
+    assert isinstance(done.error, OperationAborted)
+    assert_quiet(port)

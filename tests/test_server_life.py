@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 
@@ -14,6 +15,7 @@ from server_support import Echo, Recorder
 from support import (
     LONG,
     STOP_SIGNALS,
+    WINDOWS,
     Background,
     descriptors,
     has_ipv6,
@@ -564,6 +566,31 @@ def test_a_server_in_a_forked_child_leaves_the_parents_alone(engine):
         timeout=30,
     )
     assert done.stderr == ""
+
+
+class Aborting(Handler):
+    """Sends more than fits and aborts the connection, whose close(2) may then wait for the peer."""
+
+    def received(self, connection, data):
+        if data == b"abort":
+            connection.send(bytes(1 << 20))
+            connection.abort()
+        else:
+            connection.send(data)
+
+
+@pytest.mark.skipif(WINDOWS, reason="Windows' sockets take over no SO_LINGER")
+def test_nobody_waits_for_a_connection_that_lingers(serve, dial, listener):
+    """As its listening socket does: connections take that over."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3 * int(LONG)))
+    server = serve(Aborting(), workers=2, concurrency=2, listener=listener)
+    one, two = dial(server, 4096), dial(server)
+    one.sendall(b"abort")
+    wait_until(lambda: one.recv(1, socket.MSG_PEEK))
+    two.sendall(b"hello")
+    assert read_exactly(two, 5) == b"hello"
+    with contextlib.suppress(ConnectionResetError):
+        read_to_end(one)
 
 
 def test_an_idle_server_uses_no_cpu(serve, dial):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import weakref
 
 import pytest
@@ -187,6 +188,84 @@ def test_nobody_else_waits_for_a_close_that_takes_its_time(files, port, associat
         files.answer(request)
     closer.outcome(LONG)
     assert_quiet(port)
+
+
+@pytest.fixture
+def late_close(files, port, associate):
+    """Of a handle that was closed before: its last request is over, and its duplicate being closed."""
+    handle = associate(slow_files.WAITS_TO_CLOSE)
+    operation = handle.read(10, 0)
+    [read] = files.wait_for(1)
+    closer = Background(handle.close)
+    [flush] = [request for request in files.wait_for(2) if request.opcode == slow_files.FLUSH]
+    files.answer(flush)  # of the program's own descriptor
+    closer.outcome(LONG)
+    files.answer(read)
+    taker = Background(take_one, port)
+    [request] = files.wait_for(1)
+    assert request.opcode == slow_files.FLUSH
+    yield taker, operation, request
+    if request in files.held():
+        files.answer(request)
+
+
+def test_no_packet_waits_for_a_close_that_comes_late_and_takes_its_time(
+    files, port, late_close, tcp
+):
+    """By a thread of its own, and with no lock that what asks about the port would wait for."""
+    taker, operation, request = late_close
+    done = taker.outcome(LONG)
+    assert done.overlapped is operation
+    assert isinstance(done.error, OperationAborted)
+    near, far = tcp
+    with port.associate(near, "another") as handle:
+        handle.recv(10)
+        far.sendall(b"hello")
+        done = take_one(port)
+        assert (done.key, done.transferred) == ("another", 5)
+        assert port.stats()["pending"] == 0
+    assert operation.handle.cancel() == 0
+    assert files.held() == [request]
+    files.answer(request)
+    assert_quiet(port)
+
+
+def test_the_port_waits_for_a_close_that_comes_late(files, port, late_close):
+    taker, _, request = late_close
+    taker.outcome(LONG)
+    closer = Background(port.close)
+    wait_until(lambda: port.closed)
+    assert files.held() == [request]
+    assert closer.is_alive()
+    files.answer(request)
+    closer.outcome(LONG)
+
+
+def test_a_port_with_one_thread_in_its_pool_is_closed_by_a_function_there(
+    files, make_port, tmp_path
+):
+    """Which has the thread that would close the file."""
+    port = make_port(pool_threads=1)
+    descriptor = os.open(tmp_path / str(slow_files.WAITS_TO_CLOSE), os.O_RDWR)
+    handle = port.associate(descriptor, "file")
+    closed = threading.Event()
+
+    def close_all():
+        port.close()
+        closed.set()
+
+    port.submit(close_all)
+    [request] = files.wait_for(1)
+    assert request.opcode == slow_files.FLUSH
+    assert not closed.is_set()
+    assert port.stats()["queued"] == 0
+    files.answer(request)
+    assert closed.wait(LONG)
+    assert handle.closed
+    end = Background(os.close, descriptor)
+    [request] = files.wait_for(1)
+    files.answer(request)
+    end.outcome(LONG)
 
 
 def test_nobody_else_waits_for_an_open_that_takes_its_time(files, port, tmp_path):

@@ -449,7 +449,9 @@ class Handle:
 
         Every pending operation gives its packet with `OperationAborted` and the
         handle's key. The file object is closed at once; the connection itself ends as
-        soon as the kernel has let go of the pending operations. Closing again does nothing.
+        soon as the kernel has let go of the pending operations. A close that takes long (a file
+        server, ``SO_LINGER``) is waited for here when nothing is pending, else by a thread of the
+        port's pool. Closing again does nothing.
         """
         raise NotImplementedError
 

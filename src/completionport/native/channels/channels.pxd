@@ -22,7 +22,7 @@ cdef Channel* channel_retain(Channel* channel) noexcept nogil
 cdef void channel_release(Channel* channel) noexcept nogil
 cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
 cdef int cancel_operations(Channel* channel, Operation* only) noexcept nogil
-cdef void channel_close(Channel* channel) noexcept nogil
+cdef void channel_close(Channel* channel, bint waits) noexcept nogil
 
 # With the lock.
 cdef OperationQueue* queue_of(Operation* operation) noexcept nogil
@@ -35,4 +35,5 @@ cdef void finish_operation(Operation* operation, bint wake) noexcept nogil
 cdef void finish_notification(Operation* operation) noexcept nogil
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil
 cdef void let_go_if_idle(Channel* channel) noexcept nogil
+cdef int channel_take_descriptor(Channel* channel) noexcept nogil
 cdef void abort_operation(Operation* operation) noexcept nogil

@@ -3,6 +3,8 @@
 
 The descriptor is a duplicate that nobody else knows. It is closed when the channel is closing and
 the kernel has no request on it any more, so a request can't meet a number that was used again.
+A close(2) that may take long is never made under a lock: by the caller of `channel_close` where that
+waits, else by the port's pool.
 """
 
 from libc.stdlib cimport calloc, free
@@ -30,6 +32,7 @@ from .engine cimport (
     DONE,
     ERRANDS,
     REGULAR,
+    SOCKET,
     SideBySide,
 )
 from .messages cimport close_passed_descriptors
@@ -44,6 +47,20 @@ cdef extern from "errno.h" nogil:
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
+
+cdef extern from *:
+    """
+    #include <sys/socket.h>
+    /* Whether close(2) of the last descriptor may wait until all is sent: SO_LINGER, and for how long. */
+    static inline int cp_lingers(int descriptor)
+    {
+        struct linger linger = {0, 0};
+        socklen_t size = sizeof(linger);
+        getsockopt(descriptor, SOL_SOCKET, SO_LINGER, &linger, &size);
+        return linger.l_onoff && linger.l_linger > 0;
+    }
+    """
+    bint cp_lingers(int descriptor) nogil
 
 
 # -- a channel's life ---------------------------------------------------------------------------
@@ -88,15 +105,36 @@ cdef void channel_release(Channel* channel) noexcept nogil:
 
 
 cdef void let_go_if_idle(Channel* channel) noexcept nogil:
-    """Close the descriptor of a closing channel once the kernel is done with it."""
+    """Close the descriptor of a closing channel once the kernel is done with it.
+
+    Where that may take long the pool does it, which counts in `in_kernel` meanwhile.
+    """
     if channel.closing and channel.in_kernel == 0 and channel.descriptor >= 0:
         channel.engine.type.close_channel(channel.engine, channel)
-        close(channel.descriptor)
-        cp_set_int(&channel.descriptor, -1)
+        if not closes_slowly(channel) or not channel.engine.offload.let_go(channel):
+            close(channel_take_descriptor(channel))
 
 
-cdef void channel_close(Channel* channel) noexcept nogil:
-    """End every operation as cancelled and let the descriptor go. Takes the lock."""
+cdef inline bint closes_slowly(Channel* channel) noexcept nogil:
+    """A file's server or disk, a terminal's output, what a socket has yet to send may be waited for."""
+    if channel.kind == SOCKET:
+        return cp_lingers(channel.descriptor)
+    return channel.kind == REGULAR or channel.is_device
+
+
+cdef int channel_take_descriptor(Channel* channel) noexcept nogil:
+    """The descriptor, for the caller to close: the child of a fork closes those that are still there."""
+    cdef int descriptor = channel.descriptor
+    cp_set_int(&channel.descriptor, -1)
+    return descriptor
+
+
+cdef void channel_close(Channel* channel, bint waits) noexcept nogil:
+    """End every operation as cancelled and let the descriptor go. Takes the lock.
+
+    ``waits``: where nothing is under way the descriptor is closed when this returns.
+    """
+    cdef int descriptor = -1
     cp_mutex_lock(&channel.lock)
     if not channel.closing:
         cp_set(&channel.closing, True)
@@ -105,8 +143,14 @@ cdef void channel_close(Channel* channel) noexcept nogil:
         if channel.owner != NULL:
             channel.owner.closing(channel)
         abort_if_unacknowledged(channel)
-        let_go_if_idle(channel)
+        if waits and channel.in_kernel == 0 and channel.descriptor >= 0:
+            channel.engine.type.close_channel(channel.engine, channel)
+            descriptor = channel_take_descriptor(channel)
+        else:
+            let_go_if_idle(channel)
     cp_mutex_unlock(&channel.lock)
+    if descriptor >= 0:
+        close(descriptor)
     channel.engine.type.submit(channel.engine)
 
 

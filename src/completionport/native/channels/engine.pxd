@@ -46,6 +46,7 @@ cdef enum:
     CP_COPY = 19
     CP_RESOLVE = 23
     CP_CALL = 24
+    CP_LET_GO = 64    # no program's: the pool closes a channel's descriptor
 
 cdef struct Channel
 cdef struct Datagrams
@@ -284,12 +285,15 @@ cdef struct Offload:
     # A Python function, which needs a thread state.
     void (*call)(Operation* operation) noexcept nogil
     void (*drop)(Operation* operation) noexcept nogil
+    # Close the descriptor of a channel, whose lock is held, on the pool. False: it has no thread for it.
+    bint (*let_go)(Channel* channel) noexcept nogil
     # All below: lock, a leaf below the channels' locks.
     cp_mutex lock
     Operation* first
     Operation* last
     int in_line
     uint32_t taken          # operations that a thread took out of the line so far
+    int letting_go          # descriptors that are in line to be closed, or being closed
     int threads
     int asleep              # of them, those that wait and were not called
     int called              # of them, those on their way to the line

@@ -25,6 +25,7 @@ from libc.stdlib cimport calloc, free
 from ..channels.channels cimport (
     channel_release,
     channel_retain,
+    channel_take_descriptor,
     finish_operation,
     let_go_if_idle,
     queue_of,
@@ -35,6 +36,7 @@ from ..channels.engine cimport (
     CP_ALLOCATE,
     CP_CALL,
     CP_COPY,
+    CP_LET_GO,
     CP_OPEN,
     CP_RESOLVE,
     CP_WRITE,
@@ -42,9 +44,11 @@ from ..channels.engine cimport (
     Offload,
     Opening,
     Operation,
+    Stream,
 )
 from ..channels.lookups cimport AT_REST, LEFT_BEHIND, RUNNING, Lookup, lookup_free, lookup_run
 from ..channels.steps cimport account
+from ..channels.streams cimport stream_schedule
 from ..primitives.atomics cimport (
     cp_add_fetch,
     cp_futex_wait,
@@ -55,7 +59,14 @@ from ..primitives.atomics cimport (
     cp_passed_on,
     cp_received,
 )
-from ..scheduling.scheduler cimport Scheduler, enter, leave, scheduler_release, wake_threads
+from ..scheduling.scheduler cimport (
+    Scheduler,
+    enter,
+    is_closed,
+    leave,
+    scheduler_release,
+    wake_threads,
+)
 from .file_steps cimport carry_out
 from .openings cimport opening_drop, opening_free, opening_new, opening_run
 
@@ -63,6 +74,9 @@ cdef extern from "errno.h" nogil:
     enum:
         ENOMEM
         ETIMEDOUT
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
 
 cdef extern from *:
     """
@@ -182,6 +196,7 @@ cdef Offload* offload_new(Scheduler* scheduler, int limit, int processors) noexc
         pool.base = min(limit, <int> BASE)
         pool.width = pool.base
         pool.processors = processors
+        pool.let_go = let_go
     return pool
 
 
@@ -387,18 +402,23 @@ cdef void offload_start(Operation* operation) noexcept nogil:
 
 cdef void start_failed(Offload* pool, Operation* operation, int error) noexcept nogil:
     """No more threads are to be had. With none at all the operation fails."""
+    if taken_from_nobody(pool, operation):
+        back_from_pool(operation)
+        operation.error = error
+        # What waits for it is looked at by whoever started it.
+        remove_operation(queue_of(operation), operation)
+        settle(operation, True)
+
+
+cdef bint taken_from_nobody(Offload* pool, Operation* operation) noexcept nogil:
+    """Take it out of the line of a pool that has no threads at all."""
     cdef bint taken = False
     cp_mutex_lock(&pool.lock)
     if pool.threads == 0 and operation.in_line:
         unlink(pool, operation)
         taken = True
     cp_mutex_unlock(&pool.lock)
-    if taken:
-        back_from_pool(operation)
-        operation.error = error
-        # What waits for it is looked at by whoever started it.
-        remove_operation(queue_of(operation), operation)
-        settle(operation, True)
+    return taken
 
 
 cdef bint offload_cancel(Operation* operation) noexcept nogil:
@@ -452,6 +472,89 @@ cdef void offload_disown(Channel* channel) noexcept nogil:
     cp_disowned = True
 
 
+# -- descriptors ----------------------------------------------------------------------------------
+
+
+cdef bint let_go(Channel* channel) noexcept nogil:
+    """What `Offload.let_go` says. Channel lock."""
+    cdef Offload* pool = channel.engine.offload
+    cdef Operation* operation = <Operation*> calloc(1, sizeof(Operation))
+    cdef Summons summons = NOTHING
+    if operation == NULL:
+        return False
+    operation.code = CP_LET_GO
+    operation.channel = channel_retain(channel)
+    channel.in_kernel += 1
+    cp_mutex_lock(&pool.lock)
+    append(pool, operation)
+    pool.letting_go += 1
+    cp_passed_on(operation)
+    if not is_closed(pool.scheduler):
+        # Else whoever closes the port does it, and starts no thread for that.
+        summons = summon(pool)
+    cp_mutex_unlock(&pool.lock)
+    if obey(pool, summons) == 0 or not taken_from_nobody(pool, operation):
+        return True
+    closed(pool)
+    channel.in_kernel -= 1
+    channel_release(channel)
+    free(operation)
+    return False
+
+
+cdef void closed(Offload* pool) noexcept nogil:
+    """One descriptor less to wait for."""
+    cp_mutex_lock(&pool.lock)
+    pool.letting_go -= 1
+    cp_mutex_unlock(&pool.lock)
+
+
+cdef void close_descriptor(Offload* pool, Operation* operation) noexcept nogil:
+    """Carry out and free what `let_go` has put into the line."""
+    cdef Channel* channel = operation.channel
+    cdef int descriptor
+    cdef bint inside
+    free(operation)
+    cp_mutex_lock(&channel.lock)
+    descriptor = channel_take_descriptor(channel)
+    cp_mutex_unlock(&channel.lock)
+    close(descriptor)
+    cp_mutex_lock(&channel.lock)
+    inside = enter(pool.scheduler)
+    channel.in_kernel -= 1
+    if channel.owner != NULL:
+        stream_schedule(<Stream*> channel, not inside)
+    if not inside:
+        channel.engine.type.wake(channel.engine)
+    cp_mutex_unlock(&channel.lock)
+    channel_release(channel)
+    # Who closes the port goes by this: the channel may be in no list any more, its handle gone.
+    closed(pool)
+    if inside:
+        wake_threads(pool.scheduler)
+        leave(pool.scheduler)
+
+
+cdef bint offload_lets_go(Offload* pool) noexcept nogil:
+    cdef Operation* operation
+    cdef Operation* following
+    cdef bint busy
+    cp_mutex_lock(&pool.lock)
+    operation = pool.first
+    while operation != NULL:
+        following = operation.next_in_line
+        if operation.code == CP_LET_GO:
+            unlink(pool, operation)
+            cp_mutex_unlock(&pool.lock)
+            close_descriptor(pool, operation)
+            cp_mutex_lock(&pool.lock)
+            following = pool.first
+        operation = following
+    busy = pool.letting_go != 0
+    cp_mutex_unlock(&pool.lock)
+    return busy
+
+
 # -- the threads --------------------------------------------------------------------------------
 
 
@@ -493,7 +596,11 @@ cdef bint serve(Offload* pool, Worker* worker) noexcept nogil:
         summons = summon(pool)
         cp_mutex_unlock(&pool.lock)
         obey(pool, summons)
-        if code != CP_RESOLVE and code != CP_OPEN:
+        if code == CP_LET_GO:
+            cp_received(operation)
+            close_descriptor(pool, operation)
+            course = UNKNOWN
+        elif code != CP_RESOLVE and code != CP_OPEN:
             cp_received(operation)
             course = execute(pool, operation, worker)
         elif (

@@ -14,7 +14,7 @@ from ..channels.channels cimport channel_close, channel_new, channel_release, ch
 from ..channels.engine cimport ERRANDS, Operation
 from ..engines.epoll cimport epoll_new
 from ..engines.io_uring cimport io_uring_new
-from ..pool.offload cimport offload_close, offload_disown, offload_new
+from ..pool.offload cimport offload_close, offload_disown, offload_lets_go, offload_new
 from ..primitives.atomics cimport (
     cp_count,
     cp_load_acquire,
@@ -161,7 +161,7 @@ cdef class Core:
         if enter(self.scheduler):
             if not cp_peek(&channel.closing):
                 with nogil:
-                    channel_close(channel)
+                    channel_close(channel, True)
             leave(self.scheduler)
         cp_mutex_lock(&self.channels_lock)
         if channel.previous != NULL:
@@ -306,11 +306,11 @@ cdef bint close_channels(Core core, int64_t deadline_ns) noexcept nogil:
     cp_mutex_lock(&core.channels_lock)
     channel = core.channels
     while channel != NULL:
-        channel_close(channel)
+        channel_close(channel, False)
         channel = channel.following
     cp_mutex_unlock(&core.channels_lock)
     while True:
-        busy = False
+        busy = offload_lets_go(core.engine.offload)
         # Not held over the wait: a function that the pool runs may drop a handle.
         cp_mutex_lock(&core.channels_lock)
         channel = core.channels

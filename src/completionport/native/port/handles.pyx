@@ -541,7 +541,7 @@ cdef class Handle(HandleBase):
             if not cp_peek(&self.channel.closing):
                 # close(2) may take as long as a file system likes, which writes what it has kept.
                 with nogil:
-                    channel_close(self.channel)
+                    channel_close(self.channel, True)
                     self.core.settle_closing(self.channel)
             self.core.end()
         if self._companion is not None:

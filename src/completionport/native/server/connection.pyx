@@ -186,12 +186,12 @@ cdef class Connection:
                 self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
         cp_mutex_unlock(&self.stream.channel.lock)
         if now:
-            channel_close(&self.stream.channel)
+            channel_close(&self.stream.channel, False)
         leave(self.core.core.scheduler)
 
     def abort(self):
         if enter(self.core.core.scheduler):
-            channel_close(&self.stream.channel)
+            channel_close(&self.stream.channel, False)
             leave(self.core.core.scheduler)
 
     def pause(self):

@@ -157,12 +157,12 @@ cdef class DatagramCore(WorkingCore):
             now = stream.first_block == NULL
         cp_mutex_unlock(&stream.channel.lock)
         if now:
-            channel_close(&stream.channel)
+            channel_close(&stream.channel, False)
         leave(self.core.scheduler)
 
     def abort_connections(self):
         if self.endpoint is not None and enter(self.core.scheduler):
-            channel_close(&self.endpoint.stream.channel)
+            channel_close(&self.endpoint.stream.channel, False)
             leave(self.core.scheduler)
 
     def wait_closed(self, timeout=None):
@@ -224,7 +224,7 @@ cdef class DatagramCore(WorkingCore):
                 address = self.addresses.find(data + sizeof(DatagramHead), head.name_size)
             engine.type.release_input(engine, stream)
         elif sent:
-            channel_close(&stream.channel)
+            channel_close(&stream.channel, False)
         cp_mutex_lock(&stream.channel.lock)
         if stream.channel.closing:
             # When the kernel holds nothing more the stream is not to be queued again.

@@ -146,7 +146,7 @@ cdef class ServerCore(ServerBase):
 
     def stop_listening(self):
         if self.listener != NULL and enter(self.core.scheduler):
-            channel_close(&self.listener.channel)
+            channel_close(&self.listener.channel, False)
             leave(self.core.scheduler)
 
     def close_connections(self):

@@ -90,7 +90,8 @@ class SideBySide:
         self._spans = Spans()
         self._everywhere = 0  # changes in the queue that may cover every byte
         self._work: dict[Request, Turn] = {}  # of them, those the pool has
-        self._gone: Callable[[], None] | None = None  # closed: called when the pool has none
+        # Closed: called when the pool has none. Set once; `cancel` reads it without the lock.
+        self._gone: Callable[[], None] | None = None
         self._reason = ""
         self._finished = threading.Event()
 
@@ -120,6 +121,9 @@ class SideBySide:
 
     def cancel(self, overlapped: Overlapped | None) -> int:
         """Cancel one request, or all: those that no thread has begun. Returned: how many."""
+        if self._gone is not None:
+            # All are cancelled, and the lock may be held for as long as close(2) takes.
+            return 0
         count = 0
         with self._lock:
             for request in list(self._queue):
