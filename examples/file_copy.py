@@ -6,6 +6,10 @@ TARGET must not exist. Times are kept, and who may read, write and execute (not 
 not set-user-ID and the like); links are copied as links. All that was written is read back and
 compared unless ``--no-check`` says otherwise. With `rich` installed a progress bar is shown.
 
+A copy that fails, or is asked to stop (Ctrl-C, SIGTERM, SIGHUP), takes away the files that it had
+begun and not finished; those that are whole stay. The exit status is 1, or 128 and the number of
+the signal.
+
 A small file is one operation: `CompletionPort.copy_file`. A large one has its space on the disk set
 aside, and is then copied by the kernel (copy_file_range(2)): in pieces, on the port's pool, so that
 there is progress to show and one piece is checked while the next is copied. Where the kernel can't
@@ -21,6 +25,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import stat
 import sys
 from collections import deque
@@ -44,8 +49,20 @@ CAN_NOT_COPY = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno
 """Of a kernel that does not copy between these two files; they can be read and written."""
 
 
+STOP_SIGNALS: list[signal.Signals] = [signal.SIGINT]
+"""They ask to stop."""
+if sys.platform == "win32":
+    STOP_SIGNALS.append(signal.SIGBREAK)
+else:
+    STOP_SIGNALS += [signal.SIGTERM, signal.SIGHUP]
+
+
 class Failed(Exception):
     """Something could not be copied; the message says what."""
+
+    def __init__(self, what: str, status: int = 1) -> None:
+        super().__init__(what)
+        self.status = status  # of the program, at its exit
 
 
 class Step(Overlapped):
@@ -145,7 +162,7 @@ class SmallFile:
         self.copier.under_way.remove(self)
 
     def close(self) -> None:
-        """It keeps nothing open."""
+        """It keeps nothing open, and `copy_file` leaves nothing of what it has not finished."""
 
 
 class LargeFile:
@@ -156,8 +173,9 @@ class LargeFile:
         self.names = source, target
         self.status = os.stat(source)
         self.port = copier.port
+        self.files: list[io.FileIO] = []  # from, to; the second one was made here
         self.handles: list[Handle] = []
-        self.files: list[io.FileIO] = []  # for the pool: see `open_for_kernel`
+        self.is_whole = False
         self.next_offset = 0  # of the next piece
         self.parts: deque[tuple[int, int, bool]] = deque()  # for blocks: from, to, and `is_written`
         self.left = self.status.st_size  # bytes that are not done yet
@@ -166,31 +184,24 @@ class LargeFile:
         self.port.open(self.names[0], os.O_RDONLY, overlapped=Step(self.source_open, self.names[0]))
 
     def source_open(self, step: Step) -> None:
-        self.handles.append(self.port.associate(step.result(), self))
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        self.files.append(io.FileIO(step.result()))
+        # Made in this thread, as folders are: so it is known at any time which files are there.
         # Only for us until it has its mode.
-        self.port.open(
-            self.names[1], flags, 0o600, overlapped=Step(self.target_open, self.names[1])
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self.files.append(io.FileIO(os.open(self.names[1], flags, 0o600), "r+"))
+        self.handles += [self.port.associate(file, self) for file in self.files]
+        self.set_aside()
 
-    def target_open(self, step: Step) -> None:
-        self.handles.append(self.port.associate(step.result(), self))
+    def set_aside(self) -> None:
         # A disk that is full says so now, and writes have less to do.
         allocated = Step(self.allocated, self.names[1], CAN_NOT_ALLOCATE)
         self.handles[1].allocate(0, self.left, allocated)
 
     def allocated(self, step: Step) -> None:
         if KERNEL_COPIES:
-            self.open_for_kernel()
             self.copier.pieces.wanted_by(self.next_piece)
         else:
             self.wants_blocks(0, self.left, False)
-
-    def open_for_kernel(self) -> None:
-        # Descriptors of its own: a piece that still runs when all else is given up keeps them open,
-        # so it never meets another file under the same number.
-        for handle in self.handles:
-            self.files.append(io.FileIO(os.dup(handle.fileno())))
 
     def next_piece(self, piece: Piece) -> bool:
         """Start the next piece; False when there is none."""
@@ -277,16 +288,33 @@ class LargeFile:
 
     def end(self) -> None:
         by_number = os.chmod in os.supports_fd and os.utime in os.supports_fd
-        if by_number:
-            set_mode_and_times(self.handles[1].fileno(), self.status)
-        self.close()
-        if not by_number:
-            set_mode_and_times(self.names[1], self.status)
+        try:
+            if by_number:
+                set_mode_and_times(self.files[1].fileno(), self.status)
+            self.is_whole = True
+            self.close()
+            if not by_number:
+                set_mode_and_times(self.names[1], self.status)
+        except OSError as error:
+            raise Failed(f"{self.names[1]}: {error.strerror}") from error
         self.copier.large_done(self)
 
     def close(self) -> None:
+        """Close it, and take the target away unless it is whole.
+
+        Nothing is under way any more. Whoever has put another file into its place keeps that.
+        """
+        is_there = False
+        with contextlib.suppress(FileNotFoundError):
+            is_there = (
+                not self.is_whole
+                and len(self.files) == 2
+                and os.path.samestat(os.lstat(self.names[1]), os.fstat(self.files[1].fileno()))
+            )
         for file in (*self.handles, *self.files):
             file.close()
+        if is_there:
+            os.unlink(self.names[1])
 
 
 Kind = TypeVar("Kind", bound=Part)
@@ -342,9 +370,13 @@ class Copier:
             self.go_on()
         return count
 
-    def go_on(self) -> None:
-        for done in self.port.get_many(64):
+    def go_on(self, timeout: float | None = None) -> None:
+        """Wait that long, or until a step is done, and take the next ones."""
+        for done in self.port.get_many(64, timeout):
             step = done.overlapped
+            if step is None:
+                number = done.transferred
+                raise Failed(f"stopped by {signal.Signals(number).name}", 128 + number)
             if done.error is not None and done.error.errno not in step.expected:
                 raise Failed(f"{step.what}: {done.error.strerror}")
             step.after(step)
@@ -364,15 +396,55 @@ class Copier:
             self.start_large(self.waiting.popleft())
 
     def close(self) -> None:
-        """Close what a failure has left open, once nothing is under way any more."""
+        """Close what a failure has left, once nothing is under way any more."""
         for file in self.under_way:
-            file.close()
+            try:
+                file.close()
+            except OSError as error:
+                print(
+                    f"file_copy: {error.filename} is not whole: {error.strerror}", file=sys.stderr
+                )
+
+
+class StopSignals:
+    """Has the signals that ask to stop come as packets while the copier is at work.
+
+    So none comes between two steps, when it is not known which files are made. Who was told to
+    ignore one ignores it.
+    """
+
+    def __enter__(self) -> StopSignals:
+        self.before = {
+            number: handler
+            for number in STOP_SIGNALS
+            if (handler := signal.getsignal(number)) != signal.SIG_IGN
+        }
+        return self
+
+    @contextlib.contextmanager
+    def come_to(self, port: CompletionPort) -> Iterator[None]:
+        """Have them come to this port, and be of no effect afterwards, while things are closed."""
+        for number in self.before:
+            port.associate_signal(number, None)
+        try:
+            yield
+        finally:
+            for number in self.before:
+                signal.signal(number, lambda *_: None)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def files_of(
-    source: str, target: str, directories: list[tuple[str, os.stat_result]]
+    source: str,
+    target: str,
+    directories: list[tuple[str, os.stat_result]],
+    go_on: Callable[[float], None],
 ) -> Iterator[tuple[str, str]]:
     """The regular files of a tree, from and to; directories and links are made on the way."""
+    go_on(0)  # a signal may have come, and where there are no files nobody else looks
     status = os.lstat(source)
     if stat.S_ISREG(status.st_mode):
         yield source, target
@@ -391,7 +463,7 @@ def files_of(
                 # Nothing more is asked about it here, since its copy is quicker than the answer.
                 yield path, copy
             else:
-                yield from files_of(path, copy, directories)
+                yield from files_of(path, copy, directories, go_on)
     else:
         raise Failed(f"{source} is neither a file, a directory nor a link")
 
@@ -426,20 +498,35 @@ def copy(source: str, target: str, engine: str | None, checks: bool, quiet: bool
     if os.path.lexists(target):
         raise Failed(f"{target} exists already")
     directories: list[tuple[str, os.stat_result]] = []
-    with (
-        contextlib.ExitStack() as behind_the_port,  # whose end waits for what is under way
-        # The page cache keeps no thread waiting: more than there are processors only meet each
-        # other at a directory's lock.
-        CompletionPort(1, engine=engine, pool_threads=os.cpu_count() or 1) as port,
-        progress(source, checks, quiet) as moved,
-    ):
-        copier = Copier(port, checks, moved)
-        behind_the_port.callback(copier.close)
-        count = copier.run(files_of(source, target, directories))
-    # From the innermost outwards: what is made in a directory changes its times.
-    for name, status in reversed(directories):
-        set_mode_and_times(name, status)
+    try:
+        with (
+            StopSignals() as signals,
+            contextlib.ExitStack() as behind_the_port,  # whose end waits for what is under way
+            # The page cache keeps no thread waiting: more than there are processors only meet each
+            # other at a directory's lock.
+            CompletionPort(1, engine=engine, pool_threads=os.cpu_count() or 1) as port,
+            progress(source, checks, quiet) as moved,
+            signals.come_to(port),
+        ):
+            copier = Copier(port, checks, moved)
+            behind_the_port.callback(copier.close)
+            count = copier.run(files_of(source, target, directories, copier.go_on))
+            # From the innermost outwards: what is made in a directory changes its times.
+            for name, status in reversed(directories):
+                set_mode_and_times(name, status)
+    except Failed as error:
+        raise Failed(f"{error}{what_is_left(target, directories)}", error.status) from error
+    except OSError as error:
+        what = f"{error.filename or source}: {error.strerror}"
+        raise Failed(what + what_is_left(target, directories)) from error
     return count
+
+
+def what_is_left(target: str, directories: list[Any]) -> str:
+    """Behind a failure, for who reads of it."""
+    if directories:
+        return f": {target} is not whole"
+    return "" if os.path.lexists(target) else f": nothing of {target} is there"
 
 
 def set_mode_and_times(target: str | int, status: os.stat_result) -> None:
@@ -476,21 +563,24 @@ def main() -> int:
     be_patient()
     try:
         count = copy(source, target, options.engine, not options.no_check, options.quiet)
-    except (Failed, RuntimeError, ValueError) as error:
+        if not options.quiet:
+            print(f"{count} files copied" if count != 1 else "1 file copied", flush=True)
+    except Failed as error:
+        print(f"file_copy: {error}", file=sys.stderr)
+        return error.status
+    except (RuntimeError, ValueError) as error:
         print(f"file_copy: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"file_copy: interrupted: {target} is not whole", file=sys.stderr)
+        # Before there was anything to take away, or behind the end.
+        print("file_copy: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Nobody reads it: nothing is left to be said, at the end of the program neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"file_copy: {error.filename or source}: {error.strerror}", file=sys.stderr)
+        print(f"file_copy: the summary was not written: {error.strerror}", file=sys.stderr)
         return 1
-    if not options.quiet:
-        try:
-            print(f"{count} files copied" if count != 1 else "1 file copied", flush=True)
-        except BrokenPipeError:
-            # Nobody reads it: nothing is left to be said, at the end of the program neither.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

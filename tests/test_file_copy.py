@@ -6,16 +6,29 @@ import contextlib
 import importlib.util
 import os
 import re
+import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from support import WINDOWS, can_make_links, needs_fifos, pattern, windows_has_no
+from support import (
+    LONG,
+    STOP_SIGNALS,
+    WINDOWS,
+    can_make_links,
+    needs_fifos,
+    pattern,
+    stop_process,
+    wait_until,
+    windows_has_no,
+)
 
 PROGRAM = Path(__file__).parent.parent / "examples/file_copy.py"
 
@@ -226,15 +239,201 @@ def test_a_reader_that_has_gone_is_no_error(engine, tree, tmp_path):
     assert_same(tree / "big", tmp_path / "copy")
 
 
-def test_ctrl_c_is_one_line(program, tree, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_before_there_is_anything_to_take_away_is_one_line(
+    program, tree, tmp_path, monkeypatch, capsys
+):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    target = tmp_path / "copy"
     monkeypatch.setattr(program, "copy", interrupted)
-    monkeypatch.setattr(sys, "argv", ["file_copy.py", str(tree), str(target)])
+    monkeypatch.setattr(sys, "argv", ["file_copy.py", str(tree), str(tmp_path / "copy")])
     assert program.main() == 130
-    assert capsys.readouterr().err == f"file_copy: interrupted: {target} is not whole\n"
+    assert capsys.readouterr().err == "file_copy: interrupted\n"
+
+
+def assert_whole(source: Path, target: Path) -> set[str]:
+    """Each file that a copy has left is as it was; returned: their names."""
+    names = set(os.listdir(target))
+    for name in names:
+        assert (source / name).read_bytes() == (target / name).read_bytes(), name
+    return names
+
+
+class TestStopped:
+    """By a signal, in the midst of a large file."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        """With small files beside it. It takes no room itself."""
+        root = tmp_path / "source"
+        root.mkdir()
+        for number in range(20):
+            (root / f"{number}").write_bytes(pattern(number))
+        with (root / "large").open("wb") as large:
+            # Windows takes a second until it has sent a signal.
+            large.truncate(2**31 if WINDOWS else 2**29)
+        return root
+
+    @pytest.fixture
+    def begin(self, engine, tmp_path):
+        """Starts a copy, and waits for the target."""
+        with contextlib.ExitStack() as programs:
+
+            def start(source, target, made):
+                program = subprocess.Popen(
+                    [sys.executable, str(PROGRAM), source, target, "--engine", engine],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+                )
+                programs.enter_context(program)
+                programs.callback(program.kill)
+                wait_until(lambda: made.exists() or program.poll() is not None)
+                return program
+
+            yield start
+
+    @pytest.mark.parametrize(
+        "number", [*STOP_SIGNALS, *([] if WINDOWS else [signal.SIGHUP])], ids=lambda n: n.name
+    )
+    def test_it_leaves_only_what_is_whole(self, source, tmp_path, begin, number):
+        target = tmp_path / "copy"
+        program = begin(source, target, target / "large")
+        stop_process(program, number)
+        output, errors = program.communicate(timeout=LONG)
+        assert errors == f"file_copy: stopped by {number.name}: {target} is not whole\n"
+        assert output == ""
+        assert program.returncode == 128 + number
+        assert "large" not in assert_whole(source, target)
+
+    @windows_has_no("Ctrl-C twice in so short a time")
+    def test_two_signals_are_as_one(self, source, tmp_path, begin):
+        target = tmp_path / "copy"
+        program = begin(source / "large", target, target)
+        stop_process(program)
+        stop_process(program)
+        assert program.communicate(timeout=LONG) == (
+            "",
+            f"file_copy: stopped by SIGINT: nothing of {target} is there\n",
+        )
+        assert program.returncode == 130
+        assert not target.exists()
+
+    @windows_has_no("name that can be given to another file while it is open")
+    def test_who_has_put_another_file_there_keeps_it(self, source, tmp_path, begin):
+        target, other = tmp_path / "copy", tmp_path / "other"
+        other.write_bytes(b"mine")
+        program = begin(source / "large", target, target)
+        os.replace(other, target)
+        stop_process(program)
+        assert program.communicate(timeout=LONG) == ("", "file_copy: stopped by SIGINT\n")
+        assert target.read_bytes() == b"mine"
+
+    @windows_has_no("signals that a program was told to ignore")
+    def test_one_that_it_was_told_to_ignore_does_not_stop_it(self, source, tmp_path, begin):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            program = begin(source, tmp_path / "copy", tmp_path / "copy")
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        program.send_signal(signal.SIGHUP)
+        assert program.communicate(timeout=LONG) == ("21 files copied\n", "")
+
+    def test_it_is_noticed_where_there_are_only_folders(self, source, tmp_path, begin):
+        root = tmp_path / "folders"
+        for number in range(3000):
+            (root / f"{number}").mkdir(parents=True)
+        target = tmp_path / "copy"
+        program = begin(root, target, target)
+        stop_process(program)
+        _, errors = program.communicate(timeout=LONG)
+        assert errors == f"file_copy: stopped by SIGINT: {target} is not whole\n"
+        assert len(list(target.iterdir())) < 3000
+
+
+@windows_has_no("limit of a file's size")
+class TestNoRoom:
+    @pytest.fixture
+    def source(self, tmp_path):
+        root = tmp_path / "source"
+        root.mkdir()
+        for number in range(24):
+            (root / f"{number}").write_bytes(pattern(2**20, number))
+        (root / "large").write_bytes(pattern(2**24 + 1))
+        return root
+
+    @pytest.fixture
+    def limit(self):
+        """Files of this process and its children may not become longer than 12 MiB."""
+        resource = pytest.importorskip("resource")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, before[1]))
+        yield
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    def test_a_file_that_may_not_be_so_long_is_one_line(self, engine, source, tmp_path, limit):
+        target = tmp_path / "copy"
+        done = copy(source, target, "--engine", engine, status=1)
+        large = target / "large"
+        assert done.stderr == f"file_copy: {large}: File too large: {target} is not whole\n"
+        assert "large" not in assert_whole(source, target)
+        # The same of the file alone.
+        done = copy(source / "large", tmp_path / "one", "--engine", engine, status=1)
+        assert f"nothing of {tmp_path / 'one'} is there" in done.stderr
+        assert not (tmp_path / "one").exists()
+
+    def test_a_write_that_fails_in_the_midst_leaves_nothing(
+        self, engine, program, source, tmp_path, monkeypatch, limit
+    ):
+        """Of a file system that can't set space aside."""
+        monkeypatch.setattr(program.LargeFile, "set_aside", lambda self: self.allocated(None))
+        target = tmp_path / "copy"
+        with pytest.raises(program.Failed, match="File too large: nothing of"):
+            program.copy(str(source / "large"), str(target), engine, True, True)
+        assert not target.exists()
+
+    def test_a_disk_that_is_full_is_one_line(self, engine, source, tmp_path):
+        """A file system of 16 MiB, of this test alone."""
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        script = """
+            import os, subprocess, sys
+
+            disk, source, *command = sys.argv[1:]
+            if subprocess.call(["mount", "-t", "tmpfs", "-o", "size=16m", "none", disk]):
+                sys.exit(77)
+            for name in ("large", "."):
+                target = os.path.join(disk, "copy")
+                done = subprocess.run(
+                    [*command, os.path.join(source, name), target], capture_output=True, text=True
+                )
+                print(done.returncode, os.path.exists(target), done.stderr, end="")
+            for name in os.listdir(target):
+                with (
+                    open(os.path.join(source, name), "rb") as one,
+                    open(os.path.join(target, name), "rb") as other,
+                ):
+                    print(name, one.read() == other.read())
+            """
+        command = [sys.executable, "-c", textwrap.dedent(script), str(disk), str(source)]
+        command += [sys.executable, str(PROGRAM), "--engine", engine]
+        unshare = shutil.which("unshare")
+        if unshare is None:
+            pytest.skip("there is no unshare(1) here")
+        command = [unshare, "--user", "--map-root-user", "--mount", *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode == 77 or done.stderr.startswith("unshare"):
+            pytest.skip(f"no file system can be mounted here: {done.stderr}")
+        alone, tree, *files = done.stdout.splitlines()
+        assert done.stderr == ""
+        full = "No space left on device"
+        target = disk / "copy"
+        assert alone == f"1 False file_copy: {target}: {full}: nothing of {target} is there"
+        assert tree.startswith("1 True file_copy: ")
+        assert tree.endswith(f"{full}: {target} is not whole")
+        assert not [line for line in files if not line.endswith(" True")]
+        assert "large True" not in files
 
 
 def on_a_terminal(*arguments: object) -> str:
