@@ -223,6 +223,8 @@ class LargeFile:
             self.wants_blocks(self.next_offset, self.status.st_size, False)
             self.next_offset = self.status.st_size
         if self.copier.checks:
+            # Copying may run ahead without limit: what waits is 200 bytes for a piece of 8 MiB, and
+            # the check is no other where the page cache has let go of the piece meanwhile.
             self.wants_blocks(piece.offset, copied, True)
         else:
             self.left -= copied - piece.offset
