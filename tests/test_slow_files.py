@@ -192,7 +192,7 @@ def test_nobody_else_waits_for_a_close_that_takes_its_time(files, port, associat
 
 @pytest.fixture
 def late_close(files, port, associate):
-    """Of a handle that was closed before: its last request is over, and its duplicate being closed."""
+    """Of a handle closed before: its last request is over, its duplicate is being closed."""
     handle = associate(slow_files.WAITS_TO_CLOSE)
     operation = handle.read(10, 0)
     [read] = files.wait_for(1)
