@@ -13,6 +13,11 @@ PORT_WAS_CLOSED = "the completion port was closed"
 """Why an operation was aborted."""
 WHILE_WAITING = "this completion port was closed while a thread waited in it"
 """What a thread in `CompletionPort.get` is told."""
+NOT_INITIALISED = (
+    "this completion port was not initialised: the __init__ of its class must call "
+    "super().__init__(concurrency, ...) before anything else is asked of it"
+)
+"""What a port of a subclass is told that forgot it, or that was made by ``__new__`` alone."""
 
 
 class CompletionPortError(Exception):

@@ -15,6 +15,7 @@ from mmap import mmap
 from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 from .operation import Operation
+from .unique import Unique
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
 Buffers: TypeAlias = "Buffer | Sequence[Buffer]"
@@ -26,7 +27,7 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-class Overlapped:
+class Overlapped(Unique):
     """One operation: what it is, whether it is under way, what came of it.
 
     Made to be subclassed: attributes of a subclass are the per-I/O data of the
@@ -97,7 +98,7 @@ class Overlapped:
         raise NotImplementedError
 
 
-class Handle:
+class Handle(Unique):
     """A file that belongs to a port: a socket, a pipe, a regular file.
 
     Made by `CompletionPort.associate`. Each operation returns at once with its

@@ -9,13 +9,16 @@ derived from them, in ``completionport.native`` (compiled: io_uring, epoll),
 from __future__ import annotations
 
 import os
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .handle import Handle, HasFileno, Overlapped, Path
 from .timer import Timer
+from .unique import Unique
 
 if TYPE_CHECKING:
     import subprocess
@@ -34,7 +37,7 @@ class Completion(NamedTuple):
     """What went wrong, None when the operation succeeded or the packet was posted."""
 
 
-class CompletionPort:
+class CompletionPort(Unique):
     """A queue of completion packets, and the threads that wait for them.
 
     ``concurrency``: how many threads that have taken a packet may run at a time;
@@ -61,6 +64,12 @@ class CompletionPort:
 
     Use it as a context manager, or call `close`. A port that is dropped without that gives
     a `ResourceWarning` and is closed. After ``fork()`` the child's calls raise `PortForked`.
+    It can't be copied or pickled.
+
+    A subclass runs on every engine: the class of the object is derived from it and from what
+    implements the engine. Its ``__init__`` may take what it likes, and calls ``super().__init__``
+    before it uses the port. The engine is chosen by the ``engine`` given to the class, before
+    ``__init__``, which can't change it.
 
     Win32: ``CreateIoCompletionPort(INVALID_HANDLE_VALUE, NULL, 0, concurrency)``.
     """
@@ -68,13 +77,27 @@ class CompletionPort:
     _choose: ClassVar[Callable[[str | None], type[CompletionPort]]]
     """What implements an engine, or the best one here; `completionport.engines` gives it."""
 
-    def __new__(
-        cls, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 64
-    ) -> CompletionPort:
-        if cls is CompletionPort:
-            chosen = cls._choose(engine)
-            return chosen.__new__(chosen)
-        return super().__new__(cls)
+    ENGINE: ClassVar[str] = ""
+    """Of an implementation: the name of its engine."""
+    _derived: ClassVar[dict[tuple[type, type], type[CompletionPort]]] = {}
+    """What was derived from a class and an implementation. Each step on it is atomic."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Each class keeps its own, and so none alive.
+        cls._derived = {}
+
+    def __new__(cls, *_: Any, engine: str | None = None, **__: Any) -> CompletionPort:
+        if cls.ENGINE:
+            return super().__new__(cls)
+        chosen = cls._choose(engine)
+        # Not the new class's own `__new__`, which may be what called this one.
+        return chosen.__new__(chosen if cls is CompletionPort else _on(chosen, cls))
+
+    def __init__(
+        self, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 64
+    ) -> None:
+        raise NotImplementedError
 
     @property
     def concurrency(self) -> int:
@@ -417,7 +440,7 @@ class CompletionPort:
         self.close()
 
 
-class Strand:
+class Strand(Unique):
     """A line in which packets of a port are handed out one at a time, in order.
 
     Made with ``Strand(port)``. Packets are bound to it by `CompletionPort.associate` (all packets
@@ -460,7 +483,7 @@ class Strand:
         raise NotImplementedError
 
 
-class SignalWatch(ABC):
+class SignalWatch(Unique, ABC):
     """A signal that gives packets. Made by `CompletionPort.associate_signal`.
 
     It stays in force until `close`, or until the port is closed or gone; the program may drop it.
@@ -497,6 +520,40 @@ class SignalWatch(ABC):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _on(chosen: type[CompletionPort], cls: type[CompletionPort]) -> type[CompletionPort]:
+    """The class of the objects of ``cls``, a program's subclass, on this implementation."""
+    kind = cls._derived.get((cls, chosen))
+    if kind is None:
+        names = {
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
+        }
+        try:
+            made = types.new_class(cls.__name__, (cls, chosen), None, partial(_fill, names))
+        except TypeError as error:
+            raise TypeError(
+                f"{cls.__name__} can't be joined with what implements {chosen.ENGINE}: {error}. A "
+                "subclass of CompletionPort can have no __slots__, no bases in C, and no "
+                "__init_subclass__ that needs arguments; it can always hold a port instead"
+            ) from error
+        kind = cls._derived.setdefault((cls, chosen), made)
+    return kind
+
+
+def _fill(names: dict[str, Any], body: dict[str, Any]) -> None:
+    body.update(names)
+
+
+def check_engine(engine: str | None, port: CompletionPort) -> None:
+    """Raise when a port is initialised for another engine than it was made for."""
+    if engine is not None and engine != port.ENGINE:
+        raise ValueError(
+            f"this port was made for {port.ENGINE} and can't be initialised for {engine}: give "
+            f"engine={engine!r} to {type(port).__name__}(...) itself, or to super().__new__"
+        )
 
 
 def check_strand(strand: Any, port: CompletionPort) -> None:

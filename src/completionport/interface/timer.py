@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from .unique import Unique
 
-class Timer(ABC):
+
+class Timer(Unique, ABC):
     """A packet that will be posted at its time, unless it is cancelled before.
 
     Made by `CompletionPort.post_after` and `CompletionPort.post_at`. The port keeps a pending

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, ClassVar, Protocol, Self
 
 from ..interface.port import CompletionPort
+from ..interface.unique import Unique
 from ..shared.arguments import check_seconds
 
 FEWEST_WORKERS = 8
@@ -30,7 +31,7 @@ _PORT_NUMBERS = (
 """What a server tells of its port."""
 
 
-class ServiceSocket(abc.ABC):
+class ServiceSocket(Unique, abc.ABC):
     """A socket of a server, as its handler sees it."""
 
     __slots__ = ()
@@ -77,7 +78,7 @@ class Core(Protocol):
         """Numbers for a look inside."""
 
 
-class Service:
+class Service(Unique):
     """A socket, a port, and the threads that work for it, until `stop`."""
 
     address: Any

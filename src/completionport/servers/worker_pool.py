@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ..interface.errors import PortClosed
 from ..interface.port import Completion, CompletionPort
+from ..interface.unique import Unique
 from ..shared.arguments import check_count, check_seconds
 
 logger = logging.getLogger("completionport")
@@ -88,7 +89,7 @@ class _Worker:
             pool._ended(self)
 
 
-class WorkerPool:
+class WorkerPool(Unique):
     """Threads that take packets from a port and call ``target(completion)`` with each of them.
 
     ``port``: a `CompletionPort`. The pool does not close it, and several pools can share it, also

@@ -17,10 +17,12 @@ cdef class Core:
     cdef cp_mutex close_lock
     cdef int fork_generation
     cdef bint destroyed                   # `close_lock`
+    cdef bint unborn                      # constant
     # What an engine that is gone has counted: atomic.
     cdef int64_t zero_copy_sends
     cdef int64_t zero_copy_copied
 
+    cdef object refusal(self)
     cdef int begin(self) except -1
     cdef int end(self) except -1
     cdef int adopt(self, Channel* channel) except -1
@@ -31,3 +33,7 @@ cdef class Core:
     cdef tuple census(self)
     cdef tuple zero_copy_counts(self)
     cdef int close_in_child(self) except -1
+
+# What stands for the core of a port, or of what belongs to one, that was not initialised: one that is
+# closed, so that whatever needs a port finds out where it would see that anyway.
+cdef Core unborn_core()

@@ -40,7 +40,7 @@ from ..scheduling.scheduler cimport (
 from ..scheduling.timer_heap cimport close_timers, open_timers
 from .operations cimport drop_packet
 
-from ...interface.errors import PortClosed, PortForked, system_error
+from ...interface.errors import NOT_INITIALISED, PortClosed, PortForked, system_error
 from ...shared import association
 from ...shared.workers import default_concurrency
 
@@ -89,6 +89,10 @@ cdef class Core:
         self.scheduler = scheduler_new(concurrency)
         if self.scheduler == NULL or not open_timers(self.scheduler):
             raise MemoryError
+        if engine is None:
+            self.unborn = True
+            self.scheduler.guard.closed = 1
+            return
         if engine == "io_uring":
             error = io_uring_new(self.scheduler, &self.engine)
         else:
@@ -120,12 +124,16 @@ cdef class Core:
     cdef bint forked(self) noexcept:
         return self.fork_generation != fork_count
 
+    cdef object refusal(self):
+        """Why the port can't be used."""
+        if self.unborn:
+            return RuntimeError(NOT_INITIALISED)
+        return PortForked() if self.forked() else PortClosed()
+
     cdef int begin(self) except -1:
         """Enter a call that uses scheduler or engine; they stay until `end`."""
-        if self.fork_generation != fork_count:
-            raise PortForked()
-        if not enter(self.scheduler):
-            raise PortClosed
+        if self.fork_generation != fork_count or not enter(self.scheduler):
+            raise self.refusal()
         return 0
 
     cdef int end(self) except -1:
@@ -275,6 +283,17 @@ cdef class Core:
             channel = channel.following
         self.engine.type.destroy(self.engine)
         return 0
+
+
+cdef object nobody():
+    return None
+
+
+cdef Core the_unborn = Core(None, 1, 1, nobody)
+
+
+cdef Core unborn_core():
+    return the_unborn
 
 
 cdef int drop_all(Packet* packets) except -1:

@@ -33,8 +33,10 @@ cdef class Errand(HandleBase):
 
     is_errand = True
 
-    def cancel(self, OverlappedBase overlapped):
+    def cancel(self, OverlappedBase overlapped not None):
         cdef int count
+        if self.core is None:
+            return 0  # no port has made it
         try:
             self.core.begin()
         except PortClosed:

@@ -127,11 +127,12 @@ cdef class Handle(HandleBase):
     cdef bint fills          # a file: a read that brings less has met its end
     cdef object __weakref__
 
-    def __init__(self, Core core, file, key, Strand strand=None, bint skips_on_success=False):
+    # Not `__init__`, which a subclass may leave out: there is no handle without a channel.
+    def __cinit__(
+        self, Core core not None, file, key, Strand strand=None, bint skips_on_success=False
+    ):
         cdef ChannelKind kind
         cdef int duplicate
-        if self.channel != NULL:
-            raise RuntimeError("a handle is made by CompletionPort.associate()")
         token, number = association.register(file)
         try:
             self.identity = os.fstat(number)

@@ -9,3 +9,5 @@ from .operations import OverlappedBase
 class Overlapped(OverlappedBase, PublicOverlapped):
     __doc__ = PublicOverlapped.__doc__
     __slots__ = ()
+    # In the place of what Cython makes.
+    __reduce__ = PublicOverlapped.__reduce__

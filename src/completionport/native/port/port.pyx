@@ -42,7 +42,7 @@ from ..scheduling.scheduler cimport (
     thread_is_back,
 )
 from ..scheduling.timer_heap cimport fire_if_due, timers_pending
-from .core cimport Core
+from .core cimport Core, unborn_core
 from .errands cimport (
     call_function,
     drop_operation,
@@ -57,9 +57,9 @@ from .operations cimport completion_of
 from .strand cimport Blocking, Strand
 from .timers cimport due_after, due_at, new_timer
 
-from ...interface.errors import WHILE_WAITING, PortClosed, PortForked
+from ...interface.errors import WHILE_WAITING, PortClosed
 from ...interface.histogram import Histogram
-from ...interface.port import check_strand
+from ...interface.port import check_engine, check_strand
 from ...shared.arguments import (
     LARGEST_DESCRIPTOR,
     LARGEST_OFFSET,
@@ -150,9 +150,14 @@ cdef class Port:
     cdef PyObject* last_core     # the same: the collector may have cleared `core` at the end
     cdef object engine_name
 
+    def __cinit__(self):
+        # Of a subclass that does not call `__init__`, too: no method looks whether there is a core.
+        self.core = unborn_core()
+
     def __init__(self, concurrency=0, *, engine=None, pool_threads=64):
-        if self.core is not None:
+        if not self.core.unborn:
             raise RuntimeError("a completion port is initialised once")
+        check_engine(engine, self)
         concurrency = check_concurrency(concurrency)
         check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
         self.engine_name = self.ENGINE
@@ -170,7 +175,7 @@ cdef class Port:
             Py_DECREF(<object> self.last_core)
 
     def __del__(self):
-        if self.core is not None and not self.closed and not self.core.forked():
+        if self.core is not None and not is_closed(self.core.scheduler) and not self.core.forked():
             warn(
                 f"{self!r} was not closed: call close(), or use it in a with statement",
                 resource_warning,
@@ -179,25 +184,34 @@ cdef class Port:
             )
 
     def __repr__(self):
+        if self.core.unborn:
+            return "<CompletionPort, not initialised>"
         state = "closed" if self.closed else f"concurrency {self.concurrency}"
         return f"<CompletionPort {self.engine_name}, {state}>"
+
+    cdef Core initialised(self):
+        """The core, for what does not enter it."""
+        if self.core.unborn:
+            raise self.core.refusal()
+        return self.core
 
     @property
     def core_(self):
         """The core, for the server that runs on this port."""
-        return self.core
+        return self.initialised()
 
     @property
     def concurrency(self):
-        return self.core.scheduler.concurrency
+        return self.initialised().scheduler.concurrency
 
     @property
     def engine(self):
+        self.initialised()
         return self.engine_name
 
     @property
     def closed(self):
-        return is_closed(self.core.scheduler)
+        return is_closed(self.initialised().scheduler)
 
     def associate(self, file, key=NO_KEY, *, strand=None):
         if key is NO_KEY:
@@ -230,7 +244,7 @@ cdef class Port:
             check_strand(strand, self)
             bound = (<Strand> strand).strand
         if self.core.forked():
-            raise PortForked()
+            raise self.core.refusal()
         Py_INCREF(transferred)
         Py_INCREF(key)
         Py_INCREF(overlapped)
@@ -242,7 +256,7 @@ cdef class Port:
             Py_DECREF(transferred)
             Py_DECREF(key)
             Py_DECREF(overlapped)
-            raise PortClosed
+            raise self.core.refusal()
 
     def post_after(self, seconds, transferred=0, key=None, overlapped=None, *, strand=None):
         if strand is not None:
@@ -261,7 +275,7 @@ cdef class Port:
         cdef Taken taken
         cdef int64_t deadline = deadline_of(timeout) if timeout is not None else FOREVER
         if self.core.forked():
-            raise PortForked()
+            raise self.core.refusal()
         if take_ready(self.core.scheduler, &taken, False):
             return completion_of(&taken)
         if not self.wait(deadline, &taken):
@@ -343,7 +357,7 @@ cdef class Port:
         return start_close(self.core, fd, key, overlapped)
 
     def stats(self):
-        cdef Scheduler* s = self.core.scheduler
+        cdef Scheduler* s = self.initialised().scheduler
         cdef Scheduler copy
         handles, pending = self.core.census()
         zero_copy_sends, zero_copy_copied = self.core.zero_copy_counts()
@@ -377,7 +391,7 @@ cdef class Port:
         }
 
     def blocking(self):
-        return Blocking(self.core)
+        return Blocking(self.initialised())
 
     def _check(self):
         self.core.begin()
@@ -391,7 +405,7 @@ cdef class Port:
             self.core.end()
 
     def _dismiss_keepers(self):
-        dismiss_keepers(self.core.scheduler)
+        dismiss_keepers(self.initialised().scheduler)
 
     def _wait_until_stuck(self, timeout):
         cdef TakeStatus status
@@ -408,7 +422,7 @@ cdef class Port:
                 return answer == IS_THERE
 
     def close(self):
-        self.core.close()
+        self.initialised().close()
 
     def __enter__(self):
         return self

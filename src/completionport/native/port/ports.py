@@ -9,6 +9,7 @@ from ...interface.handle import Overlapped
 from ...interface.port import CompletionPort, SignalWatch
 from ...interface.port import Strand as PublicStrand
 from ...interface.timer import Timer
+from ...interface.unique import Unique
 from ...watches.changes import read_changes
 from ...watches.signals import watch_signal
 from .handles import Handle as CompiledHandle
@@ -21,6 +22,8 @@ class Handle(CompiledHandle, PublicHandle):
     """A handle of a compiled engine."""
 
     __slots__ = ()
+    # In the place of what Cython makes.
+    __reduce__ = Unique.__reduce__
 
     def read_changes(
         self, recursive: bool = False, overlapped: Overlapped | None = None, *, size: int = 65536
@@ -32,6 +35,7 @@ class Strand(CompiledStrand, PublicStrand):
     """A strand of a compiled engine."""
 
     __slots__ = ()
+    __reduce__ = Unique.__reduce__
 
 
 Timer.register(CompiledTimer)
@@ -40,6 +44,7 @@ Timer.register(CompiledTimer)
 class CompiledPort(Port, CompletionPort):
     """A completion port of a compiled engine."""
 
+    __reduce__ = Unique.__reduce__
     HANDLE = Handle
     STRAND = Strand
 

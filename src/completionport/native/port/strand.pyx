@@ -23,7 +23,7 @@ from ...interface.errors import PortForked
 # The collector must not take the core away before __dealloc__ has used it.
 @cython.no_gc_clear
 cdef class Strand:
-    def __cinit__(self, Core core):
+    def __cinit__(self, Core core not None):
         self.core = core
         self.strand = strand_new(core.scheduler)
         if self.strand == NULL:
@@ -55,7 +55,7 @@ cdef class Strand:
 cdef class Blocking:
     """What ``with port.blocking():`` uses."""
 
-    def __cinit__(self, Core core):
+    def __cinit__(self, Core core not None):
         self.core = core
 
     def __enter__(self):

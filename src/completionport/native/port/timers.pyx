@@ -15,6 +15,7 @@ from .operations cimport release_values
 from .strand cimport Strand
 
 from ...interface.errors import PortClosed
+from ...interface.unique import refuse_copy
 from ...shared.arguments import LONGEST_DELAY, check_delay, check_when
 
 cdef double LONGEST = LONGEST_DELAY
@@ -69,6 +70,8 @@ cdef class Timer:
         return cp_peek_size(&self.timed.place) != 0
 
     def cancel(self):
+        if self.core is None:
+            return False  # no port has made it
         try:
             self.core.begin()
         except PortClosed:
@@ -82,6 +85,9 @@ cdef class Timer:
             cp_passed_on(<void*> self)
             Py_DECREF(self)
         return stopped
+
+    def __reduce__(self):
+        refuse_copy(self)
 
     def __repr__(self):
         state = "pending" if self.pending else "over"

@@ -26,6 +26,7 @@ from ..primitives.atomics cimport (
 from ..scheduling.scheduler cimport enter, leave, packets_are_short
 
 from ...interface.errors import ConnectionClosed
+from ...interface.unique import refuse_copy
 from ...servers.stream_server import Connection as PublicConnection
 from ...shared.addresses import unpack
 
@@ -43,12 +44,26 @@ cdef class ServerBase:
     """What its connections need of a server's core."""
 
 
+cdef ServerBase no_server = ServerBase.__new__(ServerBase)
+cdef Stream no_stream
+no_stream.channel.descriptor = -1
+no_stream.channel.closing = True
+
+
 cdef class Connection:
     """See `completionport.Connection`, which documents it."""
 
+    def __cinit__(self):
+        # For one that no server has made.
+        self.core = no_server
+        self.stream = &no_stream
+
     def __dealloc__(self):
-        if self.stream != NULL:
+        if self.stream != &no_stream:
             channel_release(&self.stream.channel)
+
+    def __reduce__(self):
+        refuse_copy(self)
 
     def __repr__(self):
         return f"<Connection {self.peername!r}{', closing' if self.closing else ''}>"

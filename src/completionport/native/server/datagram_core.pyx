@@ -47,6 +47,7 @@ from .address_cache cimport LONGEST_ADDRESS, AddressCache
 from .worker cimport WorkingCore, overridden
 
 from ...interface.errors import ConnectionClosed, system_error
+from ...interface.unique import refuse_copy
 from ...servers.datagram_server import DatagramHandler
 from ...servers.datagram_server import Endpoint as PublicEndpoint
 
@@ -282,8 +283,19 @@ cdef class DatagramCore(WorkingCore):
         return 0
 
 
+cdef DatagramCore no_server = DatagramCore.__new__(DatagramCore)
+cdef Stream no_stream
+no_stream.channel.descriptor = -1
+no_stream.channel.closing = True
+
+
 cdef class Endpoint:
     """See `completionport.Endpoint`, which documents it."""
+
+    def __cinit__(self):
+        # For one that no server has made.
+        self.core = no_server
+        self.stream = &no_stream
 
     cdef DatagramCore core
     cdef Stream* stream
@@ -292,9 +304,12 @@ cdef class Endpoint:
     cdef object __weakref__
 
     def __dealloc__(self):
-        if self.stream != NULL:
+        if self.stream != &no_stream:
             datagrams_free(self.stream)
             channel_release(&self.stream.channel)
+
+    def __reduce__(self):
+        refuse_copy(self)
 
     def __repr__(self):
         return f"<Endpoint {self.name!r}{', closed' if self.closing else ''}>"
@@ -330,6 +345,8 @@ cdef class Endpoint:
     def send(self, data, address):
         cdef Py_buffer view
         cdef char raw[LONGEST_ADDRESS]
+        if self.stream == &no_stream:
+            raise ConnectionClosed("no server has made this endpoint")
         cdef unsigned int raw_size = self.core.addresses.raw_of(address, raw)
         if PyBytes_CheckExact(data):
             return self.send_bytes(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), raw, raw_size)

@@ -7,6 +7,7 @@ from libc.stdlib cimport free, malloc
 
 from ..channels.engine cimport Block, Stream
 from ..channels.streams cimport has_garbage, stream_of, take_garbage
+from ..port.core cimport unborn_core
 from ..port.operations cimport completion_of
 from ..primitives.atomics cimport cp_now_ns, cp_peek_64
 from ..scheduling.scheduler cimport (
@@ -41,6 +42,7 @@ cdef class WorkingCore:
     """What the cores of servers have in common."""
 
     def __cinit__(self):
+        self.core = unborn_core()
         self.next_tick = FOREVER
 
     cdef int serve(self, Stream* stream, char* scratch) except -1:

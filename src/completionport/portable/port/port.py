@@ -14,9 +14,17 @@ from functools import partial
 from typing import Any
 
 from ...interface.error_codes import add_codes
+from ...interface.errors import NOT_INITIALISED
 from ...interface.handle import Handle, HasFileno, Overlapped
 from ...interface.operation import Operation
-from ...interface.port import Completion, CompletionPort, SignalWatch, Strand, check_strand
+from ...interface.port import (
+    Completion,
+    CompletionPort,
+    SignalWatch,
+    Strand,
+    check_engine,
+    check_strand,
+)
 from ...interface.timer import Timer
 from ...shared.arguments import (
     LARGEST_DESCRIPTOR,
@@ -52,6 +60,9 @@ class PortablePort(CompletionPort):
     def __init__(
         self, concurrency: int = 0, *, engine: str | None = None, pool_threads: int = 64
     ) -> None:
+        if self._core is not None:
+            raise RuntimeError("a completion port is initialised once")
+        check_engine(engine, self)
         check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
         count = check_concurrency(concurrency)
         self._core = type(self).CORE(self, count or default_concurrency(), pool_threads)
@@ -83,7 +94,8 @@ class PortablePort(CompletionPort):
 
     @property
     def _inside(self) -> Core:
-        assert self._core is not None
+        if self._core is None:
+            raise RuntimeError(NOT_INITIALISED)
         return self._core
 
     def associate(self, file: Any, key: Any, *, strand: Strand | None = None) -> Handle:
@@ -308,7 +320,7 @@ class PortablePort(CompletionPort):
 
     def __repr__(self) -> str:
         if self._core is None:
-            return f"<{type(self).__name__} without a core>"
+            return "<CompletionPort, not initialised>"
         state = "closed" if self._core.closed else f"concurrency {self.concurrency}"
         return f"<CompletionPort {self._core.engine_name}, {state}>"
 

@@ -76,4 +76,5 @@ class SelectorsCore(Core):
 class SelectorsPort(PortablePort):
     """A completion port on the standard library alone."""
 
+    ENGINE = "selectors"
     CORE = SelectorsCore
