@@ -7,7 +7,7 @@ from support import needs_fork, run_python
 pytestmark = needs_fork
 
 PRELUDE = """
-import os, socket, sys, threading, warnings
+import os, socket, sys, threading, time, warnings
 warnings.simplefilter("ignore")  # fork() with threads running is what is tested here
 from completionport import CompletionPort, OperationAborted, Overlapped, PortForked
 from support import (
@@ -306,5 +306,43 @@ with context.Pool(2) as pool:
     assert pool.map(abs, [-1, -2, -3]) == [1, 2, 3]
 far.sendall(b"hello")
 assert take_one(port).overlapped is operation
+""",
+    )
+
+
+def test_the_thread_that_forked_hears_of_signals_as_the_childs_main_thread(engine):
+    """It waits a second at a time: a signal that another thread gets does not end its wait."""
+    run(
+        engine,
+        """
+import signal
+
+class Told(Exception):
+    pass
+
+def handle(signum, frame):
+    raise Told
+
+def child():
+    assert threading.current_thread() is threading.main_thread()
+    own = CompletionPort()
+    signal.signal(signal.SIGUSR1, handle)
+
+    def tell():
+        wait_for_stats(own, waiting=1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    teller = Background(tell)
+    began = time.monotonic()
+    try:
+        own.get(20)
+    except Told:
+        pass
+    # At the end of the wait it would be told in any case.
+    assert time.monotonic() - began < 15, "the signal did not end the wait"
+    teller.outcome()
+    own.close()
+
+Background(lambda: wait(in_child(child))).outcome(30)
 """,
     )

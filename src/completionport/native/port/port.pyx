@@ -109,7 +109,17 @@ cdef object O_RDONLY = os.O_RDONLY
 # wait, or that the system hands to another thread, does not end the wait.
 cdef enum:
     SIGNAL_SLICE_NS = 1000000000
+# Written by an import, and by the only thread of a fork's child.
 cdef unsigned long main_thread = threading.main_thread().ident
+
+
+def note_main_thread():
+    """The thread that forked is the main one of the child, as `threading` has noted before."""
+    global main_thread
+    main_thread = threading.main_thread().ident
+
+
+os.register_at_fork(after_in_child=note_main_thread)
 
 
 cdef bytes bytes_of(object path):
