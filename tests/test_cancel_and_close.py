@@ -7,11 +7,14 @@ import errno
 import os
 import socket
 import struct
+import sys
 import time
 
 import pytest
 
 from completionport import Completion, CompletionPort, HandleClosed, OperationAborted, PortClosed
+from completionport.engines import COMPILED
+from completionport.shared import association
 from support import (
     LONG,
     WINDOWS,
@@ -594,6 +597,30 @@ def test_an_operation_that_fails_at_once_leaves_the_handle_usable(port, listener
             handle.recv(10)
             peer.sendall(b"hello")
             assert take_one(port).overlapped.result() == b"hello"
+
+
+def test_a_number_that_has_the_same_file_again_stays_open(engine, port, tmp_path):
+    """It was closed behind the port's back: what has it now was opened by somebody else."""
+    if port_can_not_tell(engine):
+        pytest.skip("this system can't tell whether two descriptors came from one open")
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    number = os.open(path, os.O_RDONLY)
+    handle = port.associate(number, "key")
+    os.close(number)
+    assert os.open(path, os.O_RDONLY) == number
+    handle.close()
+    assert os.read(number, 10) == b"content"
+    os.close(number)
+
+
+def port_can_not_tell(engine):
+    if WINDOWS or sys.platform != "linux":
+        return True
+    if engine in COMPILED:
+        return False  # kcmp(2), where fcntl(2) has no answer
+    with open(os.devnull) as file:
+        return association.opened_together(file.fileno(), file.fileno()) is None
 
 
 @pytest.mark.skipif(WINDOWS, reason="Windows' closesocket() of such a socket is the program's own")

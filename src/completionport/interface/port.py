@@ -126,6 +126,10 @@ class CompletionPort(Unique):
         ``file``: a socket or any object with ``fileno()``, or a descriptor number. It may be
         blocking, non-blocking or have a timeout: that makes no difference here. Or a
         `subprocess.Popen`: see below.
+        A number belongs to the handle until that is closed: whoever closes it otherwise must know
+        that it counts as associated until then. What another open has put under the number since
+        is left alone, if it is another file, and on Linux (6.10, or where kcmp(2) is allowed) if
+        it is the same file too; not where the port was closed before.
         ``key``: any object; it comes with every packet of this file (per-handle data).
         ``strand``: a `Strand` of this port that all packets of this file are bound to.
 

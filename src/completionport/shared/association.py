@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from ..interface.errors import AlreadyAssociated
+
+if sys.platform == "linux":
+    import fcntl
+
+F_DUPFD_QUERY = 1024 + 3
+"""fcntl(2): whether another descriptor came from the same open. Python 3.14 has a name for it."""
 
 # token -> [the file], which keeps the file's id its own. No lock, since finalizers come here
 # too: one setdefault and one pop are atomic.
@@ -62,11 +69,29 @@ def release(token: Hashable, _taken: dict[Hashable, list[Any]] = _taken) -> None
     _taken.pop(token, None)
 
 
-def close_number(number: int, identity: os.stat_result) -> None:
+def opened_together(number: int, duplicate: int) -> bool | None:
+    """Whether a number still has the file that ``duplicate`` was made of; None: it can't be told.
+
+    The same file opened once more is another one.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        return bool(fcntl.fcntl(number, F_DUPFD_QUERY, duplicate))
+    except OSError:
+        return None  # Linux before 6.10 has no such question; or one of the two is closed
+
+
+def close_number(
+    number: int, identity: os.stat_result, opened_together: bool | None = None
+) -> None:
     """Close a descriptor that a program gave as a number, unless the number is another file's now.
 
-    ``identity`` is what fstat(2) told of the file.
+    ``identity`` is what fstat(2) told of the file. ``opened_together``: what that function says,
+    from before the duplicate was closed.
     """
+    if opened_together is False:
+        return
     try:
         same = os.path.samestat(os.fstat(number), identity)
     except OSError:

@@ -20,7 +20,14 @@ from ..channels.channels cimport (
     submit_operation,
 )
 from ..channels.engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
-from ..primitives.atomics cimport cp_peek, cp_peek_int, cp_set, cp_swap_if
+from ..primitives.atomics cimport (
+    cp_mutex_lock,
+    cp_mutex_unlock,
+    cp_peek,
+    cp_peek_int,
+    cp_set,
+    cp_swap_if,
+)
 from ..scheduling.scheduler cimport is_closed, strand_retain
 from .core cimport Core
 from .file_status cimport alignment_of, is_on_fuse
@@ -55,6 +62,25 @@ cdef extern from "sys/socket.h" nogil:
 cdef extern from "errno.h" nogil:
     enum:
         EBADF
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    /* Whether two descriptors came from one open: 1, 0, or -1 where the kernel does not say.
+     * 1024 + 3 is F_DUPFD_QUERY, of Linux 6.10; 0 is KCMP_FILE, which a sandbox may refuse. */
+    static int cp_opened_together(int one, int other)
+    {
+        int answer = fcntl(one, 1024 + 3, other);
+        if (answer < 0) {
+            answer = (int)syscall(SYS_kcmp, getpid(), getpid(), 0, one, other);
+            answer = answer < 0 ? -1 : answer == 0;
+        }
+        return answer;
+    }
+    """
+    int cp_opened_together(int one, int other) nogil
 
 cdef int ACCEPT = OperationCode.ACCEPT
 cdef int CONNECT = OperationCode.CONNECT
@@ -532,12 +558,24 @@ cdef class Handle(HandleBase):
             count += self._companion.cancel(overlapped)
         return count
 
+    cdef object opened_together(self):
+        """Whether the program's number still has our file; None: it can't be told, or not any more."""
+        cdef int answer = -1
+        cp_mutex_lock(&self.channel.lock)
+        if self.channel.descriptor >= 0:
+            answer = cp_opened_together(self.number, self.channel.descriptor)
+        cp_mutex_unlock(&self.channel.lock)
+        return None if answer < 0 else answer != 0
+
     def close(self):
+        cdef object together = None
         try:
             self.core.begin()
         except PortClosed:
             pass
         else:
+            if isinstance(self.file_, int):
+                together = self.opened_together()
             # The program's own number goes at once: operations are on the duplicate.
             if not cp_peek(&self.channel.closing):
                 # close(2) may take as long as a file system likes, which writes what it has kept.
@@ -549,7 +587,7 @@ cdef class Handle(HandleBase):
             self._companion.close()
         if self.release_token():
             if isinstance(self.file_, int):
-                close_number(self.number, self.identity)
+                close_number(self.number, self.identity, together)
             elif hasattr(self.file_, "close"):
                 self.file_.close()
 

@@ -107,7 +107,8 @@ class SelectorsChannel:
         return self.sock.family, self.sock.type
 
     def close_number(self, number: int) -> None:
-        association.close_number(number, self.status)
+        together = association.opened_together(number, self.descriptor)
+        association.close_number(number, self.status, together)
 
     def pending(self) -> int:
         if self.files is not None:
