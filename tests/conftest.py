@@ -82,7 +82,7 @@ def ctrl_c_interrupts() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def what_stays() -> None:
-    """On Windows a process has two sockets from the first wait of its main thread to its end."""
+    """On Windows a process has a pipe and two sockets from its main thread's first wait on."""
     if sys.platform == "win32":
         from completionport.windows import alerts
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from completionport import win32
 from support import LONG as SECONDS
-from support import USER_SIGNAL, python_process, send_signal, signal_main_thread
+from support import USER_SIGNAL, python_process, reset, send_signal, signal_main_thread
 from win32_support import LONG, Taker, differs_on_wine, pending, take, wait_until, waiting
 
 FUNCTIONS = {
@@ -245,6 +247,26 @@ def test_a_main_thread_that_waits_long_is_served_behind_one_that_came_later(make
     assert (later[0].outcome().bytes, packet.bytes) == (1, 2)
 
 
+@contextlib.contextmanager
+def wakeup_descriptor(kind: str) -> Iterator[tuple[int, Callable[[], bytes], Callable[[], None]]]:
+    """One for `signal.set_wakeup_fd`, what reads at its other end, and what closes that."""
+    with contextlib.ExitStack() as stack:
+        if kind == "none":
+            yield -1, bytes, lambda: None
+        elif kind == "socket":
+            near, far = socket.socketpair()
+            stack.enter_context(near)
+            stack.enter_context(far)
+            near.setblocking(False)
+            yield near.fileno(), lambda: far.recv(65536), lambda: reset(far)
+        else:
+            reading, writing = os.pipe()
+            stack.callback(os.close, writing)
+            left = [reading]
+            stack.callback(lambda: left and os.close(left.pop()))
+            yield writing, lambda: os.read(reading, 65536), lambda: os.close(left.pop())
+
+
 @pytest.mark.skipif(sys.platform != "win32", reason="elsewhere the engines wait, in slices")
 class TestWithoutSlices:
     """On Windows the main thread is in the kernel until a packet comes, or a signal."""
@@ -314,6 +336,118 @@ class TestWithoutSlices:
             else:
                 os.close(reading)
                 os.close(number)
+
+    @pytest.mark.parametrize("kind", ["socket", "file"])
+    def test_a_descriptor_of_the_programs_own_whose_reader_has_gone_is_only_told(
+        self, port, handler, kind, monkeypatch
+    ):
+        handler(USER_SIGNAL, lambda *_: win32.PostQueuedCompletionStatus(port, 1, None, None))
+        told = []
+        monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(str(args.exc_value)))
+        with wakeup_descriptor(kind) as (number, _, leave):
+            leave()
+            before = signal.set_wakeup_fd(number)
+            try:
+                timer = threading.Timer(0.05, signal.raise_signal, (USER_SIGNAL,))
+                timer.start()
+                assert take(port).bytes == 1
+                timer.join()
+            finally:
+                assert signal.set_wakeup_fd(before) == number
+        [text] = told
+        assert f"descriptor {number} " in text
+        assert "set_wakeup_fd" in text
+
+    @pytest.mark.parametrize("old", ["none", "socket", "file"])
+    @pytest.mark.parametrize("new", ["none", "socket", "file"])
+    def test_a_descriptor_that_a_handler_sets_stays(self, port, handler, old, new):
+        with wakeup_descriptor(old) as (first, *_), wakeup_descriptor(new) as (second, read, _):
+
+            def change(*_):
+                if not win32.PostQueuedCompletionStatus(port, 1, None, None):
+                    raise AssertionError("the port takes no packets")
+                before.append(signal.set_wakeup_fd(second))
+
+            handler(USER_SIGNAL, change)
+            before = []
+            signal.set_wakeup_fd(first)
+            try:
+                timer = threading.Timer(0.05, signal.raise_signal, (USER_SIGNAL,))
+                timer.start()
+                assert take(port).bytes == 1
+                timer.join()
+                assert len(before) == 1
+                # It hears of the next one, in a wait and outside of one.
+                handler(USER_SIGNAL, lambda *_: None)
+                timer = threading.Timer(0.05, signal.raise_signal, (USER_SIGNAL,))
+                timer.start()
+                assert win32.GetQueuedCompletionStatus(port, 300) == (False, None, None, None)
+                timer.join()
+            finally:
+                assert signal.set_wakeup_fd(-1) == second
+            if second != -1:
+                assert set(read()) == {USER_SIGNAL}
+
+    @pytest.mark.parametrize("kind", ["none", "socket", "file"])
+    def test_a_wait_changes_the_descriptor_within_its_kind(self, port, kind, monkeypatch):
+        """Python looks at its number and at its kind one after the other, and without the GIL."""
+        from completionport.windows import alerts, api
+
+        with wakeup_descriptor(kind) as (number, *_):
+            signal.set_wakeup_fd(number)
+            try:
+                # The first wait learns of what kind the program's own is.
+                assert win32.GetQueuedCompletionStatus(port, 1) == (False, None, None, None)
+                seen = []
+
+                def change(number, **options):
+                    seen.append(number)
+                    return change_really(number, **options)
+
+                change_really = signal.set_wakeup_fd
+                monkeypatch.setattr(signal, "set_wakeup_fd", change)
+                monkeypatch.setattr(alerts, "_put_back", change)
+                assert win32.GetQueuedCompletionStatus(port, 1) == (False, None, None, None)
+                monkeypatch.undo()
+            finally:
+                assert signal.set_wakeup_fd(-1) == number
+            ours, last = seen
+            assert last == number
+            assert api.is_socket(ours) == (kind == "socket")
+
+    @pytest.mark.parametrize("kind", ["none", "socket", "file"])
+    def test_a_wait_ends_in_time_however_many_signals_come(self, port, handler, kind, monkeypatch):
+        told: list[Any] = []
+        monkeypatch.setattr(sys, "unraisablehook", told.append)
+        handler(USER_SIGNAL, lambda *_: None)
+        over = threading.Event()
+
+        def raise_signals():
+            while not over.is_set():
+                signal.raise_signal(USER_SIGNAL)
+
+        def read_all():
+            while b"\xff" not in read():
+                pass
+
+        with wakeup_descriptor(kind) as (number, read, _):
+            signal.set_wakeup_fd(number, warn_on_full_buffer=False)
+            threads = [threading.Thread(target=raise_signals)]
+            if kind == "file":
+                threads.append(threading.Thread(target=read_all))  # Python waits for a full one
+            for thread in threads:
+                thread.start()
+            try:
+                for _ in range(100):
+                    assert win32.GetQueuedCompletionStatus(port, 1) == (False, None, None, None)
+            finally:
+                over.set()
+                threads[0].join()
+                assert signal.set_wakeup_fd(-1) == number
+                if kind == "file":
+                    os.write(number, b"\xff")
+                    threads[1].join()
+        assert [str(args.exc_value) for args in told] == []
 
     def test_no_packet_is_lost_to_a_handler_that_raises(self, port, handler):
         """The kernel has given it to the thread, and nobody has looked at it yet."""

@@ -128,7 +128,7 @@ def _wait(no: int, alertable: bool, milliseconds: int, function: Any, *arguments
     deadline = time.monotonic() + milliseconds / 1000
     while True:
         answer, was_alerted = alerts.wait(function, *arguments, milliseconds, True)
-        if answer != no:
+        if answer is not None and answer != no:
             return int(answer)
         if not was_alerted and no == FALSE and last_error() != WAIT_IO_COMPLETION:
             return no
@@ -137,6 +137,8 @@ def _wait(no: int, alertable: bool, milliseconds: int, function: Any, *arguments
             return no
         if milliseconds != INFINITE:
             milliseconds = max(math.ceil((deadline - time.monotonic()) * 1000), 0)
+            if not milliseconds:
+                return int(function(*arguments, 0, False))  # however many signals still come
 
 
 def _code_unless(done: int) -> int:
