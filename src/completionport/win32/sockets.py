@@ -122,7 +122,8 @@ def WSAAccept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET | None:
     """The next connection of a listening socket, or ``INVALID_SOCKET``. It waits for one.
 
     ``addr``: a structure that is filled in with the client's address.
-    A wait ends with ``WSAEINTR`` when the listening socket is closed.
+    A wait ends with ``WSAEINTR`` when the listening socket is closed. On Windows no signal ends it:
+    see `recv`.
     """
     code, accepted = system.accept(s)
     if accepted is None:
@@ -144,7 +145,7 @@ def accept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET | None:
 
 
 def connect(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> int:
-    """Connect, waiting for it: 0, or ``SOCKET_ERROR``."""
+    """Connect, waiting for it: 0, or ``SOCKET_ERROR``. On Windows no signal ends it: see `recv`."""
     address = name.address if isinstance(name, SOCKADDR) else name
     return _do(lambda: s.connect(address))
 
@@ -152,13 +153,18 @@ def connect(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> int:
 def send(s: AnySocket, buf: Buffer, flags: int = 0) -> int:
     """Send, waiting for room: the number of bytes taken, or ``SOCKET_ERROR``.
 
-    It may be less than there is.
+    It may be less than there is. On Windows no signal ends the wait: see `recv`.
     """
     return _do(lambda: s.send(buf, flags))
 
 
 def recv(s: AnySocket, buf: bytearray | memoryview, flags: int = 0) -> int:
-    """Receive into ``buf``, waiting for data: the number of bytes, or ``SOCKET_ERROR``."""
+    """Receive into ``buf``, waiting for data: the number of bytes, or ``SOCKET_ERROR``.
+
+    Winsock's calls that wait are no alertable waits, so on Windows no signal ends one: a Ctrl-C is
+    handled once the call is over, as with `socket.socket.recv` there. Where the main thread is to
+    be stopped, use `WSARecv` and its like, and wait for the outcome: `GetOverlappedResult`.
+    """
     return _do(lambda: s.recv_into(buf, 0, flags))
 
 
