@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+
 from support import needs_fork, run_python
 
 pytestmark = needs_fork
@@ -312,6 +316,8 @@ assert take_one(port).overlapped is operation
 
 def test_the_thread_that_forked_hears_of_signals_as_the_childs_main_thread(engine):
     """It waits a second at a time: a signal that another thread gets does not end its wait."""
+    if engine == "selectors" and sys.version_info >= (3, 13):
+        pytest.skip("in such a child CPython 3.13 runs no handler but where C code asks for it")
     run(
         engine,
         """

@@ -8,6 +8,7 @@ import inspect
 import operator
 import pickle
 import socket
+import sys
 import weakref
 
 import pytest
@@ -88,6 +89,10 @@ class TestASubclassOfCompletionPort:
             assert port.get().transferred == 5
             assert port.taken == 1
 
+    @pytest.mark.skipif(
+        not getattr(sys, "_is_gil_enabled", lambda: True)() and sys.version_info < (3, 14),
+        reason="the free-threaded 3.13 keeps classes for good",
+    )
     def test_goes_with_its_last_port(self, engine):
         class Short(CompletionPort):
             pass
