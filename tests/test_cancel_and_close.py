@@ -359,6 +359,36 @@ class TestClose:
         assert descriptor not in descriptors()
         assert far.recv(1) == b""
 
+    def test_a_descriptor_number_is_closed_with_its_handle_behind_the_port_too(self, port, pair):
+        near, far = pair
+        descriptor = near.detach()
+        handle = port.associate(descriptor, "key")
+        port.close()
+        handle.close()
+        assert descriptor not in descriptors()
+        assert far.recv(1) == b""
+
+    @pytest.mark.parametrize("is_another_one", [False, True])
+    def test_so_is_that_of_a_file_unless_it_is_another_ones(self, port, tmp_path, is_another_one):
+        for name in ("one", "other"):
+            (tmp_path / name).write_bytes(name.encode())
+        number = os.open(tmp_path / "one", os.O_RDONLY)
+        handle = port.associate(number, "key")
+        port.close()
+        if is_another_one:
+            os.close(number)
+            other = os.open(tmp_path / "other", os.O_RDONLY)
+            if other != number:
+                os.dup2(other, number, inheritable=False)
+                os.close(other)
+        handle.close()
+        if is_another_one:
+            assert os.read(number, 10) == b"other"
+            os.close(number)
+        else:
+            with pytest.raises(OSError, match=r"descriptor|handle"):
+                os.fstat(number)
+
     def test_a_number_is_free_for_another_handle_once_it_is_closed(self, make_port, tmp_path):
         """The next open of the same file gets the same number, in whatever thread that is."""
         path = tmp_path / "file"

@@ -145,6 +145,21 @@ class PUBLIC_OBJECT_BASIC_INFORMATION(ctypes.Structure):
     ]
 
 
+class BY_HANDLE_FILE_INFORMATION(ctypes.Structure):
+    _fields_ = [
+        ("dwFileAttributes", DWORD),
+        ("ftCreationTime", wintypes.FILETIME),
+        ("ftLastAccessTime", wintypes.FILETIME),
+        ("ftLastWriteTime", wintypes.FILETIME),
+        ("dwVolumeSerialNumber", DWORD),
+        ("nFileSizeHigh", DWORD),
+        ("nFileSizeLow", DWORD),
+        ("nNumberOfLinks", DWORD),
+        ("nFileIndexHigh", DWORD),
+        ("nFileIndexLow", DWORD),
+    ]
+
+
 class FILE_STANDARD_INFO(ctypes.Structure):
     """How long a file is, and so on."""
 
@@ -226,6 +241,9 @@ ReadDirectoryChanges = declare(
     kernel32,
     *("ReadDirectoryChangesW", _BOOL, HANDLE, _POINTER, DWORD, _BOOL, DWORD),
     *(_POINTER, _POINTER, _POINTER),
+)
+GetFileInformationByHandle = declare(
+    kernel32, "GetFileInformationByHandle", _BOOL, HANDLE, _POINTER
 )
 GetFileInformationByHandleEx = declare(
     kernel32, "GetFileInformationByHandleEx", _BOOL, HANDLE, ctypes.c_int, _POINTER, DWORD
@@ -452,6 +470,14 @@ def same_object(one: int, other: int) -> bool:
     except (AttributeError, OSError):
         return True
     return bool(compare(one, other))
+
+
+def file_identity(handle: int) -> tuple[int, int, int] | None:
+    """The number of a file and of its volume; None for what has none, as a pipe."""
+    info = BY_HANDLE_FILE_INFORMATION()
+    if not GetFileInformationByHandle(handle, ctypes.addressof(info)):
+        return None
+    return info.dwVolumeSerialNumber, info.nFileIndexHigh, info.nFileIndexLow
 
 
 def file_size(handle: int) -> int:

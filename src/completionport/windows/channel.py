@@ -176,6 +176,9 @@ class IocpChannel(ChannelState):
         """Lock held."""
         if self.closed:
             return
+        # Its handle may be closed later than its port, and then have to close the number.
+        if self.was_number:
+            self.identity = self.source.identity()
         self.closed = True
         waiting = []
         for queue in (self.reads, self.writes, self.asides):

@@ -29,6 +29,7 @@ class ChannelState:
         "ended",
         "gone",
         "handle",
+        "identity",
         "is_directory",
         "is_pipe_server",
         "is_regular",
@@ -47,6 +48,7 @@ class ChannelState:
         "sock",
         "source",
         "tokens",
+        "was_number",
         "writable",
         "writes",
     )
@@ -56,11 +58,12 @@ class ChannelState:
         scheduler: KernelScheduler,
         offload: Offload,
         source: Resolved,
-        token: Hashable,
+        token: tuple[str, int],
         gone: Callable[[Any], None],
     ) -> None:
         self.scheduler = scheduler
         self.offload = offload
+        self.was_number = token[0] == "number"  # the program gave that, and no object
         self.tokens = [token]  # while the file is noted as this port's; a pop is one step
         self.source = source
         self.gone = gone
@@ -82,6 +85,7 @@ class ChannelState:
         self.pool_is_done.set()
         self.recursive: bool | None = None  # of a directory: as its first read of changes was
         self.closed = False
+        self.identity: Hashable = None  # of a closed one that the program gave as a number
         self.ended = False  # disconnected: what is received is the end of the stream
         self.sock = source.sock  # of ours, a duplicate
         self.handle = source.handle  # the number of it, or of the duplicate of another file
@@ -94,7 +98,8 @@ class ChannelState:
         return self.sock.family, self.sock.type
 
     def close_number(self, number: int) -> None:
-        self.source.close_number(number, self.handle if self.original is None else self.original)
+        handle = self.handle if self.original is None else self.original
+        self.source.close_number(number, None if self.closed else handle, self.identity)
 
     def pending(self) -> int:
         """How many requests wait for those before them; the scheduler counts the kernel's."""

@@ -13,6 +13,7 @@ import msvcrt
 import os
 import socket
 import stat
+from collections.abc import Hashable
 from typing import Any
 
 from ..shared import association
@@ -74,17 +75,35 @@ class Resolved:
         if self.original is None:
             api.part(handle)
 
-    def close_number(self, number: int, handle: int) -> None:
-        """Close what the program gave as a number, unless that stands for something else by now."""
+    def identity(self) -> Hashable:
+        """What tells the file from others without a handle of it; None where nothing does."""
+        if self.sock is not None:
+            return _addresses(self.sock)
+        return api.file_identity(self.handle) if self.is_regular else None
+
+    def close_number(self, number: int, handle: int | None, identity: Hashable) -> None:
+        """Close what the program gave as a number, unless that stands for something else by now.
+
+        ``handle``: one of the file; None where none is left, and so its ``identity`` has to tell.
+        """
         if self.kind == "descriptor":
             with contextlib.suppress(OSError):
-                if api.same_object(msvcrt.get_osfhandle(number), handle):
+                its = msvcrt.get_osfhandle(number)
+                if handle is not None:
+                    same = api.same_object(its, handle)
+                else:
+                    same = identity is not None and api.file_identity(its) == identity
+                if same:
                     os.close(number)
-        elif api.same_object(number, handle):
-            if self.is_socket:
+        elif handle is not None:
+            if api.same_object(number, handle):
                 socket.close(number)
+        elif identity is not None and api.is_socket(number):
+            sock = socket.socket(fileno=number)
+            if _addresses(sock) == identity:
+                sock.close()
             else:
-                api.CloseHandle(number)
+                sock.detach()
 
     def _open(self, file: Any, number: int) -> None:
         source = msvcrt.get_osfhandle(number) if self.kind == "descriptor" else number
@@ -168,6 +187,18 @@ def _kind(file: Any, number: int) -> str:
     if not isinstance(file, int) and api.GetHandleInformation(number, api.address_of(flags)):
         return "handle"
     raise ValueError(f"the file is closed: {number} is not the number of an open descriptor")
+
+
+def _addresses(sock: socket.socket) -> Hashable:
+    """What a socket is bound and connected to, which no two have at a time; None without a port."""
+    try:
+        own = sock.getsockname()
+    except OSError:
+        return None
+    peer = None
+    with contextlib.suppress(OSError):
+        peer = sock.getpeername()
+    return sock.family, sock.type, own, peer
 
 
 def _is_descriptor(number: int) -> bool:
