@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+import textwrap
 
 import pytest
 
+from completionport.engines import COMPILED
 from support import python_process, run_python, send_signal
 
 WAITING = """
@@ -110,6 +112,37 @@ class TestWorkersAtTheEnd:
 def test_everything_else_that_is_under_way(engine, tmp_path, end):
     for _ in range(3):
         run(EVERYTHING_ELSE + end, engine, FOLDER=str(tmp_path))
+
+
+def test_the_end_waits_for_no_thread_that_it_has_stopped_with_a_lock(engine):
+    """What a thread leaves behind is seen to by the main thread, when no other one goes on."""
+    if engine in COMPILED:
+        pytest.skip("a compiled engine holds its locks only where no thread is stopped")
+    script = """
+        import threading
+        from completionport import CompletionPort
+
+        port = CompletionPort(2)
+        at_work, holds_it = threading.Event(), threading.Event()
+
+        def work():
+            port.get()
+            at_work.set()
+            threading.Event().wait()
+
+        def hold():
+            with port._core.scheduler._lock:
+                holds_it.set()
+                threading.Event().wait()
+
+        port.post()
+        threading.Thread(target=work, daemon=True).start()
+        at_work.wait()
+        threading.Thread(target=hold, daemon=True).start()
+        holds_it.wait()
+        print("end")
+        """
+    assert run(textwrap.dedent(script), engine) == "end\n"
 
 
 def test_workers_that_are_no_daemons_end_when_the_port_is_closed(engine):

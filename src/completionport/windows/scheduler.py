@@ -158,7 +158,7 @@ class KernelScheduler:
             return api.register_wait(handle, self.kernel.handle, address)
 
     def note(self, note: Note) -> None:
-        """What a thread did. Never blocks."""
+        """What a thread did. It waits for the lock, which is held for moments only."""
         with self._lock:
             self._running += note.running
             self._blocked += note.blocked

@@ -1,11 +1,13 @@
 """What each thread has taken: its place at a port, and the strands of its packets.
 
 What a `Place` has belongs to its thread alone. What others have to know goes to the scheduler as a
-note, which never blocks: the end of a thread is a finalizer (see ``scheduler``).
+note, which waits for nothing, on Windows for the scheduler's lock: the end of a thread is a
+finalizer (see ``scheduler``).
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -179,9 +181,11 @@ class Place:
             if not scheduler.forked:
                 scheduler.note(Note(running=1, blocked=-1))
 
-    def __del__(self) -> None:
-        # The thread ends.
-        self.let_go()
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The thread ends. Or the interpreter does, and has stopped it for good, and perhaps another
+        # one with the scheduler's lock: nobody counts any more then.
+        if not is_finalizing():
+            self.let_go()
 
 
 class Blocking(AbstractContextManager[None]):
