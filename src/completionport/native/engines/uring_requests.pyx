@@ -150,6 +150,9 @@ cdef bint describe_file(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.len = STATX_BASIC_STATS
     elif operation.code == CP_CLOSE:
         sqe.opcode = CP_OP_CLOSE
+        # The last descriptor of a file that has no name any more gives its space back, and the kernel
+        # would do that in the thread that submits.
+        sqe.flags = CP_SQE_ASYNC
         sqe.fd = <int> operation.offset
     else:
         return False
