@@ -328,6 +328,9 @@ cdef bint close_channels(Core core, int64_t deadline_ns) noexcept nogil:
         channel_close(channel, False)
         channel = channel.following
     cp_mutex_unlock(&core.channels_lock)
+    # A request to cancel may outlast its operation, whose handle can be gone: nobody would look for what the
+    # kernel said to it, and its channel, with its descriptor, would never be let go.
+    core.engine.type.reap(core.engine, False)
     while True:
         busy = offload_lets_go(core.engine.offload)
         # Not held over the wait: a function that the pool runs may drop a handle.
