@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import select
 import socket
 import sys
 import weakref
@@ -46,6 +47,37 @@ def connected(datagrams):
     near.connect(far.getsockname())
     far.connect(near.getsockname())
     return near, far
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["it was there", "it comes"])
+@pytest.mark.parametrize("name", ["recv", "recv into", "read", "recvfrom", "recvfrom into"])
+def test_what_a_datagram_has_too_much_is_lost(port, connected, name, is_there):
+    near, far = connected
+    room = bytearray(4)
+
+    def start(handle):
+        method = getattr(handle, name.split()[0])
+        return method(room if name.endswith("into") else 4)
+
+    with port.associate(near, "key") as handle:
+        if is_there:
+            far.send(b"too long")
+            assert select.select([near], [], [], LONG)[0]
+        operation = start(handle)
+        if not is_there:
+            far.send(b"too long")
+        assert tuple(take_one(port)) == (4, "key", operation, None)
+        if name.endswith("into"):
+            assert room == b"too "
+        else:
+            expected = (b"too ", far.getsockname()) if name == "recvfrom" else b"too "
+            assert operation.result() == expected
+        # Nothing else comes of it, and the next one is as it should be.
+        second = handle.recv(10)
+        far.send(b"next")
+        assert tuple(take_one(port)) == (4, "key", second, None)
+        assert second.result() == b"next"
+        assert_quiet(port)
 
 
 class TestReceiveFrom:

@@ -81,6 +81,42 @@ class TestDatagrams:
         assert win32.WSAGetOverlappedResult(one, overlapped, False) == (False, 3)
         assert win32.WSAGetLastError() == win32.WSAEMSGSIZE
 
+    @pytest.mark.parametrize("function", ["WSARecv", "WSARecvFrom"])
+    def test_so_is_one_that_is_there_and_it_has_a_packet_too(
+        self, port, sockets, overlapped, function
+    ):
+        """For Windows it is a warning (STATUS_BUFFER_OVERFLOW): only an error has no packet."""
+        one, two = sockets
+        two.sendto(b"hello", one.getsockname())
+        wait_for_data(one)
+        buffer = bytearray(3)
+        receive = getattr(win32, function)
+        assert receive(one, buffer, 0, overlapped) == (win32.SOCKET_ERROR, None)
+        assert win32.WSAGetLastError() == win32.WSAEMSGSIZE
+        assert buffer == b"hel"
+        assert win32.WSAGetOverlappedResult(one, overlapped, False) == (False, 3)
+        assert win32.WSAGetLastError() == win32.WSAEMSGSIZE
+        assert take(port) == Packet(False, 3, "one", overlapped, win32.ERROR_MORE_DATA)
+        assert_quiet(port)
+
+    @pytest.mark.parametrize("without", ["a port", "a packet"])
+    def test_it_has_none_where_none_is_to_come(self, port, closing, overlapped, without):
+        one = closing(win32.WSASocket(win32.AF_INET, win32.SOCK_DGRAM))
+        two = closing(win32.WSASocket(win32.AF_INET, win32.SOCK_DGRAM))
+        assert win32.bind(one, ("127.0.0.1", 0)) == 0
+        if without == "a packet":
+            assert win32.CreateIoCompletionPort(one, port, "one", 0) is port
+            mode = win32.FILE_SKIP_COMPLETION_PORT_ON_SUCCESS
+            assert win32.SetFileCompletionNotificationModes(one, mode)
+        for _ in range(2):
+            two.sendto(b"hello", one.getsockname())
+            wait_for_data(one)
+            received = win32.WSARecv(one, bytearray(3), 0, overlapped)
+            assert received == (win32.SOCKET_ERROR, None)
+            assert win32.WSAGetLastError() == win32.WSAEMSGSIZE
+            assert win32.WSAGetOverlappedResult(one, overlapped, False) == (False, 3)
+        assert_quiet(port)
+
     def test_each_receive_takes_one_datagram(self, port, sockets):
         one, two = sockets
         receives = [(win32.OVERLAPPED(), bytearray(10)) for _ in range(5)]

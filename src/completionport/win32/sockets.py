@@ -248,8 +248,9 @@ def WSARecvFrom(
 
     ``lpFrom``: a structure that is filled in with the sender's address when the operation
     completes. A datagram that is longer than the buffers loses what there is no room for, and the
-    operation fails with ``WSAEMSGSIZE`` (``ERROR_MORE_DATA`` in a packet). The rest is as with
-    `WSARecv`.
+    operation fails with ``WSAEMSGSIZE`` (``ERROR_MORE_DATA`` in a packet). Where the datagram is
+    there already the call says so itself, and the packet comes all the same, since for Windows that
+    is a warning (``STATUS_BUFFER_OVERFLOW``). The rest is as with `WSARecv`.
     """
     check_overlapped(lpOverlapped)
     views = views_of(lpBuffers, True)

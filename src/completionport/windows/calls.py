@@ -36,6 +36,8 @@ ADDRESS_SPACE = 128 + 16
 """AcceptEx: the longest address, and 16 bytes more."""
 END_OF_FILE = -1
 MSG_PARTIAL = 0x8000
+_CUT_OFF = (api.ERROR_MORE_DATA, api.WSAEMSGSIZE)
+"""What a message is that was longer than the buffers."""
 
 _extensions: dict[tuple[str, int, int], Any] = {}  # one step each to look and to set
 
@@ -99,12 +101,13 @@ def at_once(channel: ChannelState, flight: Flight, code: int) -> int:
     if code == api.WSAESHUTDOWN and channel.ended and operation in READING:
         flight.set_outcome(api.STATUS_SUCCESS, 0)
         return api.ERROR_HANDLE_EOF
-    if not channel.is_socket and operation is Operation.READ:
-        if code in (api.ERROR_HANDLE_EOF, api.ERROR_BROKEN_PIPE):
-            flight.set_outcome(api.STATUS_SUCCESS, 0)
-            return api.ERROR_HANDLE_EOF
-        if code == api.ERROR_MORE_DATA:
-            return api.ERROR_IO_PENDING
+    is_end = code in (api.ERROR_HANDLE_EOF, api.ERROR_BROKEN_PIPE)
+    if is_end and not channel.is_socket and operation is Operation.READ:
+        flight.set_outcome(api.STATUS_SUCCESS, 0)
+        return api.ERROR_HANDLE_EOF
+    if code in _CUT_OFF and operation in READING:
+        # STATUS_BUFFER_OVERFLOW is a warning, and only an error has no packet of the kernel.
+        return api.ERROR_HANDLE_EOF if channel.skips else api.ERROR_IO_PENDING
     return code
 
 
@@ -251,7 +254,7 @@ def _finish_message(channel: ChannelState, flight: Flight, code: int) -> None:
         address = addresses.unpack(bytes(sender.address[: sender.size]))
     request.value = address
     if request.operation is Operation.RECVMSG:
-        cut_off = code in (api.ERROR_MORE_DATA, api.WSAEMSGSIZE)
+        cut_off = code in _CUT_OFF
         seen = int(sender.flags) & ~MSG_PARTIAL | (socket.MSG_TRUNC if cut_off else 0)
         request.value = [], seen & ~socket.MSG_PEEK, address
 
@@ -572,7 +575,7 @@ def _finish_other(channel: ChannelState, flight: Flight, code: int) -> None:
         )
     ):
         code = count = 0
-    if code in (api.ERROR_MORE_DATA, api.WSAEMSGSIZE) and reading:
+    if code in _CUT_OFF and reading:
         code = 0  # the rest of the message is lost, as with recv()
     moved = flight.before + count
     if code:

@@ -37,6 +37,7 @@ from ..constants import (
     WSA_INVALID_PARAMETER,
     WSA_IO_PENDING,
 )
+from ..outcomes import is_warning
 from ..structures import OVERLAPPED
 from . import manager
 from .waiting import Event, Waitable, claim
@@ -253,7 +254,10 @@ class FileObject:
         self.sends_shut = self.receives_shut = False
 
     def start(self, request: Request, launch: Launch) -> tuple[Codes, int]:
-        """Start an operation: `PENDING`, `SUCCESS` with the bytes moved, or why not."""
+        """Start an operation: `PENDING`, `SUCCESS` with the bytes moved, or why not.
+
+        A warning is told like a failure, and has its packet like success.
+        """
         with self.lock:
             if self.closed:
                 return GONE, 0
@@ -265,6 +269,7 @@ class FileObject:
             if request.event is not None:
                 request.event.reset()
             self.requests[request] = None
+            codes = SUCCESS
             try:
                 if request.run(launch):
                     return PENDING, 0
@@ -273,8 +278,9 @@ class FileObject:
                     self.complete(request, error)
                     return PENDING, 0
                 codes = self.codes_for(error)
-                self._refuse(request, codes)
-                return codes, 0
+                if not (request.takes_input and is_warning(codes.status)):
+                    self._refuse(request, codes)
+                    return codes, 0
             except AlreadyAssociated:
                 # With a CompletionPort, beside this module.
                 self._refuse(request, IN_USE)
@@ -283,7 +289,7 @@ class FileObject:
                 del self.requests[request]
                 overlapped._io = before
                 raise
-            request.resolve(SUCCESS)
+            request.resolve(codes)
             if self.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
                 del self.requests[request]
                 request.overlapped = None
@@ -294,7 +300,7 @@ class FileObject:
             else:
                 del self.requests[request]
                 self.deliver(request)
-            return SUCCESS, request.count
+            return codes, request.count
 
     def complete(self, request: Request, error: OSError | None) -> None:
         """An operation has completed later than its call. Lock held."""

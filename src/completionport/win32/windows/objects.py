@@ -33,7 +33,7 @@ from ..constants import (
     STILL_ACTIVE,
     WSAENOTSOCK,
 )
-from ..outcomes import Started
+from ..outcomes import Started, is_warning
 from ..structures import HANDLE, OVERLAPPED
 from .api import STATUS_UNSUCCESSFUL
 
@@ -251,14 +251,13 @@ def start(file: File, overlapped: OVERLAPPED, memory: list[Any], call: Call) -> 
     code = call(file.value, byref(count), io.address)
     if code == ERROR_IO_PENDING:
         return Started(code)
-    if code:
-        if io.status == STATUS_PENDING:
-            io.structure.Internal = STATUS_UNSUCCESSFUL
+    if code and io.status == STATUS_PENDING:
+        io.structure.Internal = STATUS_UNSUCCESSFUL
+    # A warning, as that a datagram was cut off, has a packet as success has.
+    is_error = code != 0 and not is_warning(io.status)
+    if is_error or not file.number or file.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
         settle(io)
-        return Started(code)
-    if not file.number or file.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
-        settle(io)
-    return Started(0, count.value)
+    return Started(code, 0 if code else count.value)
 
 
 def code_unless(done: int) -> int:
