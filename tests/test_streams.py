@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -453,6 +454,30 @@ class TestAccept:
                 client.sendall(b"hello")
                 done = take_one(port)
                 assert (done.key, done.overlapped.result()) == ("connection", b"hello")
+
+    @pytest.mark.skipif(not WINDOWS, reason="elsewhere the kernel passes over such a client")
+    def test_a_client_that_has_gone_already_is_passed_over(self, port, listener, monkeypatch):
+        """AcceptEx may say WSAECONNRESET at once, so its documentation: it is led there."""
+        from completionport.windows import api, calls
+
+        with port.associate(listener, "listener") as handle:
+            function = "accept", api.WSAID_ACCEPTEX, api.AcceptEx_TYPE
+            accept_really = calls._extension(handle._channel, *function)
+            outcomes = [api.WSAECONNRESET] * 2
+
+            def accept(*arguments):
+                if not outcomes:
+                    return accept_really(*arguments)
+                ctypes.set_last_error(outcomes.pop())
+                return 0
+
+            monkeypatch.setattr(calls, "_extension", lambda *ignored: accept)
+            operation = handle.accept()
+            with socket.create_connection(listener.getsockname()) as client:
+                assert tuple(take_one(port)) == (0, "listener", operation, None)
+                with operation.result() as accepted:
+                    assert accepted.getpeername() == client.getsockname()
+            assert not outcomes
 
     @needs_unix_sockets
     def test_accept_of_a_unix_socket(self, port, tmp_path):

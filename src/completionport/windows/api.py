@@ -53,6 +53,7 @@ STATUS_SUCCESS = 0
 STATUS_PENDING = 0x103
 STATUS_ALERTED = 0x101
 """On Wine: the thread that had started it ended in the moment in which it became possible."""
+STATUS_CONNECTION_RESET = 0xC000020D
 STATUS_HANDLES_CLOSED = 0x8000000A
 
 COPY_FILE_FAIL_IF_EXISTS = 1

@@ -105,6 +105,10 @@ def at_once(channel: ChannelState, flight: Flight, code: int) -> int:
     if is_end and not channel.is_socket and operation is Operation.READ:
         flight.set_outcome(api.STATUS_SUCCESS, 0)
         return api.ERROR_HANDLE_EOF
+    if operation is Operation.ACCEPT and code in _CLIENT_HAS_GONE:
+        # Who came has gone before the call: the request goes on with the next client.
+        flight.set_outcome(api.STATUS_CONNECTION_RESET, 0)
+        return api.ERROR_HANDLE_EOF
     if code in _CUT_OFF and operation in READING:
         # STATUS_BUFFER_OVERFLOW is a warning, and only an error has no packet of the kernel.
         return api.ERROR_HANDLE_EOF if channel.skips else api.ERROR_IO_PENDING
