@@ -194,6 +194,19 @@ class TestFiles:
             assert win32.GetLastError() == win32.ERROR_HANDLE_EOF
         assert_quiet(port)
 
+    @pytest.mark.parametrize("disposition", [win32.CREATE_ALWAYS, win32.OPEN_ALWAYS])
+    def test_the_last_error_says_whether_the_file_was_there(self, path, closing, disposition):
+        """So CreateFile's documentation: of these two, though the call has succeeded."""
+        for expected in (0, win32.ERROR_ALREADY_EXISTS):
+            win32.SetLastError(win32.ERROR_NOT_FOUND)
+            file = closing(win32.CreateFile(path, READ_WRITE, 3, None, disposition))
+            assert file is not win32.INVALID_HANDLE_VALUE
+            assert win32.GetLastError() == expected
+            path.write_bytes(b"content")
+        cut_off = disposition == win32.CREATE_ALWAYS
+        closing(win32.CreateFile(path, READ_WRITE, 3, None, disposition))
+        assert path.read_bytes() == (b"" if cut_off else b"content")
+
     def test_several_reads_at_a_time(self, port, file):
         reads = {}
         for number in range(20):

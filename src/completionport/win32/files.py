@@ -6,7 +6,14 @@ import os
 import socket
 
 from .arguments import check_overlapped, succeed
-from .constants import FILE_FLAG_OVERLAPPED, FILE_SHARE_READ, FILE_SHARE_WRITE, OPEN_EXISTING
+from .constants import (
+    CREATE_ALWAYS,
+    FILE_FLAG_OVERLAPPED,
+    FILE_SHARE_READ,
+    FILE_SHARE_WRITE,
+    OPEN_ALWAYS,
+    OPEN_EXISTING,
+)
 from .last_error import SetLastError
 from .structures import HANDLE, INVALID_HANDLE_VALUE, OVERLAPPED, Buffer, views_of
 from .system import system
@@ -27,6 +34,9 @@ def CreateFile(
     meanwhile, which only Windows enforces. ``dwCreationDisposition``: ``OPEN_EXISTING``,
     ``CREATE_ALWAYS`` and so on. ``dwFlagsAndAttributes``: without ``FILE_FLAG_OVERLAPPED`` no port
     takes the file, and an operation on it returns when it is done; other flags count on Windows.
+
+    With ``CREATE_ALWAYS`` and ``OPEN_ALWAYS`` the last error of a success is 0, or
+    ``ERROR_ALREADY_EXISTS`` where the file was there before.
     """
     if lpSecurityAttributes is not None or hTemplateFile is not None:
         raise ValueError("CreateFile() takes no security attributes and no template: give None")
@@ -37,10 +47,9 @@ def CreateFile(
         dwCreationDisposition,
         dwFlagsAndAttributes,
     )
-    if handle is None:
+    if handle is None or dwCreationDisposition in (CREATE_ALWAYS, OPEN_ALWAYS):
         SetLastError(code)
-        return INVALID_HANDLE_VALUE
-    return handle
+    return INVALID_HANDLE_VALUE if handle is None else handle
 
 
 def ReadFile(hFile: HANDLE | socket.socket, lpBuffer: Buffer, lpOverlapped: OVERLAPPED) -> bool:

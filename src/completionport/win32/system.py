@@ -97,7 +97,9 @@ class System(Protocol):
     # Files
     def create_file(
         self, name: str, access: int, share: int, disposition: int, flags: int
-    ) -> tuple[int, HANDLE | None]: ...
+    ) -> tuple[int, HANDLE | None]:
+        """A code and the handle; ``ERROR_ALREADY_EXISTS`` with one that was there, where asked."""
+
     def read(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
     ) -> Started: ...

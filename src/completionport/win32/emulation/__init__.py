@@ -20,6 +20,8 @@ from ..constants import (
     CREATE_ALWAYS,
     CREATE_NEW,
     ERROR_ABANDONED_WAIT_0,
+    ERROR_ALREADY_EXISTS,
+    ERROR_FILE_EXISTS,
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,
     ERROR_IO_INCOMPLETE,
@@ -458,13 +460,20 @@ class EngineSystem:
         mode = os.O_RDONLY
         if access & GENERIC_WRITE:
             mode = os.O_RDWR if access & GENERIC_READ else os.O_WRONLY
+        code = 0
+        # Whether it made the file is known only of an open that makes it in any case.
+        alone = os.O_EXCL if disposition in (CREATE_ALWAYS, OPEN_ALWAYS) else 0
         try:
-            number = os.open(name, mode | DISPOSITIONS[disposition], 0o666)
+            try:
+                number = os.open(name, mode | DISPOSITIONS[disposition] | alone, 0o666)
+            except FileExistsError:
+                if not alone:
+                    return ERROR_FILE_EXISTS, None
+                code = ERROR_ALREADY_EXISTS
+                number = os.open(name, mode | DISPOSITIONS[disposition], 0o666)
         except OSError as error:
-            if error.errno == errno.EEXIST:
-                return 80, None  # ERROR_FILE_EXISTS, where Windows says it of files
             return codes_of(error.errno).windows, None
-        return 0, HANDLE(FileObject(number, synchronous=not flags & FILE_FLAG_OVERLAPPED))
+        return code, HANDLE(FileObject(number, synchronous=not flags & FILE_FLAG_OVERLAPPED))
 
     def read(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED

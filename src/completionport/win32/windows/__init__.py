@@ -39,6 +39,7 @@ from ...windows.api import (
     last_error,
 )
 from ..constants import (
+    ERROR_ALREADY_EXISTS,
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,
     ERROR_IO_INCOMPLETE,
@@ -450,9 +451,10 @@ class WindowsSystem:
         self, name: str, access: int, share: int, disposition: int, flags: int
     ) -> tuple[int, HANDLE | None]:
         value = CreateFile(name, access, share, None, disposition, flags, None)
+        code = last_error()
         if value is None or value == NO_HANDLE:
-            return last_error(), None
-        return 0, HANDLE(File(value))
+            return code, None
+        return (code if code == ERROR_ALREADY_EXISTS else 0), HANDLE(File(value))
 
     def read(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
