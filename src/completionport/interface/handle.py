@@ -255,12 +255,15 @@ class Handle(Unique):
         memory (``RLIMIT_MEMLOCK``), it is a send like any other. With it:
 
         - The packet comes when the kernel has let go of the buffers, over TCP when the peer has
-          acknowledged every byte. Sends behind it go on meanwhile; a `shutdown` or `disconnect`
-          waits for it.
+          acknowledged every byte. What is posted behind goes on meanwhile, but its packet does not
+          overtake: who has the packet of a `shutdown` knows that nothing before it can get lost.
         - What the network refuses is the packet's error, not raised at the call.
         - A cancelled one gives its packet when what was taken by then is acknowledged.
-        - Closing the handle or the port before that resets the connection, whoever else has the
-          socket: only then does the kernel give the buffers back. Take the packet first.
+        - Closing the handle or the port while bytes are not acknowledged resets the connection,
+          whoever else has the socket: a peer that does not read could keep the buffers for as long
+          as it likes. Take the packet first. What the network itself holds back (a datagram whose
+          receiver's address is still asked for, a queue) it gives back when it has sent or dropped
+          it, and closing the port waits for that.
 
         On Windows, ``SO_SNDBUF`` 0 makes a socket send from the buffers themselves. Source:
         io_uring_prep_send_zc(3); Documentation/networking/msg_zerocopy.rst of the kernel.

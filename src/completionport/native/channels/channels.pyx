@@ -20,14 +20,12 @@ from ..primitives.atomics cimport (
 from ..scheduling.scheduler cimport push, strand_release
 from .engine cimport (
     CP_ACCEPT,
-    CP_DISCONNECT,
     CP_FSYNC,
     CP_OPEN,
     CP_READ,
     CP_RECV,
     CP_RECVFROM,
     CP_RECVMSG,
-    CP_SHUTDOWN,
     CP_STAT,
     DONE,
     ERRANDS,
@@ -159,8 +157,8 @@ cdef void abort_if_unacknowledged(Channel* channel) noexcept nogil:
 
     It would keep the pages, and what they belong to, for as long as the peer likes.
     """
-    if channel.unacknowledged != 0 and not channel.keeps_messages:
-        abort_connection(channel)
+    if channel.unacknowledged.head != NULL and not channel.keeps_messages:
+        channel.was_reset = abort_connection(channel) or channel.was_reset
 
 
 # -- queues -------------------------------------------------------------------------------------
@@ -230,7 +228,9 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
     """
     cdef Channel* channel = operation.channel
     let_sources_go(operation)
-    if channel.closing and (operation.error == 0 or operation.error == ECANCELED):
+    if channel.closing and (
+        operation.error == 0 or operation.error == ECANCELED or channel.was_reset
+    ):
         # What was pending when the handle was closed is aborted, however far it had got.
         if operation.error == 0:
             drop_result(operation)
@@ -244,14 +244,26 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
         push(channel.engine.scheduler, &operation.packet, wake)
 
 
-cdef inline bint is_held_back(Channel* channel, Operation* operation) noexcept nogil:
-    """The end of a connection waits for the sends before it, whose pages a close() would take back.
+cdef void retire(Operation* operation, bint wake) noexcept nogil:
+    """The operation is over, and out of its queue. Its packet does not overtake those in front of it."""
+    cdef Channel* channel = operation.channel
+    if operation.notifications == 0 and (
+        channel.unacknowledged.head == NULL or operation.cancelled or brings_data(operation)
+    ):
+        settle(operation, wake)
+        return
+    append_operation(&channel.unacknowledged, operation)
+    if channel.closing:
+        abort_if_unacknowledged(channel)
 
-    So who closes the handle on the packet of a shutdown has lost nothing.
-    """
-    return channel.unacknowledged != 0 and (
-        operation.code == CP_SHUTDOWN or operation.code == CP_DISCONNECT
-    )
+
+cdef void finish_notification(Operation* operation) noexcept nogil:
+    """The kernel has let go of the pages that one request of a zero-copy send was given."""
+    cdef OperationQueue* queue = &operation.channel.unacknowledged
+    operation.notifications -= 1
+    # Those of several sends come in any order.
+    while queue.head != NULL and queue.head.notifications == 0:
+        settle(pop_operation(queue), False)
 
 
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil:
@@ -262,13 +274,11 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
             start_waiting(channel, NULL)
         return
     while operation != NULL and not operation.in_kernel:
-        if is_held_back(channel, operation):
-            return
         if step(operation) == WAIT:
             channel.engine.type.start(channel.engine, operation)
             return
         pop_operation(queue)
-        settle(operation, wake)
+        retire(operation, wake)
         operation = queue.head
 
 
@@ -324,27 +334,9 @@ cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
             start_waiting(channel, operation)
         settle(operation, wake)
         return
-    if operation.notifications == 0:
-        settle(operation, wake)
-    else:
-        operation.unacknowledged = True
-        channel.unacknowledged += 1
-        if channel.closing:
-            abort_if_unacknowledged(channel)
+    retire(operation, wake)
     if not channel.closing:
         run_queue(channel, queue, wake)
-
-
-cdef void finish_notification(Operation* operation) noexcept nogil:
-    """The kernel has let go of the pages that one request of a zero-copy send gave it."""
-    cdef Channel* channel = operation.channel
-    operation.notifications -= 1
-    if operation.notifications == 0 and operation.unacknowledged:
-        operation.unacknowledged = False
-        channel.unacknowledged -= 1
-        settle(operation, False)
-        if channel.unacknowledged == 0 and not channel.closing:
-            run_queue(channel, &channel.output, False)
 
 
 cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil:
@@ -372,7 +364,7 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
             start_now(channel, operation)
         else:
             count_waiting(operation, 1)
-    elif queue.head != NULL or is_held_back(channel, operation):
+    elif queue.head != NULL:
         channel_retain(channel)
         append_operation(queue, operation)
     elif step(operation) == FINISHED:
@@ -383,7 +375,7 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
                 let_sources_go(operation)
                 error = NO_PACKET
             else:
-                settle(operation, True)
+                retire(operation, True)
     else:
         channel_retain(channel)
         append_operation(queue, operation)
@@ -412,7 +404,7 @@ cdef bint stop(Channel* channel, OperationQueue* queue, Operation* operation, bi
         count_waiting(operation, -1)
     remove_operation(queue, operation)
     abort_operation(operation)
-    settle(operation, wake)
+    retire(operation, wake)
     return True
 
 

@@ -83,10 +83,9 @@ cdef struct Operation:
     bint connecting
     bint gives_way          # it could go on: the engine is to come back to it after others
     bint zero_copy          # a send from the program's own pages, where the kernel can
-    # Of such a send: the notifications that are to come (a request that took bytes gives one when the
-    # kernel has let go of them), and whether it left its queue and only waits for them.
+    # Of such a send: the notifications that are to come. A request that was given pages gives one when
+    # the kernel has let go of them.
     int notifications
-    bint unacknowledged
     int flags               # of recv and send, without MSG_WAITALL; `how` of shutdown
     int error               # errno of the result
     int64_t transferred     # bytes so far; the new descriptor for an accept
@@ -167,7 +166,9 @@ cdef struct Channel:
     OperationQueue output
     bint closing
     int in_kernel           # requests under way, and what the pool has
-    int unacknowledged      # operations that are out of their queue and wait for notifications
+    # Out of the output queue, but their packets wait: for notifications, or behind one that does.
+    OperationQueue unacknowledged
+    bint was_reset          # a close has reset its connection: what then fails is aborted
     uint32_t slot           # where it waits for readiness: its place in that table
     uint32_t generation     # and what its events must carry; 0: it does not wait there
     # The port's list of channels; the port's list lock.

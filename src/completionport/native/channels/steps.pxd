@@ -13,7 +13,7 @@ ctypedef enum Progress:
 cdef void prepare_message(Operation* operation) noexcept nogil
 # Close the duplicates that a sendfile or a sendmsg works on. The operation's owner, no lock needed.
 cdef void let_sources_go(Operation* operation) noexcept nogil
-# Of a stream socket, whoever has it besides: dropped is also what it was to send.
-cdef void abort_connection(Channel* channel) noexcept nogil
+# Of a stream socket, whoever has it besides: what it was to send is dropped. False: that was nothing.
+cdef bint abort_connection(Channel* channel) noexcept nogil
 cdef Progress account(Operation* operation, int64_t result) noexcept nogil
 cdef Progress step(Operation* operation) noexcept nogil

@@ -66,6 +66,10 @@ cdef extern from "sys/uio.h" nogil:
 
 cdef extern from * nogil:
     """
+    #include <linux/sockios.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
+    #include <sys/ioctl.h>
     #include <sys/socket.h>
     static inline int cp_accept(int descriptor)
     {
@@ -75,7 +79,12 @@ cdef extern from * nogil:
     static inline int cp_abort_connection(int descriptor)
     {
         struct sockaddr nobody = { .sa_family = AF_UNSPEC };
-        return connect(descriptor, &nobody, sizeof nobody);
+        int left = 1, at_once = 1;
+        if (ioctl(descriptor, SIOCOUTQ, &left) == 0 && left == 0)
+            return 0;
+        if (connect(descriptor, &nobody, sizeof nobody) != 0)
+            setsockopt(descriptor, IPPROTO_TCP, TCP_USER_TIMEOUT, &at_once, sizeof at_once);
+        return 1;
     }
     static inline int cp_socket_error(int descriptor)
     {
@@ -89,7 +98,7 @@ cdef extern from * nogil:
     int cp_accept(int descriptor)
     int cp_socket_error(int descriptor)
     int connect(int descriptor, const void* address, unsigned int size)
-    int cp_abort_connection(int descriptor)
+    bint cp_abort_connection(int descriptor)
     int shutdown(int descriptor, int how)
     ssize_t recv(int descriptor, void* data, size_t size, int flags)
     ssize_t send(int descriptor, const void* data, size_t size, int flags)
@@ -224,12 +233,14 @@ cdef void let_sources_go(Operation* operation) noexcept nogil:
         operation.owns_control = False
 
 
-cdef void abort_connection(Channel* channel) noexcept nogil:
+cdef bint abort_connection(Channel* channel) noexcept nogil:
     """Reset it, and have the kernel drop what is to be sent: connect(2) of AF_UNSPEC.
 
-    A close(2) with SO_LINGER would do so only if nobody else had the socket.
+    A close(2) with SO_LINGER would do so only if nobody else had the socket. False: the peer has
+    acknowledged all, and nothing was done. Where the reset is refused (a sandbox, TLS in the kernel)
+    the connection ends when the peer lets a millisecond pass without an acknowledgement.
     """
-    cp_abort_connection(channel.descriptor)
+    return cp_abort_connection(channel.descriptor)
 
 
 cdef int64_t finish_connecting(Operation* operation) noexcept nogil:

@@ -47,9 +47,10 @@ cdef extern from "sys/stat.h" nogil:
 
 cdef enum:
     LARGEST_TRANSFER = 0x7ffff000
-    # Bytes of one buffer that a zero-copy send asks for at a time. A request is charged as a whole
-    # against RLIMIT_MEMLOCK, of which a user often has no more than 8 MiB.
+    # Bytes that a zero-copy send asks for at a time. A request is charged as a whole against
+    # RLIMIT_MEMLOCK, of which a user often has no more than 8 MiB.
     LARGEST_ZERO_COPY = 2097152
+    IOV_MAX = 1024
 
 
 cdef bint is_native(Operation* operation) noexcept nogil:
@@ -68,7 +69,8 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
         operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
         or operation.code == CP_SENDTO or operation.code == CP_SENDMSG
     )
-    cdef bint single = operation.vector_count == 1 and not is_message
+    cdef int count = buffers_at_a_time(operation)
+    cdef bint single = count == 1 and not is_message
     if describe_file(sqe, operation):
         return
     sqe.len = 1
@@ -83,6 +85,8 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.len = <uint32_t> min(operation.vector.iov_len, <size_t> LARGEST_TRANSFER)
     elif operation.channel.kind == SOCKET:
         prepare_message(operation)
+        if operation.zero_copy:
+            operation.message.msg_iovlen = count
         sqe.addr = <uintptr_t> &operation.message
     else:
         sqe.addr = <uintptr_t> operation.vector
@@ -119,6 +123,21 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.op_flags = operation.flags | MSG_NOSIGNAL | MSG_WAITALL
         if operation.channel.owner == NULL:
             sqe.ioprio = CP_RECVSEND_POLL_FIRST
+
+
+cdef int buffers_at_a_time(Operation* operation) noexcept nogil:
+    """How many of the operation's buffers the request is for."""
+    cdef size_t total = 0
+    cdef int count = 0
+    if not operation.zero_copy or operation.channel.keeps_messages:
+        return operation.vector_count
+    while count < operation.vector_count and count < IOV_MAX:
+        total += operation.vector[count].iov_len
+        count += 1
+        if total > LARGEST_ZERO_COPY:
+            # The one that goes beyond has a request of its own, unless all before it are empty.
+            return count - 1 if total > operation.vector[count - 1].iov_len else count
+    return count
 
 
 cdef bint describe_file(cp_sqe* sqe, Operation* operation) noexcept nogil:

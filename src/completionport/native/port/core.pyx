@@ -210,7 +210,7 @@ cdef class Core:
             cp_mutex_lock(&channel.lock)
             handles += not channel.closing and channel.kind != ERRANDS
             operations += length(channel.input.head) + length(channel.output.head)
-            operations += channel.unacknowledged
+            operations += length(channel.unacknowledged.head)
             cp_mutex_unlock(&channel.lock)
             channel = channel.following
         cp_mutex_unlock(&self.channels_lock)

@@ -225,7 +225,6 @@ cdef class OverlappedBase:
         self.operation_.gives_way = False
         self.operation_.zero_copy = False
         self.operation_.notifications = 0
-        self.operation_.unacknowledged = False
         self.operation_.flags = 0
         self.operation_.error = 0
         self.operation_.transferred = 0
