@@ -15,7 +15,7 @@ _last = _LastError()
 def GetLastError() -> int:
     """The code that the last failed call of this thread has left; a success leaves it alone.
 
-    But some of `CreateFile` do not, which says so. Each thread has its own. Win32: ``GetLastError``.
+    But some of `CreateFile`, which says so. Each thread has its own. Win32: ``GetLastError``.
     """
     return _last.code
 
