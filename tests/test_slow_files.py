@@ -241,6 +241,29 @@ def test_the_port_waits_for_a_close_that_comes_late(files, port, late_close):
     closer.outcome(LONG)
 
 
+def test_a_handle_that_is_dropped_while_its_port_waits_to_close_leaves_nothing(
+    files, engine, tmp_path, tcp
+):
+    """The port waits for a thread inside, and has not come to that handle yet."""
+    port = CompletionPort(engine=engine)
+    slow = port.associate(open(tmp_path / str(slow_files.WAITS_TO_CLOSE), "r+b", 0), "slow")
+    dropped = port.associate(tcp[0], "dropped")
+    inside = Background(slow.close)
+    files.wait_for(1)
+    closer = Background(port.close)
+    wait_until(lambda: port.closed)
+    del dropped
+
+    def over():
+        for request in files.held():
+            files.answer(request)
+        return not (inside.is_alive() or closer.is_alive())
+
+    wait_until(over, "both are closed")
+    inside.outcome()
+    closer.outcome()
+
+
 def test_a_port_with_one_thread_in_its_pool_is_closed_by_a_function_there(
     files, make_port, tmp_path
 ):

@@ -160,6 +160,7 @@ cdef class Core:
 
     cdef void forget(self, Channel* channel) noexcept:
         """Close a channel, unless that was done, and take it out of the list."""
+        cdef bint listed
         if self.forked():
             # Only the number is ours here; epoll and ring are shared with the parent.
             if channel.descriptor >= 0:
@@ -172,6 +173,10 @@ cdef class Core:
                     channel_close(channel, True)
             leave(self.scheduler)
         cp_mutex_lock(&self.channels_lock)
+        listed = channel.previous != NULL or self.channels == channel
+        if listed and not cp_peek(&channel.closing):
+            # Who closes the port has not come to it yet, so the engine is still there; and would not find it.
+            channel_close(channel, False)
         if channel.previous != NULL:
             channel.previous.following = channel.following
         elif self.channels == channel:
