@@ -246,7 +246,7 @@ def test_a_handle_that_is_dropped_while_its_port_waits_to_close_leaves_nothing(
 ):
     """The port waits for a thread inside, and has not come to that handle yet."""
     port = CompletionPort(engine=engine)
-    slow = port.associate(open(tmp_path / str(slow_files.WAITS_TO_CLOSE), "r+b", 0), "slow")
+    slow = port.associate(open(tmp_path / str(slow_files.WAITS_TO_CLOSE), "r+b", 0), "slow")  # noqa: SIM115
     dropped = port.associate(tcp[0], "dropped")
     inside = Background(slow.close)
     files.wait_for(1)
