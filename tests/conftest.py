@@ -75,9 +75,13 @@ FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_interrupts() -> None:
-    """A shell's background job, and a worker of pytest-xdist, begin with SIGINT ignored."""
+def signals_do_what_they_do() -> None:
+    """A shell's background job and a worker of pytest-xdist begin with SIGINT ignored, what nohup
+    starts with SIGHUP.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -380,10 +380,14 @@ def test_a_port_that_closes_in_the_middle_takes_everybody_along(engine):
         seen = queue.SimpleQueue()
         started = queue.SimpleQueue()
 
-        def work(chance_of_thread, port=port, handles=handles, seen=seen, started=started):
+        def work(chance_of_thread, last, port=port, handles=handles, seen=seen, started=started):
             chance = random.Random(chance_of_thread)
             with contextlib.suppress(PortClosed, HandleClosed):
-                while True:
+                # One of them closes the port: under the GIL a thread that only waits to do so may
+                # not come to it for long, while these begin millions.
+                for step in itertools.count():
+                    if step == last:
+                        port.close()
                     handle = chance.choice(handles)
                     kind = chance.randrange(4)
                     if kind == 0:
@@ -404,11 +408,11 @@ def test_a_port_that_closes_in_the_middle_takes_everybody_along(engine):
                 with contextlib.suppress(OSError):
                     far.sendall(b"y" * 500)
 
-        threads = [Background(work, f"{seed} {number} {index}") for index in range(4)]
+        lasts = [chance.randrange(10, 3000), None, None, None]
+        threads = [
+            Background(work, f"{seed} {number} {index}", last) for index, last in enumerate(lasts)
+        ]
         feeder = Background(feed)
-        wait_until(lambda started=started: started.qsize() > 20)
-        time.sleep(chance.random() * 0.02)  # any moment will do
-        port.close()
         for thread in threads:
             thread.outcome()
         feeder.outcome()
