@@ -408,7 +408,7 @@ def test_a_port_that_closes_in_the_middle_takes_everybody_along(engine):
                 with contextlib.suppress(OSError):
                     far.sendall(b"y" * 500)
 
-        lasts = [chance.randrange(10, 3000), None, None, None]
+        lasts = [chance.randrange(10, 1000), None, None, None]
         threads = [
             Background(work, f"{seed} {number} {index}", last) for index, last in enumerate(lasts)
         ]
