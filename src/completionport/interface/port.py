@@ -13,7 +13,6 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .handle import Handle, HasFileno, Overlapped, Path
@@ -536,7 +535,9 @@ def _on(chosen: type[CompletionPort], cls: type[CompletionPort]) -> type[Complet
             "__doc__": cls.__doc__,
         }
         try:
-            made = types.new_class(cls.__name__, (cls, chosen), None, partial(_fill, names))
+            made = types.new_class(
+                cls.__name__, (cls, chosen), None, lambda body: body.update(names)
+            )
         except TypeError as error:
             raise TypeError(
                 f"{cls.__name__} can't be joined with what implements {chosen.ENGINE}: {error}. A "
@@ -545,10 +546,6 @@ def _on(chosen: type[CompletionPort], cls: type[CompletionPort]) -> type[Complet
             ) from error
         kind = cls._derived.setdefault((cls, chosen), made)
     return kind
-
-
-def _fill(names: dict[str, Any], body: dict[str, Any]) -> None:
-    body.update(names)
 
 
 def check_engine(engine: str | None, port: CompletionPort) -> None:

@@ -9,6 +9,9 @@ ctypedef enum Progress:
     GO_ON        # more can be done at once
     WAIT         # nothing to be done before the descriptor is ready
 
+cdef enum:
+    IOV_MAX = 1024   # buffers that one system call or request takes: limits.h
+
 # Set `message` for the kernel: where the bytes, the address and the ancillary data lie.
 cdef void prepare_message(Operation* operation) noexcept nogil
 # Close the duplicates that a sendfile or a sendmsg works on. The operation's owner, no lock needed.

@@ -22,7 +22,7 @@ from ..channels.engine cimport (
     SOCKET,
     Operation,
 )
-from ..channels.steps cimport prepare_message
+from ..channels.steps cimport IOV_MAX, prepare_message
 from .ring cimport cp_sqe
 
 cdef extern from "uring_abi.h" nogil:
@@ -50,7 +50,6 @@ cdef enum:
     # Bytes that a zero-copy send asks for at a time. A request is charged as a whole against
     # RLIMIT_MEMLOCK, of which a user often has no more than 8 MiB.
     LARGEST_ZERO_COPY = 2097152
-    IOV_MAX = 1024
 
 
 cdef bint is_native(Operation* operation) noexcept nogil:
@@ -90,7 +89,7 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.addr = <uintptr_t> &operation.message
     else:
         sqe.addr = <uintptr_t> operation.vector
-        sqe.len = min(operation.vector_count, 1024)
+        sqe.len = min(operation.vector_count, IOV_MAX)
     if operation.channel.kind != SOCKET:
         sqe.off = (
             <uint64_t> -1 if operation.offset < 0

@@ -537,19 +537,18 @@ cdef void close_descriptor(Offload* pool, Operation* operation) noexcept nogil:
 
 cdef bint offload_lets_go(Offload* pool) noexcept nogil:
     cdef Operation* operation
-    cdef Operation* following
     cdef bint busy
     cp_mutex_lock(&pool.lock)
     operation = pool.first
     while operation != NULL:
-        following = operation.next_in_line
         if operation.code == CP_LET_GO:
             unlink(pool, operation)
             cp_mutex_unlock(&pool.lock)
             close_descriptor(pool, operation)
             cp_mutex_lock(&pool.lock)
-            following = pool.first
-        operation = following
+            operation = pool.first
+        else:
+            operation = operation.next_in_line
     busy = pool.letting_go != 0
     cp_mutex_unlock(&pool.lock)
     return busy
