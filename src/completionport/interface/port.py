@@ -388,13 +388,15 @@ class CompletionPort(Unique):
 
         ``engine``, ``concurrency``; ``queued``: packets in the queue now; ``posted``, ``completed``
         and ``taken``: packets so far; ``pending``: operations under way; ``timers``: timers whose
-        time has not come; ``handles``: open handles; ``waiting``: threads in `get`; ``running``:
-        threads that hold a place; ``blocked``: threads at work on a packet that do not count,
-        because they block; ``replaced``: how often a thread was let go in the place of one that
-        blocks; ``wakeups``: how often a thread was woken; ``zero_copy_sends``: how often the kernel
-        took pages for a send with ``zero_copy``, ``zero_copy_copied``: and how often of these it
-        copied them after all, as it does on loopback. ``queue_time`` and ``work_time`` are
-        `Histogram` objects: how long packets waited, and how long threads took from `get` to `get`.
+        time has not come; ``handles``: open handles; ``waiting``: threads in `get`; ``woken``: those
+        of them that were woken and are on their way; ``running``: threads that hold a place;
+        ``blocked``: threads at work on a packet that do not count, because they block;
+        ``replaced``: how often a thread was let go in the place of one that blocks; ``wakeups``:
+        how often a thread was woken (on Windows, which tells neither, it and ``woken`` are 0);
+        ``zero_copy_sends``: how often the kernel took pages for a send with ``zero_copy``,
+        ``zero_copy_copied``: and how often of these it copied them after all, as it does on
+        loopback. ``queue_time`` and ``work_time`` are `Histogram` objects: how long packets waited,
+        and how long threads took from `get` to `get`.
         """
         raise NotImplementedError
 

@@ -451,6 +451,7 @@ class KernelScheduler:
                 "running": self._running,
                 "blocked": self._blocked,
                 "replaced": 0,
+                "woken": 0,
                 "wakeups": 0,
                 "timers": len(self.timers),
                 "work_time": self._work_time.snapshot(),

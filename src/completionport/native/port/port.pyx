@@ -391,6 +391,7 @@ cdef class Port:
             "handles": handles,
             "waiting": copy.waiting,
             "running": copy.running,
+            "woken": copy.woken,
             "wakeups": copy.wakeups,
             "blocked": copy.blocked,
             "replaced": copy.replaced,

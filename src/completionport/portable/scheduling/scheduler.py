@@ -343,6 +343,7 @@ class Scheduler:
                 "running": self._running + sum(note.running for note in notes),
                 "blocked": self._blocked + sum(note.blocked for note in notes),
                 "replaced": self._replaced,
+                "woken": sum(waiter.called for waiter in self._waiters),
                 "wakeups": self._wakeups,
                 "work_time": self._work_time.snapshot(),
                 **self._packets.numbers(),
