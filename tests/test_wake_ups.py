@@ -141,7 +141,7 @@ class TestCost:
         def target(done):
             if done.transferred == "first":
                 port.post("second")
-                # Whether a thread comes for it, and how soon the machine lets it run, are two things.
+                # That a thread comes for it is the port's part, when it runs is the machine's.
                 numbers = port.stats()
                 left_behind.append(numbers["queued"] > numbers["woken"])
             hashlib.sha256(data).digest()

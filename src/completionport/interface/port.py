@@ -388,8 +388,8 @@ class CompletionPort(Unique):
 
         ``engine``, ``concurrency``; ``queued``: packets in the queue now; ``posted``, ``completed``
         and ``taken``: packets so far; ``pending``: operations under way; ``timers``: timers whose
-        time has not come; ``handles``: open handles; ``waiting``: threads in `get`; ``woken``: those
-        of them that were woken and are on their way; ``running``: threads that hold a place;
+        time has not come; ``handles``: open handles; ``waiting``: threads in `get`; ``woken``: how
+        many of them were woken and are on their way; ``running``: threads that hold a place;
         ``blocked``: threads at work on a packet that do not count, because they block;
         ``replaced``: how often a thread was let go in the place of one that blocks; ``wakeups``:
         how often a thread was woken (on Windows, which tells neither, it and ``woken`` are 0);
