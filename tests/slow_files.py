@@ -82,12 +82,12 @@ class SlowFiles:
         wait_until(lambda: len(self.held()) >= count, f"{count} requests at a time")
         return self.held()
 
-    def answer(self, request: Request) -> None:
-        """Have it carried out."""
+    def answer(self, request: Request, error: int = 0) -> None:
+        """Have it carried out, or fail."""
         with self._lock:
             del self._held[request.unique]
         assert self._server.stdin is not None
-        print(*request, file=self._server.stdin, flush=True)
+        print(*request, error, file=self._server.stdin, flush=True)
 
 
 @contextlib.contextmanager
@@ -111,6 +111,11 @@ def mounted(folder: Path) -> Iterator[SlowFiles]:
             listener.join()
 
 
+def content(size: int = SIZE) -> bytes:
+    """The first bytes of each file."""
+    return b"".join(bytes([page]) * PAGE for page in range(-(-size // PAGE)))[:size]
+
+
 def why_not() -> str:
     """Why there is no such file system here, "" where there is."""
     if not os.path.exists("/dev/fuse"):
@@ -121,7 +126,7 @@ def why_not() -> str:
 class Server:
     def __init__(self, device: int) -> None:
         self._device = device
-        self._sizes: dict[int, int] = {}  # of the writes that wait
+        self._sizes: dict[int, int] = {}  # of the reads and writes that wait
 
     def serve(self) -> None:
         """Until the test closes our standard input, or it is unmounted."""
@@ -137,7 +142,8 @@ class Server:
                     return
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
-                    self._carry_out(Request(*map(int, line.split())))
+                    *request, error = map(int, line.split())
+                    self._carry_out(Request(*request), error)
 
     def _take(self) -> bool:
         try:
@@ -150,7 +156,7 @@ class Server:
             return True
         if opcode in HELD or (opcode, node) in HELD_OF_SOME:
             offset = struct.unpack_from("Q", body, 8)[0] if opcode in (READ, WRITE) else 0
-            if opcode == WRITE:
+            if opcode in (READ, WRITE):
                 self._sizes[unique] = struct.unpack_from("I", body, 16)[0]
             print(unique, opcode, node, offset, flush=True)
         elif opcode == INIT:
@@ -172,15 +178,19 @@ class Server:
             self._send(unique, errno.ENOSYS)
         return True
 
-    def _carry_out(self, request: Request) -> None:
+    def _carry_out(self, request: Request, error: int) -> None:
         payload = b""
-        if request.opcode == READ:
-            payload = bytes([request.offset // PAGE]) * PAGE
+        size = self._sizes.pop(request.unique, 0)
+        if error:
+            pass
+        elif request.opcode == READ:
+            end = min(request.offset + size, SIZE)
+            payload = content(end)[request.offset :]
         elif request.opcode == WRITE:
-            payload = struct.pack("II", self._sizes.pop(request.unique), 0)
+            payload = struct.pack("II", size, 0)
         elif request.opcode == OPEN:
             payload = struct.pack("QII", request.node, 0, 0)
-        self._send(request.unique, 0, payload)
+        self._send(request.unique, error, payload)
 
     def _send(self, unique: int, error: int, payload: bytes = b"") -> None:
         with contextlib.suppress(FileNotFoundError):  # the kernel has given the request up

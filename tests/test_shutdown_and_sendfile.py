@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import socket
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -231,6 +235,49 @@ class TestSendFile:
                 assert operation.result() == size
                 assert turns > 10
             reader.outcome()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what its page cache has")
+    @pytest.mark.parametrize("size", [300_000, BIG])
+    def test_what_is_not_in_the_page_cache_is_read_by_the_pool(self, port, tcp, tmp_path, size):
+        path = tmp_path / "cold"
+        path.write_bytes(pattern(size))
+        near, far = tcp
+
+        def read_by_others():
+            own = str(threading.get_native_id())
+            numbers = [
+                io.read_text()
+                for io in Path("/proc/self/task").glob("*/io")
+                if io.parent.name != own
+            ]
+            return sum(int(re.findall(r"rchar: (\d+)", text)[0]) for text in numbers)
+
+        def sent():
+            operation = handle.sendfile(file)
+            reader = Background(read_exactly, far, size)
+            assert take_one(port).overlapped is operation
+            assert operation.result() == size
+            assert reader.outcome() == pattern(size)
+
+        with path.open("rb") as file, port.associate(near, "key") as handle:
+            port.submit(int)  # so that the pool has a thread
+            take_one(port)
+            number = file.fileno()
+            os.fsync(number)
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+            try:
+                os.preadv(number, [bytearray(1)], 0, os.RWF_NOWAIT)
+                pytest.skip("what was just written stays in this system's page cache")
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                pytest.skip(f"this file system does not tell what is in the page cache: {error}")
+            before = read_by_others()
+            sent()
+            assert read_by_others() - before >= 100_000
+            before = read_by_others()
+            sent()
+            assert read_by_others() - before < 100_000
 
     def test_sends_and_files_keep_their_order(self, port, pair, path, content):
         near, far = pair

@@ -14,7 +14,16 @@ import pytest
 
 import slow_files
 from completionport import CompletionPort, OperationAborted, Overlapped
-from support import LONG, Background, assert_quiet, take, take_one, wait_until, windows_has_no
+from support import (
+    LONG,
+    Background,
+    assert_quiet,
+    read_exactly,
+    take,
+    take_one,
+    wait_until,
+    windows_has_no,
+)
 
 pytestmark = windows_has_no("FUSE")
 
@@ -41,19 +50,28 @@ class Mine(Overlapped):
     pass
 
 
-def end_all(files, port, count):
-    """Let all go on until so many packets are there."""
+def end_all(files, port, count, error=0):
+    """Let all go on, or fail, until so many packets are there."""
     packets = []
 
     def collected():
         for request in files.held():
-            files.answer(request)
+            files.answer(request, error)
         if (done := port.get(0)) is not None:
             packets.append(done)
         return len(packets) == count
 
     wait_until(collected, f"{count} packets")
     return packets
+
+
+def answer_all_until(files, over, what):
+    def answered():
+        for request in files.held():
+            files.answer(request)
+        return over()
+
+    wait_until(answered, what)
 
 
 def test_reads_of_one_file_are_in_the_kernel_at_once_and_end_in_any_order(files, port, associate):
@@ -253,13 +271,7 @@ def test_a_handle_that_is_dropped_while_its_port_waits_to_close_leaves_nothing(
     closer = Background(port.close)
     wait_until(lambda: port.closed)
     del dropped
-
-    def over():
-        for request in files.held():
-            files.answer(request)
-        return not (inside.is_alive() or closer.is_alive())
-
-    wait_until(over, "both are closed")
+    answer_all_until(files, lambda: not (inside.is_alive() or closer.is_alive()), "both are closed")
     inside.outcome()
     closer.outcome()
 
@@ -302,6 +314,129 @@ def test_nobody_else_waits_for_an_open_that_takes_its_time(files, port, tmp_path
     files.answer(request)
     assert tuple(take_one(port)) == (0, "open", operation, None)
     os.close(operation.result())
+
+
+@pytest.fixture
+def send(port, make_pair, tmp_path):
+    """Start sending a file from there: its operation, and where the bytes arrive."""
+    near, far = make_pair("tcp")
+    with port.associate(near, "socket") as handle:
+
+        def start(name, offset=0, count=None):
+            descriptor = os.open(tmp_path / str(name), os.O_RDONLY)
+            try:
+                return handle.sendfile(descriptor, offset, count, tail=b"tail"), far
+            finally:
+                Background(os.close, descriptor)  # which may wait for the server
+
+        yield start
+
+
+def test_a_file_is_sent_while_nobody_waits_for_its_server(files, port, send, tcp):
+    operation, far = Background(send, 2).outcome(LONG)
+    reader = Background(read_exactly, far, slow_files.SIZE + 4)
+    near, other_far = tcp
+    with port.associate(near, "another") as handle:
+        handle.recv(10)
+        other_far.sendall(b"hello")
+        files.wait_for(1)
+        assert take_one(port).key == "another"
+        operation.handle.recv(10)
+        far.sendall(b"answer")
+        assert take_one(port).transferred == 6
+        assert port.stats()["pending"] == 1
+        [done] = end_all(files, port, 1)
+        assert (done.overlapped, done.error) == (operation, None)
+        assert operation.result() == slow_files.SIZE + 4
+    assert reader.outcome() == slow_files.content() + b"tail"
+
+
+def test_what_stands_behind_a_file_that_is_waited_for_keeps_its_order(files, port, send):
+    first, far = send(2, slow_files.PAGE, 10)
+    second = first.handle.send(b"second")
+    files.wait_for(1)
+    assert port.get(0) is None
+    assert [done.overlapped for done in end_all(files, port, 2)] == [first, second]
+    assert read_exactly(far, 20) == b"\1" * 10 + b"tail" + b"second"
+
+
+@pytest.mark.parametrize("way", ["cancel", "cancel all", "close"])
+def test_a_file_that_is_waited_for_can_be_given_up(files, port, send, way):
+    operation, far = send(2)
+    handle = operation.handle
+    files.wait_for(1)
+    if way == "cancel":
+        assert operation.cancel()
+    elif way == "cancel all":
+        assert handle.cancel() == 1
+    else:
+        Background(handle.close).outcome()
+    [done] = end_all(files, port, 1)
+    assert done.overlapped is operation
+    assert isinstance(done.error, OperationAborted)
+    if way != "close":
+        handle.send(b"behind")
+        assert take_one(port).transferred == 6
+        assert read_exactly(far, 6) == b"behind"
+    closer = Background(port.close)
+    # Where the packet did not wait for the read, the port does.
+    answer_all_until(files, lambda: not closer.is_alive(), "the port is closed")
+    closer.outcome()
+
+
+def test_a_server_that_fails_to_read_a_file_that_is_sent_is_a_packet_with_an_error(
+    files, port, send
+):
+    operation, far = send(2)
+    [done] = end_all(files, port, 1, errno.EIO)
+    assert done.overlapped is operation
+    assert (done.error.errno, done.transferred) == (errno.EIO, 0)
+    operation.handle.send(b"behind")
+    assert take_one(port).transferred == 6
+    assert read_exactly(far, 6) == b"behind"
+
+
+def test_the_port_is_closed_while_a_file_to_be_sent_is_waited_for(files, port, send):
+    operation, _ = send(2)
+    [request] = files.wait_for(1)
+    closer = Background(port.close)
+    wait_until(lambda: port.closed)
+    assert closer.is_alive()
+    assert files.held() == [request]
+    answer_all_until(files, lambda: not closer.is_alive(), "the port is closed")
+    closer.outcome()
+    assert isinstance(operation.error, OperationAborted)
+
+
+def test_nobody_waits_for_the_close_of_a_file_that_was_sent(files, port, send, tcp):
+    operation, far = send(slow_files.WAITS_TO_CLOSE, 0, 10)
+
+    def answer_reads():
+        for request in files.held():
+            if request.opcode == slow_files.READ:
+                files.answer(request)
+        return len(read) == 1
+
+    read = []
+    taker = Background(lambda: read.append(take_one(port)))
+    wait_until(answer_reads, "the packet")
+    taker.outcome(LONG)
+    assert read[0].overlapped is operation
+    assert read_exactly(far, 14) == bytes(10) + b"tail"
+    # The program's own descriptor, and the duplicate of the operation.
+    files.wait_for(2)
+    near, other_far = tcp
+    with port.associate(near, "another") as handle:
+        handle.recv(10)
+        other_far.sendall(b"hello")
+        assert take_one(port).key == "another"
+    operation.handle.send(b"behind")
+    assert take_one(port).transferred == 6
+    closer = Background(port.close)
+    wait_until(lambda: port.closed)
+    assert closer.is_alive()
+    answer_all_until(files, lambda: not closer.is_alive(), "the port is closed")
+    closer.outcome()
 
 
 def test_several_threads_take_what_ends_in_the_kernel(files, make_port, tmp_path):

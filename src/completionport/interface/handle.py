@@ -328,8 +328,12 @@ class Handle(Unique):
         The packet comes when the kernel has taken everything, or with an error. ``transferred``
         counts head, file and tail; a file that ends early makes it smaller, and the tail follows
         all the same. The bytes go from the page cache to the socket without a copy of the
-        program's: they must not change before the peer has them. What is not in the page cache is
-        read from the disk by the thread that carries the operation on, 4 MiB in one go.
+        program's: they must not change before the peer has them.
+
+        No thread of the program's waits for a disk: what is not in the page cache is read into it
+        by the port's pool. What lies on a file server (FUSE, NFS, SMB and the like) the pool reads
+        as well, and it is sent by a copy. But where a file system does not tell what is in the page
+        cache (tmpfs, and those on top of others), and on Windows, the system reads as it likes.
         """
         raise NotImplementedError
 

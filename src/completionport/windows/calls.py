@@ -312,7 +312,9 @@ def _send_file(channel: ChannelState, flight: Flight) -> Call:
     There are two views as long as something of the head is left; then there is the tail, or none.
     """
     request = flight.request
-    if len(request.views) > 1 or request.source_left == 0:
+    file = request.source
+    assert file is not None
+    if len(request.views) > 1 or file.left == 0:
         views = request.views[:1] or [memoryview(b"")]
         buffers, count = flight.pin_all(views, False, MOVED_AT_ONCE)
 
@@ -321,19 +323,18 @@ def _send_file(channel: ChannelState, flight: Flight) -> Call:
             return api.last_error() if failed else 0
 
         return send
-    assert request.offset is not None
     transmit = _extension(channel, "transmit", api.WSAID_TRANSMITFILE, api.TransmitFile_TYPE)
-    source = msvcrt.get_osfhandle(request.source)
+    source = msvcrt.get_osfhandle(file.descriptor)
     access = api.granted_access(source)
     if access is not None and not access & api.FILE_READ_DATA:
         raise system_error(errno.EBADF, "the file is not open for reading")
     # The file may have become shorter than it was, and then the call would fail.
-    there = max(api.file_size(source) - request.offset, 0)
-    request.source_left = min(request.source_left, there)
-    if request.source_left == 0:
+    there = max(api.file_size(source) - file.offset, 0)
+    file.left = min(file.left, there)
+    if file.left == 0:
         return _send_file(channel, flight)
-    flight.extra = min(request.source_left, MOVED_AT_ONCE)
-    flight.set_offset(request.offset)
+    flight.extra = min(file.left, MOVED_AT_ONCE)
+    flight.set_offset(file.offset)
 
     def call() -> int:
         done = transmit(channel.handle, source, flight.extra, 0, flight.address, None, 0)
@@ -344,6 +345,8 @@ def _send_file(channel: ChannelState, flight: Flight) -> Call:
 
 def _finish_file(channel: ChannelState, flight: Flight, code: int) -> None:
     request = flight.request
+    file = request.source
+    assert file is not None
     count = flight.count
     if code and code != api.ERROR_OPERATION_ABORTED:
         request.fail(api.error(code))
@@ -351,11 +354,10 @@ def _finish_file(channel: ChannelState, flight: Flight, code: int) -> None:
         flight.unpin()
         request.advance(flight.before + count - request.transferred)
     else:
-        assert request.offset is not None
-        request.offset += flight.before + count - request.transferred
-        request.source_left -= flight.before + count - request.transferred
+        file.offset += flight.before + count - request.transferred
+        file.left -= flight.before + count - request.transferred
         request.transferred = flight.before + count
-    if code == 0 and not request.views and request.source_left == 0:
+    if code == 0 and not request.views and file.left == 0:
         request.complete = True
 
 

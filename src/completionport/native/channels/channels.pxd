@@ -32,6 +32,7 @@ cdef void append_operation(OperationQueue* queue, Operation* operation) noexcept
 cdef void drop_result(Operation* operation) noexcept nogil
 cdef void settle(Operation* operation, bint wake) noexcept nogil
 cdef void finish_operation(Operation* operation, bint wake) noexcept nogil
+cdef void carry_on(Operation* operation, bint wake) noexcept nogil
 cdef void finish_notification(Operation* operation) noexcept nogil
 cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept nogil
 cdef void let_go_if_idle(Channel* channel) noexcept nogil

@@ -26,7 +26,9 @@ from .engine cimport (
     CP_RECV,
     CP_RECVFROM,
     CP_RECVMSG,
+    CP_SENDFILE,
     CP_STAT,
+    DISTANT,
     DONE,
     ERRANDS,
     REGULAR,
@@ -109,7 +111,7 @@ cdef void let_go_if_idle(Channel* channel) noexcept nogil:
     """
     if channel.closing and channel.in_kernel == 0 and channel.descriptor >= 0:
         channel.engine.type.close_channel(channel.engine, channel)
-        if not closes_slowly(channel) or not channel.engine.offload.let_go(channel):
+        if not closes_slowly(channel) or not channel.engine.offload.let_go(channel, -1):
             close(channel_take_descriptor(channel))
 
 
@@ -227,6 +229,11 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
     its operations were carried out.
     """
     cdef Channel* channel = operation.channel
+    if (
+        operation.code == CP_SENDFILE and operation.source_kind == DISTANT and operation.source >= 0
+        and channel.engine.offload.let_go(channel, operation.source)
+    ):
+        operation.source = -1
     let_sources_go(operation)
     if channel.closing and (
         operation.error == 0 or operation.error == ECANCELED or channel.was_reset
@@ -274,11 +281,14 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
             start_waiting(channel, NULL)
         return
     while operation != NULL and not operation.in_kernel:
-        if step(operation) == WAIT:
+        if step(operation) != WAIT:
+            pop_operation(queue)
+            retire(operation, wake)
+        else:
             channel.engine.type.start(channel.engine, operation)
-            return
-        pop_operation(queue)
-        retire(operation, wake)
+            if queue.head == operation:
+                return
+            # It was the pool's, which could not start a thread: it is over, as failed.
         operation = queue.head
 
 
@@ -337,6 +347,16 @@ cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
     retire(operation, wake)
     if not channel.closing:
         run_queue(channel, queue, wake)
+
+
+cdef void carry_on(Operation* operation, bint wake) noexcept nogil:
+    """What the operation waited for is there, or was not to be had: `error`."""
+    if operation.cancelled:
+        abort_operation(operation)
+    if operation.error != 0:
+        finish_operation(operation, wake)
+    else:
+        run_queue(operation.channel, queue_of(operation), wake)
 
 
 cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil:

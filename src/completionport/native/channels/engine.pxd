@@ -46,7 +46,7 @@ cdef enum:
     CP_COPY = 19
     CP_RESOLVE = 23
     CP_CALL = 24
-    CP_LET_GO = 64    # no program's: the pool closes a channel's descriptor
+    CP_LET_GO = 64    # no program's: the pool closes a channel's descriptor, or a sent file's
 
 cdef struct Channel
 cdef struct Datagrams
@@ -63,6 +63,11 @@ ctypedef enum ChannelKind:
     POLLABLE     # pipes, terminals and the like
     REGULAR      # always ready: what does not depend on each other runs side by side
     ERRANDS      # no descriptor: operations of the port itself, side by side
+
+ctypedef enum SourceKind:
+    UNTOLD       # nobody says what the page cache has of the file
+    TOLD         # it is asked for, and what is not there is read by the pool
+    DISTANT      # a file server's: all of it is read by the pool
 
 cdef struct Operation:
     Packet packet           # first: the packet queue links through it
@@ -93,7 +98,10 @@ cdef struct Operation:
     int64_t extent          # bytes from `offset` that a write or an allocation covers; the most of a copy
     bint is_span            # it is in its queue's `spans`
     int source              # of sendfile: a duplicate of the file's descriptor, else -1
+    SourceKind source_kind
+    bint wants_source       # the pool is to read on in the file before more can be sent
     int64_t source_left     # bytes of it that are left; -1: the tail has its turn
+    int64_t source_ready    # up to there it can be sent without waiting for a disk
     iovec* vector           # what is left to do; the engine may move it on
     int vector_count
     iovec one               # `vector` of an operation with a single buffer
@@ -103,7 +111,9 @@ cdef struct Operation:
     unsigned int address_size
     Lookup* lookup          # of a resolve; NULL once its thread was left behind with it
     Opening* opening        # of an open that a thread of the pool is at, else NULL: the pool's lock
-    void* control           # ancillary data to be sent, or room for it or for a status; a copy's target
+    # Ancillary data to be sent, or room for it or for a status; a copy's target; what the pool has read
+    # of a distant file for a sendfile, which ends at `source_ready`.
+    void* control
     size_t control_size
     bint owns_control       # of sendmsg: descriptors in `control` are duplicates of our own
     # Operations in line for the pool, and whether this one is: the pool's lock.
@@ -286,8 +296,9 @@ cdef struct Offload:
     # A Python function, which needs a thread state.
     void (*call)(Operation* operation) noexcept nogil
     void (*drop)(Operation* operation) noexcept nogil
-    # Close the descriptor of a channel, whose lock is held, on the pool. False: it has no thread for it.
-    bint (*let_go)(Channel* channel) noexcept nogil
+    # Close a descriptor on the pool: that of a channel, whose lock is held, or with `source` not -1 the
+    # one of a file that was sent there. False: it has no thread for it.
+    bint (*let_go)(Channel* channel, int source) noexcept nogil
     # All below: lock, a leaf below the channels' locks.
     cp_mutex lock
     Operation* first

@@ -30,6 +30,7 @@ from .engine cimport (
     msghdr,
 )
 from .messages cimport close_passed_descriptors, send_message
+from .sources cimport close_source, read_bytes, sendable, sent_of_read
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -143,8 +144,7 @@ cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
         result = readv(descriptor, operation.vector, min(operation.vector_count, IOV_MAX))
     elif operation.code == CP_SENDFILE:
         result = sendfile64(
-            descriptor, operation.source, &operation.offset,
-            <size_t> min(operation.source_left, <int64_t> TURN),
+            descriptor, operation.source, &operation.offset, <size_t> sendable(operation)
         )
     else:
         result = writev(descriptor, operation.vector, min(operation.vector_count, IOV_MAX))
@@ -217,13 +217,33 @@ cdef int64_t send_file(Operation* operation) noexcept nogil:
         return transmit(operation, operation.flags if operation.source_left >= 0 else 0)
     if operation.source_left == 0:
         return 0
+    if operation.control != NULL:
+        return send_read(operation)
+    if sendable(operation) == 0:
+        # For a socket that is full it need not be read yet.
+        operation.wants_source = is_ready(operation, POLLOUT)
+        return -EAGAIN
     return blocking_switched_off(operation)
 
 
+cdef int64_t send_read(Operation* operation) noexcept nogil:
+    """What the pool has read of the file."""
+    cdef size_t size
+    cdef char* data = read_bytes(operation, &size)
+    cdef bint more = <int64_t> size < operation.source_left or operation.vector.iov_len > 0
+    cdef ssize_t sent = send(
+        operation.channel.descriptor, data, size,
+        MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if more else 0),
+    )
+    if sent < 0:
+        return -errno
+    sent_of_read(operation, sent)
+    return sent
+
+
 cdef void let_sources_go(Operation* operation) noexcept nogil:
-    if operation.code == CP_SENDFILE and operation.source >= 0:
-        close(operation.source)
-        operation.source = -1
+    if operation.code == CP_SENDFILE:
+        close_source(operation)
     elif operation.code == CP_SENDMSG and operation.owns_control:
         # One that was refused at the call has no channel yet.
         operation.message.msg_control = operation.control

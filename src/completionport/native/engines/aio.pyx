@@ -24,7 +24,7 @@ from ..channels.channels cimport (
     let_go_if_idle,
 )
 from ..channels.engine cimport CP_READ, Channel, Operation, iovec
-from ..channels.steps cimport FINISHED, WAIT, Progress, account
+from ..channels.steps cimport FINISHED, IOV_MAX, WAIT, Progress, account
 from ..pool.offload cimport offload_start
 from ..primitives.atomics cimport cp_load_acquire, cp_mutex_lock, cp_mutex_unlock, cp_store_release
 
@@ -102,7 +102,6 @@ cdef extern from * nogil:
 cdef enum:
     REQUESTS = 1024      # under way at a time; the pool has what is more
     EVENTS_AT_ONCE = 64
-    IOV_MAX = 1024       # what one system call takes: limits.h
 
 
 cdef bint aio_open(Aio* aio, int epoll, unsigned tag) noexcept nogil:

@@ -79,6 +79,8 @@ cdef void start(Engine* engine, Operation* operation) noexcept nogil:
     if side_by_side(operation.channel):
         if not aio_start(&(<Epoll*> engine).aio, operation):
             offload_start(operation)
+    elif operation.wants_source:
+        offload_start(operation)
     elif operation.gives_way:
         operation.gives_way = False
         readiness_repeat(&(<Epoll*> engine).readiness, operation.channel)

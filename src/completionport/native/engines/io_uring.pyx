@@ -196,7 +196,7 @@ cdef void cancel_completed(Uring* uring, Channel* channel, int32_t result) noexc
 
 
 cdef void ask_again(Uring* uring, Channel* channel, Operation* operation) noexcept nogil:
-    if operation != NULL and operation.in_kernel and operation.cancelled:
+    if operation != NULL and operation.in_kernel and operation.cancelled and not operation.offloaded:
         ask_to_cancel(uring, channel, <uintptr_t> operation | TAG_OPERATION)
 
 
@@ -252,6 +252,8 @@ cdef void start(Engine* engine, Operation* operation) noexcept nogil:
             request(operation, False)
         else:
             offload_start(operation)
+    elif operation.wants_source:
+        offload_start(operation)
     # What a stream could not send is carried on when the socket is ready for it.
     elif not told_by_readiness(<Uring*> engine, operation.channel):
         request(operation, not moves_data(operation))

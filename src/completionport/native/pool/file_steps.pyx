@@ -9,6 +9,7 @@ from ..channels.engine cimport (
     CP_COPY,
     CP_FSYNC,
     CP_READ,
+    CP_SENDFILE,
     CP_STAT,
     CP_WRITE,
     ERRANDS,
@@ -16,7 +17,8 @@ from ..channels.engine cimport (
     Operation,
     iovec,
 )
-from ..channels.steps cimport GO_ON, WAIT, Progress, account
+from ..channels.sources cimport read_source
+from ..channels.steps cimport GO_ON, IOV_MAX, WAIT, Progress, account
 from .copies cimport copy_file
 
 cdef extern from "errno.h" nogil:
@@ -49,9 +51,6 @@ cdef extern from * nogil:
     int fallocate(int descriptor, int mode, int64_t offset, int64_t size)
     enum:
         AT_FDCWD
-
-cdef enum:
-    IOV_MAX = 1024   # what one system call takes: limits.h
 
 
 cdef int64_t move_data(Operation* operation) noexcept nogil:
@@ -94,6 +93,9 @@ cdef int64_t call(Operation* operation) noexcept nogil:
 
 cdef void carry_out(Operation* operation) noexcept nogil:
     cdef Progress progress = GO_ON
+    if operation.code == CP_SENDFILE:
+        read_source(operation)
+        return
     while progress == GO_ON:
         progress = account(operation, call(operation))
     if progress == WAIT:

@@ -23,6 +23,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from ..channels.channels cimport (
+    carry_on,
     channel_release,
     channel_retain,
     channel_take_descriptor,
@@ -39,6 +40,7 @@ from ..channels.engine cimport (
     CP_LET_GO,
     CP_OPEN,
     CP_RESOLVE,
+    CP_SENDFILE,
     CP_WRITE,
     Channel,
     Offload,
@@ -475,7 +477,7 @@ cdef void offload_disown(Channel* channel) noexcept nogil:
 # -- descriptors ----------------------------------------------------------------------------------
 
 
-cdef bint let_go(Channel* channel) noexcept nogil:
+cdef bint let_go(Channel* channel, int source) noexcept nogil:
     """What `Offload.let_go` says. Channel lock."""
     cdef Offload* pool = channel.engine.offload
     cdef Operation* operation = <Operation*> calloc(1, sizeof(Operation))
@@ -484,6 +486,7 @@ cdef bint let_go(Channel* channel) noexcept nogil:
         return False
     operation.code = CP_LET_GO
     operation.channel = channel_retain(channel)
+    operation.source = source
     channel.in_kernel += 1
     cp_mutex_lock(&pool.lock)
     append(pool, operation)
@@ -512,16 +515,18 @@ cdef void closed(Offload* pool) noexcept nogil:
 cdef void close_descriptor(Offload* pool, Operation* operation) noexcept nogil:
     """Carry out and free what `let_go` has put into the line."""
     cdef Channel* channel = operation.channel
-    cdef int descriptor
+    cdef int descriptor = operation.source
     cdef bint inside
     free(operation)
-    cp_mutex_lock(&channel.lock)
-    descriptor = channel_take_descriptor(channel)
-    cp_mutex_unlock(&channel.lock)
+    if descriptor < 0:
+        cp_mutex_lock(&channel.lock)
+        descriptor = channel_take_descriptor(channel)
+        cp_mutex_unlock(&channel.lock)
     close(descriptor)
     cp_mutex_lock(&channel.lock)
     inside = enter(pool.scheduler)
     channel.in_kernel -= 1
+    let_go_if_idle(channel)
     if channel.owner != NULL:
         stream_schedule(<Stream*> channel, not inside)
     if not inside:
@@ -704,7 +709,11 @@ cdef Course execute(Offload* pool, Operation* operation, Worker* worker) noexcep
     # Inside, it keeps the scheduler when it has given the operation away.
     inside = enter(scheduler)
     back_from_pool(operation)
-    finish_operation(operation, not inside)
+    if operation.code == CP_SENDFILE:
+        # It was only read for.
+        carry_on(operation, not inside)
+    else:
+        finish_operation(operation, not inside)
     let_go_if_idle(channel)
     if not inside:
         # Who closes the port waits for this. The lock keeps the engine: it is taken to see `in_kernel`.

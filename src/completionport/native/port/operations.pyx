@@ -44,6 +44,7 @@ from ..channels.engine cimport (
 )
 from ..channels.lookups cimport lookup_error, lookup_free, lookup_result
 from ..channels.messages cimport address_of, pack_ancillary, unpack_ancillary
+from ..channels.sources cimport source_kind
 from ..channels.steps cimport let_sources_go
 from ..primitives.atomics cimport (
     cp_load_acquire,
@@ -223,6 +224,8 @@ cdef class OverlappedBase:
         self.operation_.fill = False
         self.operation_.connecting = False
         self.operation_.gives_way = False
+        self.operation_.wants_source = False
+        self.operation_.source_ready = 0
         self.operation_.zero_copy = False
         self.operation_.notifications = 0
         self.operation_.flags = 0
@@ -365,6 +368,8 @@ cdef class OverlappedBase:
         """The part of a file that goes out between the two pinned buffers."""
         cdef Operation* op = &self.operation_
         op.source, op.offset, op.source_left = open_source(file, offset, count)
+        with nogil:
+            op.source_kind = source_kind(op.source, op.offset)
         op.vector_count = 1
         if op.vector[0].iov_len == 0:
             op.vector += 1

@@ -18,6 +18,7 @@ from ...shared.sources import open_source
 from ..scheduling.places import PortableStrand
 from ..scheduling.recorder import NOT_MEASURED
 from .messages import Items, close_descriptors
+from .sources import Source
 
 LARGEST_SIZE = 2**31 - 1
 LARGEST_VECTOR: int = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
@@ -82,7 +83,6 @@ class Request:
         "since",
         "size",
         "source",
-        "source_left",
         "strand",
         "transferred",
         "value",
@@ -114,8 +114,7 @@ class Request:
         self.call: Callable[..., Any] | None = None
         self.ancillary: Items = []  # to be sent; descriptors in it are duplicates of our own
         self.ancillary_size = 0  # room for what comes
-        self.source = -1  # of a sendfile: a duplicate of the file's descriptor
-        self.source_left = 0  # bytes of it that are left
+        self.source: Source | None = None  # of a sendfile
         # The new socket; the address of a message; its ancillary data, flags and address.
         self.value: Any = None
         self.complete = False
@@ -146,14 +145,13 @@ class Request:
 
     def prepare_source(self, file: Any, offset: Any, count: Any) -> None:
         """Check and keep the part of a file that goes out between the two views."""
-        self.source, self.offset, self.source_left = open_source(file, offset, count)
+        self.source = Source(*open_source(file, offset, count))
         self.advance(0)  # an empty head goes
 
     def let_sources_go(self) -> None:
         """Close the duplicates that a sendfile or a sendmsg works on."""
-        if self.source >= 0:
-            os.close(self.source)
-            self.source = -1
+        if self.source is not None:
+            self.source.close()
         if self.ancillary:
             close_descriptors(self.ancillary)
             self.ancillary = []

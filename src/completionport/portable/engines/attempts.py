@@ -350,22 +350,28 @@ def _send_file(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     flags = DONT_WAIT | NO_SIGNAL
+    source = request.source
+    assert source is not None
     while len(request.views) > 1:
         head, tail = request.views
-        more = request.source_left > 0 or tail.nbytes
+        more = source.left > 0 or tail.nbytes
         request.advance(sock.send(head, flags | (MORE if more else 0)))
-    assert request.offset is not None
     end_of_turn = request.transferred + TURN
-    while request.source_left > 0:
+    while source.left > 0:
         if request.transferred >= end_of_turn:
             return False
-        part = min(request.source_left, TURN)
-        sent = partial(os.sendfile, channel.descriptor, request.source, request.offset, part)
-        count = without_waiting(channel.descriptor, sent)
+        if data := source.data:
+            more = len(data) < source.left or request.views
+            count = sock.send(data, flags | (MORE if more else 0))
+        elif part := source.sendable():
+            sent = partial(os.sendfile, channel.descriptor, source.descriptor, source.offset, part)
+            count = without_waiting(channel.descriptor, sent)
+        else:
+            # For a socket that is full it need not be read yet.
+            source.wants_read = is_writable(sock)
+            return False
         request.transferred += count
-        request.offset += count
-        # The file may have become shorter than it was.
-        request.source_left = request.source_left - count if count else 0
+        source.sent(count)
     while request.views:
         request.advance(sock.send(request.views[0], flags))
     return True

@@ -23,6 +23,7 @@ from ...interface.operation import Operation
 from ...shared import association
 from ..channels.chores import Chores
 from ..channels.requests import READING, Request
+from ..channels.sources import SourceKind, SourceRead, SourceWork
 from ..pool.file_channel import SideBySide
 from ..pool.offload import Offload
 from .attempts import attempt
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+
+
+def is_read_for(request: Request) -> bool:
+    """Whether the pool has the file that it sends."""
+    return request.source is not None and request.source.is_read
 
 
 class SelectorsChannel:
@@ -190,7 +196,7 @@ class SelectorsChannel:
         while queue:
             request = queue[0]
             try:
-                if not attempt(self, request):
+                if is_read_for(request) or not attempt(self, request):
                     break
             except Exception as error:
                 request.fail(error)
@@ -200,7 +206,7 @@ class SelectorsChannel:
 
     def _complete(self, request: Request) -> None:
         """Make a packet of it. Lock held, so that packets keep the order of their requests."""
-        request.let_sources_go()
+        self._let_source_go(request)
         request.complete = True
         self.engine.deliver(request)
 
@@ -208,8 +214,58 @@ class SelectorsChannel:
         """Tell the selector what to look for. Lock held."""
         wanted = (READ if self.reads else 0) | (WRITE if self.writes else 0)
         wanted |= self.armed & ~unused
+        if self.writes:
+            self._read_for(self.writes[0])
+            if is_read_for(self.writes[0]):
+                wanted &= ~WRITE
         if wanted != self.armed:
             self.engine.watch(self, wanted)
+
+    def _read_for(self, request: Request) -> None:
+        """Have the pool read the file that is sent, where that is wanted. Lock held."""
+        source = request.source
+        if source is None or not source.wants_read:
+            return
+        source.wants_read = False
+        read = SourceRead(source, self.engine.source_work, partial(self._source_came, request))
+        source.is_read = self.engine.start_source_work(read)
+        if not source.is_read:  # then it is read by whoever sends it
+            read.discard()
+            source.kind = SourceKind.UNTOLD
+
+    def _source_came(self, request: Request, data: bytes, error: OSError | None) -> None:
+        """In a thread of the pool."""
+        assert request.source is not None
+        with self.lock:
+            request.source.is_read = False
+            if not request.complete:
+                if error is None:
+                    request.source.came(data)
+                else:
+                    self._fail_first(error)
+                self._advance(self.writes)
+                try:
+                    self._arm()
+                except (OSError, ValueError) as failed:
+                    # It can't be waited for, as where there are too many that are.
+                    if self.writes:
+                        self._fail_first(failed)
+        self.chores.run()
+
+    def _fail_first(self, error: BaseException) -> None:
+        """Of what is to be written. Lock held."""
+        request = self.writes.popleft()
+        request.fail(error)
+        self._complete(request)
+
+    def _let_source_go(self, request: Request) -> None:
+        """A file server is waited for by the pool. Lock held."""
+        source = request.source
+        if source is not None and source.kind is SourceKind.DISTANT and source.descriptor >= 0:
+            work = SourceWork(source.descriptor, self.engine.source_work)
+            if self.engine.start_source_work(work):
+                source.descriptor = -1
+        request.let_sources_go()
 
     def _detach(self, reason: str) -> None:
         """Lock held."""
@@ -220,6 +276,7 @@ class SelectorsChannel:
         self.reads.clear()
         self.writes.clear()
         for request in aborted:
+            self._let_source_go(request)
             request.abort(reason)
         self.engine.let_go(self, aborted)
 
@@ -257,6 +314,8 @@ class SelectorsEngine:
         """Called with each complete request."""
         self.offload = offload
         """The pool, for regular files."""
+        self.source_work: dict[SourceWork, None] = {}
+        """What the pool has to do for files that are sent; no lock, each step is one."""
         self._gone = gone
         self._selector = selectors.DefaultSelector() if selector is None else selector
         # With epoll and kqueue the kernel keeps the list, and each channel's lock guards its
@@ -314,6 +373,24 @@ class SelectorsEngine:
         except BaseException:
             channel.armed = before
             raise
+
+    def start_source_work(self, work: SourceWork) -> bool:
+        """Have the pool do it; False when no thread is to be had."""
+        self.source_work[work] = None
+        try:
+            self.offload.start(work)
+        except RuntimeError:
+            del self.source_work[work]
+            return False
+        return True
+
+    def finish_source_work(self) -> None:
+        """At the end of the port: what is in line is not done any more, the rest is waited for."""
+        for work in list(self.source_work):
+            if self.offload.cancel(work):
+                work.discard()
+            else:
+                work.over.wait()
 
     def let_go(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
         """Stop looking, let the descriptor go, and only then report. The channel's lock held."""

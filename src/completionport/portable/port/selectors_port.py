@@ -67,6 +67,10 @@ class SelectorsCore(Core):
         self.close_pool()
         self.scheduler.close()
 
+    def wait_for_pool(self, channels: list[Any]) -> None:
+        self.engine.finish_source_work()
+        super().wait_for_pool(channels)
+
     def _gone(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
         self.channels.pop(channel, None)
         for request in aborted:
