@@ -434,6 +434,7 @@ def send_messages(engine):
     file = tempfile.TemporaryFile()  # noqa: SIM115
     file.write(bytes(50_000))
     file.flush()
+    os.fsync(file.fileno())
     handles = [port.associate(sock, None) for sock in sockets]
     accepting = port.associate(listener, None)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, file.fileno().to_bytes(4, sys.byteorder))]
@@ -448,6 +449,8 @@ def send_messages(engine):
                 elif chance < 0.7:
                     handles[6].send(bytes(30_000), zero_copy=True)
                 elif chance < 0.8:
+                    if chance < 0.75:  # then the pool reads it
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                     handles[2].sendfile(file, 0, int(chance * 50_000), head=b"head", tail=b"tail")
                 else:
                     handles[3].send(b"x" * 1000)

@@ -354,14 +354,14 @@ def _send_file(channel: Target, request: Request) -> bool:
     assert source is not None
     while len(request.views) > 1:
         head, tail = request.views
-        more = source.left > 0 or tail.nbytes
+        more = source.left > 0 or tail.nbytes > 0
         request.advance(sock.send(head, flags | (MORE if more else 0)))
     end_of_turn = request.transferred + TURN
     while source.left > 0:
         if request.transferred >= end_of_turn:
             return False
         if data := source.data:
-            more = len(data) < source.left or request.views
+            more = len(data) < source.left or len(request.views) > 0
             count = sock.send(data, flags | (MORE if more else 0))
         elif part := source.sendable():
             sent = partial(os.sendfile, channel.descriptor, source.descriptor, source.offset, part)
