@@ -30,8 +30,8 @@ STATFS, RELEASE, FSYNC, FLUSH, INIT, INTERRUPT, BATCH_FORGET = 17, 18, 20, 25, 2
 WITHOUT_ANSWER = (FORGET, BATCH_FORGET)
 HELD = (READ, WRITE, FSYNC)
 """Requests that wait for the test."""
-WAITS_TO_OPEN, WAITS_TO_CLOSE = 7, 8
-HELD_OF_SOME = ((OPEN, WAITS_TO_OPEN), (FLUSH, WAITS_TO_CLOSE))
+WAITS_TO_TELL, WAITS_TO_OPEN, WAITS_TO_CLOSE = 6, 7, 8
+HELD_OF_SOME = ((STATFS, WAITS_TO_TELL), (OPEN, WAITS_TO_OPEN), (FLUSH, WAITS_TO_CLOSE))
 """And those that do so for one file only."""
 
 PAGE = 4096
@@ -43,6 +43,7 @@ MINOR = 31  # of the protocol, whose major number is 7
 LARGEST = 1 << 20
 FOREVER = 1 << 40  # seconds that the kernel may believe an answer
 ROOT = 1
+NOTHING = -1  # in place of an errno: a read finds the end of the file
 LONGEST = 30  # seconds that the server lives
 MNT_FORCE, MNT_DETACH = 1, 2
 
@@ -83,7 +84,7 @@ class SlowFiles:
         return self.held()
 
     def answer(self, request: Request, error: int = 0) -> None:
-        """Have it carried out, or fail."""
+        """Have it carried out, or fail, or find ``NOTHING``."""
         with self._lock:
             del self._held[request.unique]
         assert self._server.stdin is not None
@@ -181,7 +182,9 @@ class Server:
     def _carry_out(self, request: Request, error: int) -> None:
         payload = b""
         size = self._sizes.pop(request.unique, 0)
-        if error:
+        if error == NOTHING:
+            error = 0
+        elif error:
             pass
         elif request.opcode == READ:
             end = min(request.offset + size, SIZE)
@@ -190,6 +193,8 @@ class Server:
             payload = struct.pack("II", size, 0)
         elif request.opcode == OPEN:
             payload = struct.pack("QII", request.node, 0, 0)
+        elif request.opcode == STATFS:
+            payload = bytes(80)
         self._send(request.unique, error, payload)
 
     def _send(self, unique: int, error: int, payload: bytes = b"") -> None:

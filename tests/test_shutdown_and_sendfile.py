@@ -29,6 +29,7 @@ from support import (
     run_python,
     take,
     take_one,
+    wait_for_stats,
     wait_until,
 )
 
@@ -237,13 +238,13 @@ class TestSendFile:
             reader.outcome()
 
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what its page cache has")
-    @pytest.mark.parametrize("size", [300_000, BIG])
-    def test_what_is_not_in_the_page_cache_is_read_by_the_pool(self, port, tcp, tmp_path, size):
+    def test_what_is_not_in_the_page_cache_is_read_elsewhere(self, port, engine, tcp, tmp_path):
+        """By the pool, or by the kernel's own threads, which are not counted."""
         path = tmp_path / "cold"
-        path.write_bytes(pattern(size))
+        path.write_bytes(pattern(BIG))
         near, far = tcp
 
-        def read_by_others():
+        def read_by_pool():
             own = str(threading.get_native_id())
             numbers = [
                 io.read_text()
@@ -252,12 +253,15 @@ class TestSendFile:
             ]
             return sum(int(re.findall(r"rchar: (\d+)", text)[0]) for text in numbers)
 
-        def sent():
+        def sent(is_cold):
+            before = read_by_pool()
             operation = handle.sendfile(file)
-            reader = Background(read_exactly, far, size)
+            reader = Background(read_exactly, far, BIG)
             assert take_one(port).overlapped is operation
-            assert operation.result() == size
-            assert reader.outcome() == pattern(size)
+            assert operation.result() == BIG
+            assert reader.outcome() == pattern(BIG)
+            by_pool = is_cold and engine != "io_uring"
+            assert (read_by_pool() - before >= 100_000) == by_pool
 
         with path.open("rb") as file, port.associate(near, "key") as handle:
             port.submit(int)  # so that the pool has a thread
@@ -272,12 +276,65 @@ class TestSendFile:
                 pass
             except OSError as error:
                 pytest.skip(f"this file system does not tell what is in the page cache: {error}")
-            before = read_by_others()
-            sent()
-            assert read_by_others() - before >= 100_000
-            before = read_by_others()
-            sent()
-            assert read_by_others() - before < 100_000
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)  # that may have begun to read
+            sent(is_cold=True)
+            sent(is_cold=False)
+
+    def test_a_thread_that_only_waits_goes_on_with_what_was_read(self, port, tcp, tmp_path):
+        """For a peer that takes its time, so that it is often waited for."""
+        path = tmp_path / "cold"
+        path.write_bytes(pattern(BIG))
+        near, far = tcp
+        with path.open("rb") as file, port.associate(near, "key") as handle:
+            if not WINDOWS:
+                os.fsync(file.fileno())
+            if sys.platform == "linux":
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            taker = Background(port.get)  # without a time at which it looks again
+            wait_for_stats(port, waiting=1)
+            operation = handle.sendfile(file)
+            received = b""
+            while len(received) < BIG:
+                received += read_exactly(far, min(1_000_000, BIG - len(received)))
+                # It waits again, for the disk or for the peer.
+                wait_until(lambda: port.stats()["waiting"] == 1 or not operation.pending)
+            assert received == pattern(BIG)
+            assert taker.outcome().overlapped is operation
+
+    @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="it needs a cold page cache")
+    def test_it_goes_on_where_no_thread_is_to_be_had_and_no_descriptor(self, engine, big):
+        run_python(
+            f"""
+            import os, resource, socket, threading
+            from completionport import CompletionPort
+            from support import pattern, read_exactly, tcp_pair
+
+            near, far = tcp_pair()
+            received = []
+            reader = threading.Thread(target=lambda: received.append(read_exactly(far, {BIG} + 6)))
+            reader.start()
+            file = os.open({str(big)!r}, os.O_RDONLY)
+            os.fsync(file)
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            port = CompletionPort(1)
+            handle = port.associate(near, "key")
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if os.geteuid() == 0:
+                resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+            handle.sendfile(file)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+            handle.send(b"behind")
+            for name in ("SENDFILE", "SEND"):
+                done = port.get(20)
+                assert (done.overlapped.operation.name, done.error) == (name, None), done
+            reader.join()
+            assert received == [pattern({BIG}) + b"behind"]
+            port.close()
+            """,
+            engine=engine,
+        )
 
     def test_sends_and_files_keep_their_order(self, port, pair, path, content):
         near, far = pair

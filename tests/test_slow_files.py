@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 import weakref
 
@@ -18,7 +19,10 @@ from support import (
     LONG,
     Background,
     assert_quiet,
+    pattern,
     read_exactly,
+    read_to_end,
+    read_within,
     take,
     take_one,
     wait_until,
@@ -351,6 +355,37 @@ def test_a_file_is_sent_while_nobody_waits_for_its_server(files, port, send, tcp
     assert reader.outcome() == slow_files.content() + b"tail"
 
 
+def test_the_call_does_not_ask_the_server_what_its_file_system_is(files, port, send):
+    operation, _ = Background(send, slow_files.WAITS_TO_TELL).outcome(LONG)
+    assert all(request.opcode == slow_files.READ for request in files.held())
+    [done] = end_all(files, port, 1)
+    assert done.overlapped is operation
+
+
+@pytest.mark.parametrize("pool_threads", [1, 8])
+def test_a_file_goes_on_while_the_server_of_another_one_is_silent(
+    files, make_port, make_pair, tmp_path, pool_threads
+):
+    """Also where the one who has read the first of them is at the other one now."""
+    port = make_port(pool_threads=pool_threads)
+    path = tmp_path.parent / "half cached"
+    path.write_bytes(pattern(20_000_000))
+    near, far = make_pair("tcp")
+    other, _ = make_pair("tcp")
+    with path.open("rb") as file, port.associate(near, "half") as half:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 1 << 20, os.POSIX_FADV_DONTNEED)
+        taker = Background(take_one, port)
+        half.sendfile(file)
+        with port.associate(other, "slow") as slow, open(tmp_path / "2", "rb") as distant:
+            silent = slow.sendfile(distant)
+            files.wait_for(1)
+            assert read_exactly(far, 20_000_000) == pattern(20_000_000)
+            assert taker.outcome(LONG).key == "half"
+            [done] = end_all(files, port, 1)
+            assert done.overlapped is silent
+
+
 def test_what_stands_behind_a_file_that_is_waited_for_keeps_its_order(files, port, send):
     first, far = send(2, slow_files.PAGE, 10)
     second = first.handle.send(b"second")
@@ -406,6 +441,51 @@ def test_the_port_is_closed_while_a_file_to_be_sent_is_waited_for(files, port, s
     answer_all_until(files, lambda: not closer.is_alive(), "the port is closed")
     closer.outcome()
     assert isinstance(operation.error, OperationAborted)
+
+
+def test_no_byte_is_kept_back_where_a_file_becomes_shorter(files, port, make_pair, tmp_path):
+    near, far = make_pair("tcp")
+    near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with port.associate(near, "socket") as handle, open(tmp_path / "2", "rb") as file:
+        operation = handle.sendfile(file)
+
+        def shorter():
+            for request in files.held():
+                is_there = request.offset < slow_files.PAGE
+                files.answer(request, 0 if is_there else slow_files.NOTHING)
+            return not operation.pending
+
+        taker = Background(take_one, port)
+        wait_until(shorter)
+        taker.outcome(LONG)
+        size = operation.result()
+        assert 0 < size < slow_files.SIZE
+        # The kernel keeps what is to be followed by more for 200 ms.
+        assert read_within(far, size, 0.1) == slow_files.content(size)
+
+
+def test_nobody_waits_for_the_close_of_a_file_that_could_not_be_sent(files, port, tcp, tmp_path):
+    near, _ = tcp
+    descriptor = os.open(tmp_path / str(slow_files.WAITS_TO_CLOSE), os.O_RDONLY)
+    with port.associate(near, "socket") as handle:
+        near.shutdown(socket.SHUT_WR)
+        with pytest.raises(BrokenPipeError):
+            Background(lambda: handle.sendfile(descriptor, head=b"head")).outcome(LONG)
+        [request] = files.wait_for(1)
+        assert request.opcode == slow_files.FLUSH
+        files.answer(request)
+    closer = Background(os.close, descriptor)
+    answer_all_until(files, lambda: not closer.is_alive(), "the file is closed")
+
+
+def test_the_peer_reads_the_end_while_the_file_that_was_sent_is_being_closed(files, port, send):
+    operation, far = send(slow_files.WAITS_TO_CLOSE, 0, 10)
+    [done] = end_all(files, port, 1)
+    assert done.overlapped is operation
+    operation.handle.close()
+    assert read_to_end(far) == bytes(10) + b"tail"
+    closer = Background(port.close)
+    answer_all_until(files, lambda: not closer.is_alive(), "the port is closed")
 
 
 def test_nobody_waits_for_the_close_of_a_file_that_was_sent(files, port, send, tcp):

@@ -331,9 +331,11 @@ class Handle(Unique):
         program's: they must not change before the peer has them.
 
         No thread of the program's waits for a disk: what is not in the page cache is read into it
-        by the port's pool. What lies on a file server (FUSE, NFS, SMB and the like) the pool reads
-        as well, and it is sent by a copy. But where a file system does not tell what is in the page
-        cache (tmpfs, and those on top of others), and on Windows, the system reads as it likes.
+        by the port's pool, on io_uring by the kernel's threads. What lies on a file server (FUSE,
+        NFS, SMB and the like) they read as well, it is sent by a copy, and the pool closes it. So
+        a pool that is busy keeps a file waiting. Where nobody tells what is in the page cache
+        (tmpfs, file systems on top of others, a file that is open with ``O_DIRECT``, macOS), where
+        the pool gets no thread, and on Windows, the system reads while it sends, as it likes.
         """
         raise NotImplementedError
 

@@ -222,6 +222,16 @@ cdef void drop_result(Operation* operation) noexcept nogil:
         close_passed_descriptors(&operation.message)
 
 
+cdef void let_all_sources_go(Channel* channel, Operation* operation) noexcept nogil:
+    """The close of a file on a file server is the pool's: it may take long."""
+    if (
+        operation.code == CP_SENDFILE and operation.source_kind == DISTANT and operation.source >= 0
+        and channel.engine.offload.let_go(channel, operation.source)
+    ):
+        operation.source = -1
+    let_sources_go(operation)
+
+
 cdef void settle(Operation* operation, bint wake) noexcept nogil:
     """The operation is over: its packet goes to the queue.
 
@@ -229,12 +239,7 @@ cdef void settle(Operation* operation, bint wake) noexcept nogil:
     its operations were carried out.
     """
     cdef Channel* channel = operation.channel
-    if (
-        operation.code == CP_SENDFILE and operation.source_kind == DISTANT and operation.source >= 0
-        and channel.engine.offload.let_go(channel, operation.source)
-    ):
-        operation.source = -1
-    let_sources_go(operation)
+    let_all_sources_go(channel, operation)
     if channel.closing and (
         operation.error == 0 or operation.error == ECANCELED or channel.was_reset
     ):
@@ -281,14 +286,11 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
             start_waiting(channel, NULL)
         return
     while operation != NULL and not operation.in_kernel:
-        if step(operation) != WAIT:
-            pop_operation(queue)
-            retire(operation, wake)
-        else:
+        if step(operation) == WAIT:
             channel.engine.type.start(channel.engine, operation)
-            if queue.head == operation:
-                return
-            # It was the pool's, which could not start a thread: it is over, as failed.
+            return
+        pop_operation(queue)
+        retire(operation, wake)
         operation = queue.head
 
 
@@ -392,10 +394,12 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
         if error == 0:
             channel_retain(channel)
             if channel.skips_on_success:
-                let_sources_go(operation)
+                let_all_sources_go(channel, operation)
                 error = NO_PACKET
             else:
                 retire(operation, True)
+        else:
+            let_all_sources_go(channel, operation)
     else:
         channel_retain(channel)
         append_operation(queue, operation)

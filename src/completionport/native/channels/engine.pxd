@@ -66,8 +66,8 @@ ctypedef enum ChannelKind:
 
 ctypedef enum SourceKind:
     UNTOLD       # nobody says what the page cache has of the file
-    TOLD         # it is asked for, and what is not there is read by the pool
-    DISTANT      # a file server's: all of it is read by the pool
+    TOLD         # it is asked for, and what is not there is read first
+    DISTANT      # a file server's: all of it is read first
 
 cdef struct Operation:
     Packet packet           # first: the packet queue links through it
@@ -99,7 +99,7 @@ cdef struct Operation:
     bint is_span            # it is in its queue's `spans`
     int source              # of sendfile: a duplicate of the file's descriptor, else -1
     SourceKind source_kind
-    bint wants_source       # the pool is to read on in the file before more can be sent
+    bint wants_source       # the engine is to have its file read on before more can be sent
     int64_t source_left     # bytes of it that are left; -1: the tail has its turn
     int64_t source_ready    # up to there it can be sent without waiting for a disk
     iovec* vector           # what is left to do; the engine may move it on
@@ -111,8 +111,8 @@ cdef struct Operation:
     unsigned int address_size
     Lookup* lookup          # of a resolve; NULL once its thread was left behind with it
     Opening* opening        # of an open that a thread of the pool is at, else NULL: the pool's lock
-    # Ancillary data to be sent, or room for it or for a status; a copy's target; what the pool has read
-    # of a distant file for a sendfile, which ends at `source_ready`.
+    # Ancillary data to be sent, or room for it or for a status; a copy's target; room for what is read
+    # for a sendfile, and the bytes of a distant file until they are sent, which end at `source_ready`.
     void* control
     size_t control_size
     bint owns_control       # of sendmsg: descriptors in `control` are duplicates of our own

@@ -4,13 +4,19 @@ from libc.stdint cimport int64_t
 
 from .engine cimport Operation, SourceKind
 
-# The owner's, without a lock: it may wait for a file server.
+# The owner's, without a lock.
 cdef SourceKind source_kind(int descriptor, int64_t offset) noexcept nogil
-# On the pool, whose the operation is: have the next bytes ready.
-cdef void read_source(Operation* operation) noexcept nogil
-# The channel's lock for the next three. How many bytes to ask sendfile(2) for; 0: the pool is to read.
+# The channel's lock for all below, but for `read_source`: it is for a thread whose the operation is.
+# How many bytes to ask sendfile(2) for; 0: the file is to be read.
 cdef int64_t sendable(Operation* operation) noexcept nogil
-# What the pool has read of a distant file and nobody has sent yet.
+# Make room for what is to be read: `control`, from `offset` on. False: there is no memory.
+cdef bint prepare_source(Operation* operation) noexcept nogil
+cdef void read_source(Operation* operation) noexcept nogil
+# What the read into that room has brought: a number of bytes, or minus an errno.
+cdef void source_came(Operation* operation, int64_t result) noexcept nogil
+# It can't be read beforehand: let sendfile(2) do it.
+cdef void give_source_up(Operation* operation) noexcept nogil
+# What was read of a distant file and nobody has sent yet.
 cdef char* read_bytes(Operation* operation, size_t* size) noexcept nogil
 cdef void sent_of_read(Operation* operation, int64_t size) noexcept nogil
 # The operation's owner, no lock needed.

@@ -1,9 +1,11 @@
 # cython: language_level=3, freethreading_compatible=True
 """The file of a `sendfile`: what can be sent of it without waiting for a disk, and reading the rest.
 
-sendfile(2) has no way of saying that it would have to read from a disk: it reads. So the page cache
-is asked first, and the pool reads what is not there (as nginx has its threads do it, `sendfile` with
-`aio threads`). How the system behaves, as far as the code below leans on it:
+sendfile(2) has no way of saying that it would have to read from a disk: it reads. So the page cache is
+asked first, and what is not there is read by a thread that nobody waits for (as nginx has it, `sendfile`
+with `aio threads`): on io_uring the kernel's, since a thread of the pool would own what it submits behind
+that, and sleep where it can't be told of its completion; else the pool's. How the system behaves, as far as
+the code below leans on it:
 
 - A read of one byte with RWF_NOWAIT (preadv2(2)) says EAGAIN where the page is not in the cache. File
   systems that can't tell say EOPNOTSUPP: those without a disk (tmpfs), those on top of others, and
@@ -11,6 +13,7 @@ is asked first, and the pool reads what is not there (as nginx has its threads d
 - The kernel reads at least as much as `PIECE` ahead of who reads on and on (VM_READAHEAD_PAGES). So where
   the first byte and the last of a piece are there, the piece is.
 - What is in the cache may be taken out again before it is sent. Then sendfile(2) reads it after all.
+- fstatfs(2) asks a file's server, and waits for it; statmount(2) (Linux 6.8) knows the file system's type itself.
 """
 
 from libc.stdlib cimport free, malloc
@@ -20,8 +23,9 @@ from .engine cimport DISTANT, TOLD, UNTOLD
 cdef extern from "errno.h" nogil:
     int errno
     enum:
+        EAGAIN
+        ECANCELED
         EINTR
-        ENOMEM
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -30,7 +34,9 @@ cdef extern from "unistd.h" nogil:
 cdef extern from * nogil:
     """
     #include <errno.h>
+    #include <fcntl.h>
     #include <stdint.h>
+    #include <sys/stat.h>
     #include <sys/syscall.h>
     #include <sys/uio.h>
     #include <sys/vfs.h>
@@ -53,13 +59,37 @@ cdef extern from * nogil:
             return CP_ABSENT;
         return errno == EOPNOTSUPP ? CP_NOT_TOLD : CP_PRESENT;
     }
+    /* What statx(2) and statmount(2) take and give, as far as it is needed: linux/stat.h, linux/mount.h. */
+    #define CP_STATX_MNT_ID_UNIQUE 0x4000
+    #define CP_STATMOUNT_SB_BASIC 1
+    #define CP_SYS_STATMOUNT 457
+    static inline int cp_file_system(int descriptor, uint64_t *type)
+    {
+        union { uint64_t words[32]; struct statx status; } file;
+        struct { uint32_t size, spare; uint64_t mount, wanted; } request = { 24, 0, 0, CP_STATMOUNT_SB_BASIC };
+        struct { uint32_t size, options; uint64_t given; uint32_t major, minor; uint64_t magic, rest[60]; } mount;
+        struct statfs system;
+        if (statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, CP_STATX_MNT_ID_UNIQUE, &file.status) == 0
+            && file.status.stx_mask & CP_STATX_MNT_ID_UNIQUE) {
+            request.mount = file.words[18];
+            if (syscall(CP_SYS_STATMOUNT, &request, &mount, sizeof mount, 0) == 0
+                && mount.given & CP_STATMOUNT_SB_BASIC) {
+                *type = mount.magic;
+                return 1;
+            }
+        }
+        if (fstatfs(descriptor, &system) != 0)
+            return 0;
+        *type = (uint32_t)system.f_type;
+        return 1;
+    }
     /* linux/magic.h, and where it has none the file system's own source. */
     static inline int cp_is_distant(int descriptor)
     {
-        struct statfs system;
-        if (fstatfs(descriptor, &system) != 0)
+        uint64_t type;
+        if (!cp_file_system(descriptor, &type))
             return 1;
-        switch ((uint32_t)system.f_type) {
+        switch ((uint32_t)type) {
         case 0x65735546: /* FUSE */
         case 0x00006969: /* NFS */
         case 0x0000517B: /* SMB */
@@ -83,7 +113,7 @@ cdef extern from * nogil:
         CP_NOT_TOLD
 
 cdef enum:
-    # What the page cache is asked for, and the pool reads, in one go, bytes.
+    # What the page cache is asked for, and is read, in one go, bytes.
     PIECE = 131072
     # So much is sent before the page cache is asked again, bytes: a quarter of a turn.
     LOOK_AHEAD = 1048576
@@ -118,29 +148,41 @@ cdef void find_in_page_cache(Operation* operation, int64_t end) noexcept nogil:
         operation.source_ready = following
 
 
+cdef bint prepare_source(Operation* operation) noexcept nogil:
+    operation.control_size = <size_t> min(operation.source_left, <int64_t> PIECE)
+    operation.control = malloc(operation.control_size)
+    return operation.control != NULL
+
+
 cdef void read_source(Operation* operation) noexcept nogil:
-    cdef size_t size = <size_t> min(operation.source_left, <int64_t> PIECE)
-    cdef char* data = <char*> malloc(size)
-    cdef ssize_t count = -1
+    cdef ssize_t count = pread(
+        operation.source, operation.control, operation.control_size, operation.offset
+    )
+    source_came(operation, count if count >= 0 else -errno)
+
+
+cdef void source_came(Operation* operation, int64_t result) noexcept nogil:
     operation.wants_source = False
-    if data == NULL:
-        operation.error = ENOMEM
-        return
-    while count < 0 and operation.error == 0:
-        count = pread(operation.source, data, size, operation.offset)
-        if count < 0 and errno != EINTR:
-            operation.error = errno
-    if count == 0:
+    if result > 0:
+        operation.source_ready = operation.offset + result
+        if operation.source_kind == DISTANT:
+            operation.control_size = <size_t> result
+            return
+        # Else it is in the page cache now.
+    elif result == 0:
         # The file has become shorter than it was.
         operation.source_left = 0
-    elif count > 0:
-        operation.source_ready = operation.offset + count
-        if operation.source_kind == DISTANT:
-            operation.control = data
-            operation.control_size = count
-            return
-    # Else it is in the page cache now.
-    free(data)
+    elif result != -EINTR and result != -ECANCELED and result != -EAGAIN:
+        operation.error = <int> -result
+    free(operation.control)
+    operation.control = NULL
+
+
+cdef void give_source_up(Operation* operation) noexcept nogil:
+    operation.wants_source = False
+    operation.source_kind = UNTOLD
+    free(operation.control)
+    operation.control = NULL
 
 
 cdef char* read_bytes(Operation* operation, size_t* size) noexcept nogil:

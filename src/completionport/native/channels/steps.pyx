@@ -227,10 +227,10 @@ cdef int64_t send_file(Operation* operation) noexcept nogil:
 
 
 cdef int64_t send_read(Operation* operation) noexcept nogil:
-    """What the pool has read of the file."""
+    """What was read of the file. Before more is read it may take long: no part of it is kept back."""
     cdef size_t size
     cdef char* data = read_bytes(operation, &size)
-    cdef bint more = <int64_t> size < operation.source_left or operation.vector.iov_len > 0
+    cdef bint more = <int64_t> size == operation.source_left and operation.vector.iov_len > 0
     cdef ssize_t sent = send(
         operation.channel.descriptor, data, size,
         MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if more else 0),

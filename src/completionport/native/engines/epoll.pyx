@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free
 from ..channels.channels cimport side_by_side
 from ..channels.datagrams cimport datagrams_receive, datagrams_release
 from ..channels.engine cimport REGULAR, Channel, EngineType, Operation, Stream
+from ..channels.sources cimport give_source_up, prepare_source
 from ..channels.streams cimport stream_input_if_ready, stream_schedule
 from ..pool.offload cimport offload_cancel, offload_start
 from ..scheduling.scheduler cimport POLL, somebody_leads, wake_threads
@@ -79,9 +80,11 @@ cdef void start(Engine* engine, Operation* operation) noexcept nogil:
     if side_by_side(operation.channel):
         if not aio_start(&(<Epoll*> engine).aio, operation):
             offload_start(operation)
-    elif operation.wants_source:
+    elif operation.wants_source and prepare_source(operation):
         offload_start(operation)
-    elif operation.gives_way:
+    elif operation.gives_way or operation.wants_source:
+        if operation.wants_source:
+            give_source_up(operation)
         operation.gives_way = False
         readiness_repeat(&(<Epoll*> engine).readiness, operation.channel)
 

@@ -44,6 +44,7 @@ from ..channels.channels cimport (
 )
 from ..channels.datagrams cimport datagrams_receive, datagrams_release
 from ..channels.engine cimport CP_CLOSE, Channel, Chunk, EngineType, Operation, Stream
+from ..channels.sources cimport give_source_up, prepare_source, source_came
 from ..channels.steps cimport FINISHED, GO_ON, WAIT, Progress, account
 from ..channels.streams cimport stream_input_if_ready, stream_schedule
 from ..pool.offload cimport offload_cancel, offload_start
@@ -196,7 +197,7 @@ cdef void cancel_completed(Uring* uring, Channel* channel, int32_t result) noexc
 
 
 cdef void ask_again(Uring* uring, Channel* channel, Operation* operation) noexcept nogil:
-    if operation != NULL and operation.in_kernel and operation.cancelled and not operation.offloaded:
+    if operation != NULL and operation.in_kernel and operation.cancelled:
         ask_to_cancel(uring, channel, <uintptr_t> operation | TAG_OPERATION)
 
 
@@ -252,10 +253,12 @@ cdef void start(Engine* engine, Operation* operation) noexcept nogil:
             request(operation, False)
         else:
             offload_start(operation)
-    elif operation.wants_source:
-        offload_start(operation)
+    elif operation.wants_source and prepare_source(operation):
+        request(operation, False)
     # What a stream could not send is carried on when the socket is ready for it.
     elif not told_by_readiness(<Uring*> engine, operation.channel):
+        if operation.wants_source:
+            give_source_up(operation)
         request(operation, not moves_data(operation))
 
 
@@ -287,7 +290,10 @@ cdef void operation_completed(Operation* operation, int32_t result, uint32_t fla
         note_pages_given(operation, result)
     if was_interrupted(result):
         result = -EINTR
-    if result == -ECANCELED or (result == -EINTR and operation.code != CP_CLOSE):
+    if operation.wants_source:
+        source_came(operation, result)
+        progress = GO_ON if operation.error == 0 else FINISHED
+    elif result == -ECANCELED or (result == -EINTR and operation.code != CP_CLOSE):
         # Unless `cancelled` says otherwise, the thread that submitted it has ended.
         progress = GO_ON
     elif operation.waits_only:

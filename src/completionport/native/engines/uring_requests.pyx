@@ -70,6 +70,15 @@ cdef void describe(cp_sqe* sqe, Operation* operation) noexcept nogil:
     )
     cdef int count = buffers_at_a_time(operation)
     cdef bint single = count == 1 and not is_message
+    if operation.wants_source:
+        # The thread that submits would start to read ahead, which may wait too.
+        sqe.flags = CP_SQE_ASYNC
+        sqe.opcode = CP_OP_READ
+        sqe.fd = operation.source
+        sqe.off = operation.offset
+        sqe.addr = <uintptr_t> operation.control
+        sqe.len = <uint32_t> operation.control_size
+        return
     if describe_file(sqe, operation):
         return
     sqe.len = 1

@@ -49,6 +49,7 @@ from ..channels.engine cimport (
     Stream,
 )
 from ..channels.lookups cimport AT_REST, LEFT_BEHIND, RUNNING, Lookup, lookup_free, lookup_run
+from ..channels.sources cimport give_source_up
 from ..channels.steps cimport account
 from ..channels.streams cimport stream_schedule
 from ..primitives.atomics cimport (
@@ -403,9 +404,15 @@ cdef void offload_start(Operation* operation) noexcept nogil:
 
 
 cdef void start_failed(Offload* pool, Operation* operation, int error) noexcept nogil:
-    """No more threads are to be had. With none at all the operation fails."""
+    """No more threads are to be had. With none at all the operation fails, unless it can do without."""
     if taken_from_nobody(pool, operation):
         back_from_pool(operation)
+        if operation.code == CP_SENDFILE:
+            # Then whoever sends it reads it too.
+            give_source_up(operation)
+            operation.gives_way = True
+            operation.channel.engine.type.start(operation.channel.engine, operation)
+            return
         operation.error = error
         # What waits for it is looked at by whoever started it.
         remove_operation(queue_of(operation), operation)
@@ -487,7 +494,9 @@ cdef bint let_go(Channel* channel, int source) noexcept nogil:
     operation.code = CP_LET_GO
     operation.channel = channel_retain(channel)
     operation.source = source
-    channel.in_kernel += 1
+    if source < 0:
+        # Another's file keeps nobody from closing this channel: `letting_go` keeps the port.
+        channel.in_kernel += 1
     cp_mutex_lock(&pool.lock)
     append(pool, operation)
     pool.letting_go += 1
@@ -499,7 +508,8 @@ cdef bint let_go(Channel* channel, int source) noexcept nogil:
     if obey(pool, summons) == 0 or not taken_from_nobody(pool, operation):
         return True
     closed(pool)
-    channel.in_kernel -= 1
+    if source < 0:
+        channel.in_kernel -= 1
     channel_release(channel)
     free(operation)
     return False
@@ -516,17 +526,18 @@ cdef void close_descriptor(Offload* pool, Operation* operation) noexcept nogil:
     """Carry out and free what `let_go` has put into the line."""
     cdef Channel* channel = operation.channel
     cdef int descriptor = operation.source
+    cdef bint own = descriptor < 0
     cdef bint inside
     free(operation)
-    if descriptor < 0:
+    if own:
         cp_mutex_lock(&channel.lock)
         descriptor = channel_take_descriptor(channel)
         cp_mutex_unlock(&channel.lock)
     close(descriptor)
     cp_mutex_lock(&channel.lock)
     inside = enter(pool.scheduler)
-    channel.in_kernel -= 1
-    let_go_if_idle(channel)
+    if own:
+        channel.in_kernel -= 1
     if channel.owner != NULL:
         stream_schedule(<Stream*> channel, not inside)
     if not inside:

@@ -347,7 +347,8 @@ cdef bint close_channels(Core core, int64_t deadline_ns) noexcept nogil:
             cp_mutex_unlock(&channel.lock)
             channel = channel.following
         cp_mutex_unlock(&core.channels_lock)
-        if not busy:
+        # Once more: what ended meanwhile may have left a file to be closed.
+        if not busy and not offload_lets_go(core.engine.offload):
             return True
         if deadline_ns != FOREVER and cp_now_ns() >= deadline_ns:
             return False

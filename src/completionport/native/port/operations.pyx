@@ -249,7 +249,10 @@ cdef class OverlappedBase:
         """The operation failed at once: no packet comes, the object is free, and as if new."""
         cdef object handle
         self.unpin()
-        let_sources_go(&self.operation_)
+        if self.operation_.source >= 0 or self.operation_.owns_control:
+            with nogil:
+                # A file's server may be waited for.
+                let_sources_go(&self.operation_)
         let_lookup_go(&self.operation_)
         self.received = None
         if self.meaning is not None:

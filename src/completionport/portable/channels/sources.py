@@ -9,8 +9,7 @@ import contextlib
 import enum
 import errno
 import os
-import threading
-from collections.abc import Callable
+from typing import Any
 
 PIECE = 128 << 10
 """What the page cache is asked for, and the pool reads, in one go, bytes."""
@@ -37,7 +36,7 @@ class Source:
     It belongs to its request, and is guarded as that is.
     """
 
-    __slots__ = ("data", "descriptor", "is_read", "kind", "left", "offset", "ready", "wants_read")
+    __slots__ = ("data", "descriptor", "kind", "left", "offset", "read", "ready", "wants_read")
 
     def __init__(self, descriptor: int, offset: int, left: int) -> None:
         """It may wait for a file server."""
@@ -47,7 +46,7 @@ class Source:
         self.ready = 0  # up to there it can be sent without waiting for a disk
         self.data = b""  # what was read of a distant file, as far as it was not sent
         self.wants_read = False  # the pool is to read on before more can be sent,
-        self.is_read = False  # and is at it, or has it in line
+        self.read: Any = None  # and is at it, or has it in line: a `SourceRead`
         self.kind = kind_of(descriptor, offset)
 
     def sendable(self) -> int:
@@ -77,9 +76,10 @@ class Source:
         # Else it is in the page cache now.
 
     def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):  # whatever it says, it is closed
+                os.close(descriptor)
 
     def _look_for(self, end: int) -> None:
         while self.ready < end:
@@ -127,56 +127,3 @@ def _is_distant(descriptor: int) -> bool:
         if before.split()[2] == number:
             return behind.startswith(DISTANT_SYSTEMS)
     return False
-
-
-class SourceWork:
-    """Work for the pool, with a descriptor of its own: here, to close it."""
-
-    function = False
-
-    __slots__ = ("_descriptor", "_under_way", "over")
-
-    def __init__(self, descriptor: int, under_way: dict[SourceWork, None]) -> None:
-        self._descriptor = descriptor
-        self._under_way = under_way  # all of a port; no lock, since each step of it is one
-        self.over = threading.Event()
-
-    def __call__(self) -> bool:
-        self.discard()
-        self.over.set()
-        self._under_way.pop(self, None)
-        return False
-
-    def discard(self) -> None:
-        """Close the descriptor, and do nothing else."""
-        with contextlib.suppress(OSError):  # whatever it says, it is closed
-            os.close(self._descriptor)
-
-
-class SourceRead(SourceWork):
-    """Reads the next bytes of the file."""
-
-    __slots__ = ("_offset", "_size", "_tell")
-
-    def __init__(
-        self,
-        source: Source,
-        under_way: dict[SourceWork, None],
-        tell: Callable[[bytes, OSError | None], None],
-    ) -> None:
-        super().__init__(os.dup(source.descriptor), under_way)
-        self._offset = source.offset
-        self._size = min(source.left, PIECE)
-        self._tell = tell
-
-    def __call__(self) -> bool:
-        data, failure = b"", None
-        try:
-            data = os.pread(self._descriptor, self._size, self._offset)
-        except OSError as error:
-            failure = error
-        try:
-            self._tell(data, failure)
-        finally:
-            super().__call__()
-        return False

@@ -361,7 +361,8 @@ def _send_file(channel: Target, request: Request) -> bool:
         if request.transferred >= end_of_turn:
             return False
         if data := source.data:
-            more = len(data) < source.left or len(request.views) > 0
+            # Before more is read it may take long: no part of it is kept back.
+            more = len(data) == source.left and len(request.views) > 0
             count = sock.send(data, flags | (MORE if more else 0))
         elif part := source.sendable():
             sent = partial(os.sendfile, channel.descriptor, source.descriptor, source.offset, part)

@@ -23,9 +23,10 @@ from ...interface.operation import Operation
 from ...shared import association
 from ..channels.chores import Chores
 from ..channels.requests import READING, Request
-from ..channels.sources import SourceKind, SourceRead, SourceWork
+from ..channels.sources import SourceKind
 from ..pool.file_channel import SideBySide
 from ..pool.offload import Offload
+from ..pool.source_work import SourceClose, SourceRead, SourceWorks
 from .attempts import attempt
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ WRITE = selectors.EVENT_WRITE
 
 def is_read_for(request: Request) -> bool:
     """Whether the pool has the file that it sends."""
-    return request.source is not None and request.source.is_read
+    return request.source is not None and request.source.read is not None
 
 
 class SelectorsChannel:
@@ -126,27 +127,36 @@ class SelectorsChannel:
             self.files.start(request)
             return True
         queue = self.reads if request.operation in READING else self.writes
-        packet_comes = True
         try:
             with self.lock:
                 if self.closed:
                     raise HandleClosed
-                if queue or not attempt(self, request):
-                    queue.append(request)
-                    try:
-                        self._arm()
-                    except BaseException:
-                        queue.remove(request)
-                        raise
-                elif not self.skips_on_success:
-                    self._complete(request)
-                else:
-                    packet_comes = False
+                try:
+                    packet_comes = self._start(queue, request)
+                except BaseException:
+                    self._let_source_go(request)
+                    raise
             if not packet_comes:
                 request.finish()
         finally:
             self.chores.run()
         return packet_comes
+
+    def _start(self, queue: deque[Request], request: Request) -> bool:
+        """False: it is done, and no packet comes. Lock held."""
+        if queue or not attempt(self, request):
+            queue.append(request)
+            try:
+                self._arm()
+            except BaseException:
+                queue.remove(request)
+                raise
+        elif self.skips_on_success:
+            self._let_source_go(request)
+            return False
+        else:
+            self._complete(request)
+        return True
 
     def cancel(self, overlapped: Overlapped | None) -> int:
         if self.files is not None:
@@ -227,30 +237,38 @@ class SelectorsChannel:
         if source is None or not source.wants_read:
             return
         source.wants_read = False
-        read = SourceRead(source, self.engine.source_work, partial(self._source_came, request))
-        source.is_read = self.engine.start_source_work(read)
-        if not source.is_read:  # then it is read by whoever sends it
-            read.discard()
+        works = self.engine.source_works
+        source.read = SourceRead(works, source, partial(self._source_came, request))
+        if not works.start(source.read):  # then it is read by whoever sends it
+            source.read = None
             source.kind = SourceKind.UNTOLD
 
     def _source_came(self, request: Request, data: bytes, error: OSError | None) -> None:
         """In a thread of the pool."""
-        assert request.source is not None
+        source = request.source
+        assert source is not None
         with self.lock:
-            request.source.is_read = False
+            source.read = None
             if not request.complete:
                 if error is None:
-                    request.source.came(data)
+                    source.came(data)
                 else:
                     self._fail_first(error)
-                self._advance(self.writes)
-                try:
-                    self._arm()
-                except (OSError, ValueError) as failed:
-                    # It can't be waited for, as where there are too many that are.
-                    if self.writes:
-                        self._fail_first(failed)
+                self._go_on()
         self.chores.run()
+
+    def _go_on(self) -> None:
+        """With what is to be written; an error has nobody to go to. Lock held."""
+        while True:
+            self._advance(self.writes)
+            try:
+                self._arm()
+                return
+            except (OSError, ValueError) as failed:
+                # It can't be waited for, as where there are too many that are.
+                if not self.writes:
+                    return
+                self._fail_first(failed)
 
     def _fail_first(self, error: BaseException) -> None:
         """Of what is to be written. Lock held."""
@@ -259,11 +277,14 @@ class SelectorsChannel:
         self._complete(request)
 
     def _let_source_go(self, request: Request) -> None:
-        """A file server is waited for by the pool. Lock held."""
+        """Who closes the file of a file server may wait for that: the pool. Lock held."""
         source = request.source
-        if source is not None and source.kind is SourceKind.DISTANT and source.descriptor >= 0:
-            work = SourceWork(source.descriptor, self.engine.source_work)
-            if self.engine.start_source_work(work):
+        if source is not None and source.read is not None:
+            source.read.closes = True
+            source.descriptor = -1
+        elif source is not None and source.kind is SourceKind.DISTANT and source.descriptor >= 0:
+            works = self.engine.source_works
+            if works.start(SourceClose(works, source.descriptor)):
                 source.descriptor = -1
         request.let_sources_go()
 
@@ -314,8 +335,7 @@ class SelectorsEngine:
         """Called with each complete request."""
         self.offload = offload
         """The pool, for regular files."""
-        self.source_work: dict[SourceWork, None] = {}
-        """What the pool has to do for files that are sent; no lock, each step is one."""
+        self.source_works = SourceWorks(offload)
         self._gone = gone
         self._selector = selectors.DefaultSelector() if selector is None else selector
         # With epoll and kqueue the kernel keeps the list, and each channel's lock guards its
@@ -373,24 +393,6 @@ class SelectorsEngine:
         except BaseException:
             channel.armed = before
             raise
-
-    def start_source_work(self, work: SourceWork) -> bool:
-        """Have the pool do it; False when no thread is to be had."""
-        self.source_work[work] = None
-        try:
-            self.offload.start(work)
-        except RuntimeError:
-            del self.source_work[work]
-            return False
-        return True
-
-    def finish_source_work(self) -> None:
-        """At the end of the port: what is in line is not done any more, the rest is waited for."""
-        for work in list(self.source_work):
-            if self.offload.cancel(work):
-                work.discard()
-            else:
-                work.over.wait()
 
     def let_go(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
         """Stop looking, let the descriptor go, and only then report. The channel's lock held."""

@@ -68,7 +68,7 @@ class SelectorsCore(Core):
         self.scheduler.close()
 
     def wait_for_pool(self, channels: list[Any]) -> None:
-        self.engine.finish_source_work()
+        self.engine.source_works.finish()
         super().wait_for_pool(channels)
 
     def _gone(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
