@@ -337,7 +337,7 @@ def send(port, make_pair, tmp_path):
 
 
 def test_a_file_is_sent_while_nobody_waits_for_its_server(files, port, send, tcp):
-    operation, far = Background(send, 2).outcome(LONG)
+    operation, far = send(2)
     reader = Background(read_exactly, far, slow_files.SIZE + 4)
     near, other_far = tcp
     with port.associate(near, "another") as handle:
@@ -356,7 +356,7 @@ def test_a_file_is_sent_while_nobody_waits_for_its_server(files, port, send, tcp
 
 
 def test_the_call_does_not_ask_the_server_what_its_file_system_is(files, port, send):
-    operation, _ = Background(send, slow_files.WAITS_TO_TELL).outcome(LONG)
+    operation, _ = send(slow_files.WAITS_TO_TELL)
     assert all(request.opcode == slow_files.READ for request in files.held())
     [done] = end_all(files, port, 1)
     assert done.overlapped is operation
