@@ -69,6 +69,18 @@ def end_all(files, port, count, error=0):
     return packets
 
 
+def end_reads(files, port):
+    """The packet that comes when reads, and nothing else, go on."""
+
+    def collected():
+        for request in files.held():
+            if request.opcode == slow_files.READ:
+                files.answer(request)
+        return port.get(0)
+
+    return wait_until(collected, "the packet")
+
+
 def answer_all_until(files, over, what):
     def answered():
         for request in files.held():
@@ -480,8 +492,8 @@ def test_nobody_waits_for_the_close_of_a_file_that_could_not_be_sent(files, port
 
 def test_the_peer_reads_the_end_while_the_file_that_was_sent_is_being_closed(files, port, send):
     operation, far = send(slow_files.WAITS_TO_CLOSE, 0, 10)
-    [done] = end_all(files, port, 1)
-    assert done.overlapped is operation
+    assert end_reads(files, port).overlapped is operation
+    files.wait_for(2)
     operation.handle.close()
     assert read_to_end(far) == bytes(10) + b"tail"
     closer = Background(port.close)
@@ -490,18 +502,7 @@ def test_the_peer_reads_the_end_while_the_file_that_was_sent_is_being_closed(fil
 
 def test_nobody_waits_for_the_close_of_a_file_that_was_sent(files, port, send, tcp):
     operation, far = send(slow_files.WAITS_TO_CLOSE, 0, 10)
-
-    def answer_reads():
-        for request in files.held():
-            if request.opcode == slow_files.READ:
-                files.answer(request)
-        return len(read) == 1
-
-    read = []
-    taker = Background(lambda: read.append(take_one(port)))
-    wait_until(answer_reads, "the packet")
-    taker.outcome(LONG)
-    assert read[0].overlapped is operation
+    assert end_reads(files, port).overlapped is operation
     assert read_exactly(far, 14) == bytes(10) + b"tail"
     # The program's own descriptor, and the duplicate of the operation.
     files.wait_for(2)
