@@ -18,6 +18,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -119,20 +120,24 @@ class Runner:
 
     def _once(self, path: Path) -> Run:
         begun = time.monotonic()
-        done = subprocess.run(
-            [
-                *(*self.tool, "--timeout", str(self.limit), "run", "-m", "pytest"),
-                *("-p", "no:cacheprovider", "-v", "--color=no"),
-                *("--timeout=0", "-o", f"faulthandler_timeout={LONG}"),
-                os.path.relpath(path, windows_python.ROOT),
-            ],
-            cwd=windows_python.ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
+        # A folder of its own: in one for all, processes that end at the same time take the same old
+        # folders away, and fail.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            done = subprocess.run(
+                [
+                    *(*self.tool, "--timeout", str(self.limit), "run", "-m", "pytest"),
+                    *("-p", "no:cacheprovider", "-v", "--color=no"),
+                    *("--timeout=0", "-o", f"faulthandler_timeout={LONG}"),
+                    "--basetemp=Z:" + os.path.join(folder, "t").replace("/", "\\"),
+                    os.path.relpath(path, windows_python.ROOT),
+                ],
+                cwd=windows_python.ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
         return Run(path, done.returncode, time.monotonic() - begun, done.stdout)
 
     def _show(self, run: Run, what: str) -> None:
