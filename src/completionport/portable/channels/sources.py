@@ -78,8 +78,7 @@ class Source:
     def close(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
-            with contextlib.suppress(OSError):  # whatever it says, it is closed
-                os.close(descriptor)
+            close_source(descriptor)
 
     def _look_for(self, end: int) -> None:
         while self.ready < end:
@@ -97,6 +96,12 @@ class Source:
         except OSError:
             return True  # to send it will tell what is wrong
         return True
+
+
+def close_source(descriptor: int) -> None:
+    """It was only read from: whatever close(2) says, it is closed."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 def kind_of(descriptor: int, offset: int) -> SourceKind:

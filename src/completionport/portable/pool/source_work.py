@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
 
 from ...interface.errors import PORT_WAS_CLOSED, OperationAborted
-from ..channels.sources import PIECE, Source
+from ..channels.sources import PIECE, Source, close_source
 from .offload import Offload
 
 
@@ -29,8 +28,7 @@ class SourceClose:
         return False
 
     def discard(self) -> None:
-        with contextlib.suppress(OSError):  # whatever it says, it is closed
-            os.close(self._descriptor)
+        close_source(self._descriptor)
 
 
 class SourceRead:
@@ -70,8 +68,7 @@ class SourceRead:
         self._tell(data, failure)
         # It does not change any more.
         if self.closes:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
+            close_source(self._descriptor)
 
 
 class SourceWorks:
