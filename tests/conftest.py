@@ -17,6 +17,7 @@ import pytest
 from completionport import CompletionPort, Handler, Server
 from completionport.engines import ENGINES
 from datagram_support import bound_socket
+from stalls import stalls
 from support import (
     LONG,
     WINDOWS,
@@ -50,6 +51,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help=f"run the tests on this engine only (may be given again): {', '.join(ENGINES)}",
     )
+    parser.addoption(
+        "--stalls",
+        metavar="SEED",
+        help="stall the threads of each test now and then, as a busy machine does",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    seed = item.config.getoption("--stalls")
+    with stalls(seed + item.nodeid) if seed else contextlib.nullcontext():
+        return (yield)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

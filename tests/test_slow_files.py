@@ -374,6 +374,16 @@ def test_the_call_does_not_ask_the_server_what_its_file_system_is(files, port, s
     assert done.overlapped is operation
 
 
+def test_a_file_is_associated_without_asking_its_server_what_its_file_system_is(files, associate):
+    associating = Background(associate, slow_files.WAITS_TO_TELL)
+    wait_until(lambda: files.held() or not associating.is_alive(), "it asks, or is done")
+    asked = [request.opcode for request in files.held()]
+    for request in files.held():
+        files.answer(request)
+    associating.outcome().close()
+    assert slow_files.STATFS not in asked
+
+
 @pytest.mark.parametrize("pool_threads", [1, 8])
 def test_a_file_goes_on_while_the_server_of_another_one_is_silent(
     files, make_port, make_pair, tmp_path, pool_threads

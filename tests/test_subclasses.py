@@ -129,6 +129,14 @@ class TestASubclassOfCompletionPort:
             Slotted(engine=engine)
 
 
+def test_a_class_derived_from_strand_says_that_it_can_not_be(port):
+    class Named(Strand):
+        name = "mine"
+
+    with pytest.raises(TypeError, match=r"Named can't be derived from Strand: .* attribute"):
+        Named(port)
+
+
 CALLS = {
     "associate": lambda port: port.associate(socket.socket(), "key"),
     "associate_signal": lambda port: port.associate_signal(2, "key"),

@@ -220,6 +220,7 @@ class TestStuck:
                 event.wait(LONG)
 
         blocker = Background(block)
+        wait_for_stats(port, waiting=1)
         watcher = Background(port._wait_until_stuck, LONG)
         port.post()
         wait_for_stats(port, queued=0, blocked=1)
@@ -231,9 +232,10 @@ class TestStuck:
         assert take_one(port).transferred == "waits"
 
     def test_a_port_with_a_thread_that_waits_for_packets_is_not_stuck(self, make_port):
-        port = make_port(2)
-        watcher = Background(port._wait_until_stuck, 0.2)
+        port = make_port(1)
         taker = Background(lambda: [port.get(LONG) for _ in range(200)])
+        wait_for_stats(port, waiting=1)
+        watcher = Background(port._wait_until_stuck, 0.2)
         for _ in range(200):
             port.post()
         taker.outcome()
@@ -258,6 +260,8 @@ class TestStuck:
 
     def test_it_holds_no_place(self, make_port):
         port = make_port(1)
+        port.post()
+        take_one(port)
         watcher = Background(port._wait_until_stuck, 0.1)
         for _ in range(3):
             port.post()

@@ -460,12 +460,19 @@ class Strand(Unique):
     Any number of handles can be bound to one strand, and each handle to one strand only. A strand
     lives as long as something refers to it or is bound to it.
 
-    Raised: `TypeError` when ``port`` is no `CompletionPort`, `PortClosed`.
+    It can't be derived from: which class a strand is of is the port's affair.
+
+    Raised: `TypeError` when ``port`` is no `CompletionPort`, and for a derived class; `PortClosed`.
     """
 
     __slots__ = ()
 
     def __new__(cls, port: CompletionPort) -> Strand:
+        if cls is not Strand:
+            raise TypeError(
+                f"{cls.__name__} can't be derived from Strand: each engine has strands of its own; "
+                "keep the Strand in an attribute"
+            )
         if not isinstance(port, CompletionPort):
             raise TypeError(f"a Strand needs a CompletionPort, not {type(port).__name__}")
         return port._new_strand()

@@ -13,12 +13,12 @@ the code below leans on it:
 - The kernel reads at least as much as `PIECE` ahead of who reads on and on (VM_READAHEAD_PAGES). So where
   the first byte and the last of a piece are there, the piece is.
 - What is in the cache may be taken out again before it is sent. Then sendfile(2) reads it after all.
-- fstatfs(2) asks a file's server, and waits for it; statmount(2) (Linux 6.8) knows the file system's type itself.
 """
 
 from libc.stdlib cimport free, malloc
 
 from .engine cimport DISTANT, TOLD, UNTOLD
+from .file_systems cimport is_distant
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -34,12 +34,9 @@ cdef extern from "unistd.h" nogil:
 cdef extern from * nogil:
     """
     #include <errno.h>
-    #include <fcntl.h>
     #include <stdint.h>
-    #include <sys/stat.h>
     #include <sys/syscall.h>
     #include <sys/uio.h>
-    #include <sys/vfs.h>
     #include <unistd.h>
     #ifndef RWF_NOWAIT
     #define RWF_NOWAIT 8
@@ -59,55 +56,8 @@ cdef extern from * nogil:
             return CP_ABSENT;
         return errno == EOPNOTSUPP ? CP_NOT_TOLD : CP_PRESENT;
     }
-    /* What statx(2) and statmount(2) take and give, as far as it is needed: linux/stat.h, linux/mount.h. */
-    #define CP_STATX_MNT_ID_UNIQUE 0x4000
-    #define CP_STATMOUNT_SB_BASIC 1
-    #define CP_SYS_STATMOUNT 457
-    static inline int cp_file_system(int descriptor, uint64_t *type)
-    {
-        union { uint64_t words[32]; struct statx status; } file;
-        struct { uint32_t size, spare; uint64_t mount, wanted; } request = { 24, 0, 0, CP_STATMOUNT_SB_BASIC };
-        struct { uint32_t size, options; uint64_t given; uint32_t major, minor; uint64_t magic, rest[60]; } mount;
-        struct statfs system;
-        if (statx(descriptor, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, CP_STATX_MNT_ID_UNIQUE, &file.status) == 0
-            && file.status.stx_mask & CP_STATX_MNT_ID_UNIQUE) {
-            request.mount = file.words[18];
-            if (syscall(CP_SYS_STATMOUNT, &request, &mount, sizeof mount, 0) == 0
-                && mount.given & CP_STATMOUNT_SB_BASIC) {
-                *type = mount.magic;
-                return 1;
-            }
-        }
-        if (fstatfs(descriptor, &system) != 0)
-            return 0;
-        *type = (uint32_t)system.f_type;
-        return 1;
-    }
-    /* linux/magic.h, and where it has none the file system's own source. */
-    static inline int cp_is_distant(int descriptor)
-    {
-        uint64_t type;
-        if (!cp_file_system(descriptor, &type))
-            return 1;
-        switch ((uint32_t)type) {
-        case 0x65735546: /* FUSE */
-        case 0x00006969: /* NFS */
-        case 0x0000517B: /* SMB */
-        case 0xFF534D42: /* CIFS */
-        case 0xFE534D42: /* SMB 2 and later */
-        case 0x01021997: /* 9p */
-        case 0x00C36400: /* Ceph */
-        case 0x5346414F: /* AFS */
-        case 0x6B414653: /* AFS, the kernel's own */
-        case 0x73757245: /* Coda */
-        case 0x786F4256: /* VirtualBox' shared folders */
-            return 1;
-        }
-        return 0;
-    }
     """
     int cp_ask_page_cache(int descriptor, int64_t offset)
-    bint cp_is_distant(int descriptor)
     enum:
         CP_ABSENT
         CP_NOT_TOLD
@@ -122,7 +72,7 @@ cdef enum:
 cdef SourceKind source_kind(int descriptor, int64_t offset) noexcept nogil:
     if cp_ask_page_cache(descriptor, offset) != CP_NOT_TOLD:
         return TOLD
-    return DISTANT if cp_is_distant(descriptor) else UNTOLD
+    return DISTANT if is_distant(descriptor) else UNTOLD
 
 
 cdef int64_t sendable(Operation* operation) noexcept nogil:

@@ -6,5 +6,3 @@ cdef enum:
 cdef object status_of(const char* status)
 # What O_DIRECT wants addresses, offsets and sizes to be multiples of; `direct`: the file is open so.
 cdef int alignment_of(int descriptor) noexcept
-# Whether the file's system is a program's, which may take its time to say so.
-cdef bint is_on_fuse(int descriptor) noexcept nogil

@@ -50,23 +50,9 @@ cdef extern from * nogil:
         uint32_t stx_dev_minor
     int cp_direct_alignment(int descriptor)
 
-cdef extern from "sys/vfs.h" nogil:
-    cdef struct statfs:
-        long f_type
-    int fstatfs(int descriptor, statfs* buffer)
-
-cdef enum:
-    FUSE_SUPER_MAGIC = 0x65735546   # linux/magic.h
-
 
 cdef int alignment_of(int descriptor) noexcept:
     return cp_direct_alignment(descriptor)
-
-
-cdef bint is_on_fuse(int descriptor) noexcept nogil:
-    cdef statfs system
-    # A server that does not say either is one.
-    return fstatfs(descriptor, &system) != 0 or system.f_type == FUSE_SUPER_MAGIC
 
 
 cdef object status_of(const char* memory):

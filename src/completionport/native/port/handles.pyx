@@ -20,6 +20,7 @@ from ..channels.channels cimport (
     submit_operation,
 )
 from ..channels.engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
+from ..channels.file_systems cimport is_on_fuse
 from ..primitives.atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
@@ -30,7 +31,7 @@ from ..primitives.atomics cimport (
 )
 from ..scheduling.scheduler cimport is_closed, strand_retain
 from .core cimport Core
-from .file_status cimport alignment_of, is_on_fuse
+from .file_status cimport alignment_of
 from .operations cimport HandleBase, OverlappedBase
 from .strand cimport Strand
 
