@@ -16,6 +16,8 @@ import statistics
 import sys
 import time
 
+from arguments import add_engines, duration, engines_of
+
 from completionport import Connection, Handler, Server
 
 
@@ -59,13 +61,13 @@ def measure(engine: str, seconds: float) -> dict[str, list[float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engine", action="append", choices=("io_uring", "epoll"))
-    parser.add_argument("--seconds", type=float, default=3.0)
+    add_engines(parser)
+    parser.add_argument("--seconds", type=duration, default=3.0)
     options = parser.parse_args()
     with_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     worst = 0.0
     print(f"{'':28}  {'echoes':>6}  {'p50 ms':>7}  {'p99 ms':>7}  {'max ms':>7}")
-    for engine in options.engine or ("io_uring", "epoll"):
+    for engine in engines_of(options):
         for what, times in measure(engine, options.seconds).items():
             p99 = statistics.quantiles(times, n=100)[98]
             worst = max(worst, p99)

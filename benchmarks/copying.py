@@ -5,6 +5,8 @@ The targets are on the same file system as the source, which is in the page cach
 counts. Each round runs all of them, in another order each time, and with memory that was used just
 before. ``file_copy`` is without its check,
 as `cp` has none; ``with check`` is what the program does when it is not told otherwise.
+
+Exit status: 0 when all bars hold, 1 when one does not or something failed.
 """
 
 from __future__ import annotations
@@ -14,14 +16,15 @@ import mmap
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from report import middle_half
+from arguments import ENGINES, whole
+from report import Report, middle, ratio_bar, ratios, times
 
 PROGRAM = Path(__file__).parent.parent / "examples/file_copy.py"
 
@@ -68,15 +71,27 @@ def seconds(command: list[str], target: Path) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--engine", default="io_uring")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--engine", choices=ENGINES, default="io_uring")
+    parser.add_argument("--rounds", type=whole(), default=7)
     parser.add_argument("--cold", action="store_true", help="the source is read from the disk")
-    parser.add_argument("--small", type=int, default=10_000, help="how many small files")
-    parser.add_argument("--mebibytes", type=int, default=2048, help="size of the one file")
+    parser.add_argument("--small", type=whole(0), default=10_000, help="how many small files")
+    parser.add_argument("--mebibytes", type=whole(0), default=2048, help="size of the one file")
     parser.add_argument("--folder", default="/var/tmp")
     options = parser.parse_args()
+    held = True
+    try:
+        for report in compare(options):
+            report.show()
+            held = held and not report.fails()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"copying.py: {error}", file=sys.stderr)
+        return 1
+    return int(not held)
+
+
+def compare(options: argparse.Namespace) -> Iterator[Report]:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source, targets = Path(folder) / "source", Path(folder) / "targets"
         ours = [sys.executable, str(PROGRAM), "--quiet", "--engine", options.engine, str(source)]
@@ -94,7 +109,11 @@ def main() -> None:
             make(source, amount)
             targets.mkdir()
             copies = 0
-            times: dict[str, list[float]] = {command: [] for command in commands}
+            report = Report(
+                f"{name}, {'cold' if options.cold else 'in the page cache'}, {options.engine}",
+                ["", "s", "speed against cp -r"],
+                rounds={command: [] for command in commands},
+            )
             order = list(commands)
             for _ in range(options.rounds):
                 for command in order:
@@ -103,7 +122,7 @@ def main() -> None:
                     touch_memory(2 * max(options.mebibytes, 64) << 20)
                     copies += 1
                     target = targets / f"{copies}"
-                    times[command].append(seconds(commands[command], target))
+                    report.rounds[command].append({"s": seconds(commands[command], target)})
                     # Many files stay until the end: ext4 gives a deleted file's number to no other
                     # for some minutes, and passes over all of these for every new file.
                     if make is one_file:
@@ -111,15 +130,12 @@ def main() -> None:
                 order = order[1:] + order[:1]
             shutil.rmtree(source)
             shutil.rmtree(targets)
-            print(f"{name}, {'cold' if options.cold else 'in the page cache'}, {options.engine}")
-            for command, found in times.items():
-                ratios = [other / own for other, own in zip(times["cp -r"], found, strict=True)]
-                low, high = middle_half(ratios)
-                print(
-                    f"  {command:10} {statistics.median(found):5.2f} s, speed against cp -r "
-                    f"{statistics.median(ratios):.2f} (middle half {low:.2f} to {high:.2f})"
-                )
+            for command, rounds in report.rounds.items():
+                speeds = ratios(report.rounds, "cp -r", command, "s")
+                report.rows.append([command, f"{middle(rounds, 's'):.2f}", times(speeds)])
+            ratio_bar(report, "speed of file_copy against cp -r", "cp -r", "file_copy", 1, "s")
+            yield report
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

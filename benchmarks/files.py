@@ -3,6 +3,8 @@
 The port takes its packets with `get_many` and starts a read for each. asyncio runs `os.pread` in
 its default executor, one task for each read in flight. fio is the one with the same depth on the
 same file, with its engine io_uring. With ``--direct`` all of them go to the disk (O_DIRECT).
+
+Exit status: 0 when all bars hold, 1 when one does not or something failed.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ import json
 import mmap
 import os
 import random
-import statistics
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
+
+from arguments import add_engines, duration, engines_of, file_to_write, whole
+from report import Report, middle, ratio_bar, ratios, times
 
 from completionport import CompletionPort, Overlapped
 
@@ -107,26 +113,44 @@ def make_file(path: Path, size: int) -> None:
             pass
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", action="append", help="the compiled ones when left out")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
-    parser.add_argument("--depth", type=int, default=64, help="reads in flight")
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_engines(parser)
+    parser.add_argument("--rounds", type=whole(), default=5)
+    parser.add_argument("--seconds", type=duration, default=1.0, help="of each measurement")
+    parser.add_argument("--depth", type=whole(), default=64, help="reads in flight")
     parser.add_argument("--direct", action="store_true", help="past the page cache")
-    parser.add_argument("--file", type=Path, default=Path("/var/tmp/completionport-reads"))
-    parser.add_argument("--mebibytes", type=int, default=256, help="its size")
+    parser.add_argument("--file", type=file_to_write, default=Path("/var/tmp/completionport-reads"))
+    parser.add_argument("--mebibytes", type=whole(), default=256, help="its size")
     options = parser.parse_args()
+    if shutil.which("fio") is None:
+        parser.error("fio is not there, which this compares with: install the package fio")
+    try:
+        report = compare(options)
+    except OSError as error:
+        print(f"files.py: {error}", file=sys.stderr)
+        return 1
+    report.show()
+    return int(report.fails())
+
+
+def compare(options: argparse.Namespace) -> Report:
     make_file(options.file, options.mebibytes << 20)
     path, depth = str(options.file), options.depth
     chance = random.Random(2)
     blocks = (options.mebibytes << 20) // BLOCK
     places = [chance.randrange(blocks) * BLOCK for _ in range(1 << 16)]
-    engines = options.engine or ["io_uring", "epoll"]
-    rates: dict[str, list[float]] = {}
+    engines = engines_of(options)
+    report = Report(
+        f"random reads of {BLOCK} bytes, {depth} in flight, "
+        f"{'past the page cache' if options.direct else 'from the page cache'}",
+        ["", "reads/s", "to asyncio", "to fio"],
+    )
 
     def note(name: str, rate: float) -> None:
-        rates.setdefault(name, []).append(rate)
+        report.rounds.setdefault(name, []).append({"rate": rate})
 
     for _ in range(options.rounds):
         for engine in engines:
@@ -134,17 +158,18 @@ def main() -> None:
         if not options.direct:
             note("asyncio", of_asyncio(path, depth, options.seconds, places))
         note("fio", of_fio(path, depth, options.seconds, options.direct))
-    print(f"{'':10} {'reads/s':>10} {'to asyncio':>11} {'to fio':>7}")
-    for name, values in rates.items():
-        line = f"{name:10} {statistics.median(values):10,.0f}"
-        for other, width in (("asyncio", 11), ("fio", 7)):
-            ratio = "-"
-            if other in rates and other != name:
-                pairs = zip(values, rates[other], strict=True)
-                ratio = f"{statistics.median(one / base for one, base in pairs):.2f}"
-            line += f" {ratio:>{width}}"
-        print(line)
+    for name, rounds in report.rounds.items():
+        compared = [
+            times(ratios(report.rounds, name, other, "rate")) if name != other else "-"
+            for other in ("asyncio", "fio")
+        ]
+        report.rows.append([name, f"{middle(rounds, 'rate'):,.0f}", *compared])
+    for engine in engines:
+        ratio_bar(report, f"{engine}, reads against asyncio", engine, "asyncio", 3)
+        against_fio = 0.9 if options.direct else 0.5
+        ratio_bar(report, f"{engine}, reads against fio", engine, "fio", against_fio)
+    return report
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
+import arguments
 from processes import (
     HERE,
     EchoServer,
@@ -103,23 +104,20 @@ def parser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("case", choices=[*cases, "all"], nargs="+")
-    made.add_argument("--rounds", type=int, default=rounds)
-    made.add_argument("--seconds", type=float, default=seconds, help="measured in each round")
+    made.add_argument("--rounds", type=arguments.whole(), default=rounds)
     made.add_argument(
-        "--engine",
-        action="append",
-        choices=["io_uring", "epoll", "selectors"],
-        help="may be given several times; io_uring and epoll when left out",
+        "--seconds", type=arguments.duration, default=seconds, help="measured in each round"
     )
-    made.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
+    arguments.add_engines(made)
+    made.add_argument(
+        "--json", metavar="FILE", type=arguments.file_to_write, help="write all figures there"
+    )
     return made
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     options = made.parse_args()
-    if options.rounds < 1 or options.seconds <= 0:
-        made.error("--rounds and --seconds must be positive")
-    options.engine = list(dict.fromkeys(options.engine or ["io_uring", "epoll"]))
+    options.engine = arguments.engines_of(options)
     return options
 
 

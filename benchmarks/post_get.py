@@ -8,6 +8,8 @@ import queue
 import statistics
 import time
 
+from arguments import add_engine, whole
+
 from completionport import CompletionPort
 
 
@@ -31,9 +33,9 @@ def queue_pairs(waiting: queue.SimpleQueue[object], pairs: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", help="the best one here when left out")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--pairs", type=int, default=200_000, help="in each round")
+    add_engine(parser)
+    parser.add_argument("--rounds", type=whole(), default=7)
+    parser.add_argument("--pairs", type=whole(10), default=200_000, help="in each round")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args()
     ports: list[float] = []

@@ -17,6 +17,7 @@ import argparse
 import socket
 import sys
 
+from arguments import whole
 from harness import PROBLEMS, interleaved, ours, parse, parser, run, script
 from processes import HERE, EchoServer, apart, build, hold_idle, load, run_client
 from report import Bar, Report, Round, middle, note_disturbance, ratio_bar, ratios, times
@@ -298,7 +299,7 @@ CASES = {
 
 def main() -> int:
     made = parser(__doc__, CASES, rounds=20, seconds=0.6)
-    made.add_argument("--workers", type=int, help="of Server; its own default when left out")
+    made.add_argument("--workers", type=whole(), help="of Server; its own default when left out")
     return run(CASES, parse(made))
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from arguments import add_engine, whole
 from processes import apart
 from report import middle_half
 
@@ -71,9 +72,9 @@ def timed(send: Callable[[Any, Any], int], address: Any, file: IO[bytes], size: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", help="the best one here when left out")
-    parser.add_argument("--size", type=int, default=1024, help="of the file, MiB")
-    parser.add_argument("--rounds", type=int, default=15)
+    add_engine(parser)
+    parser.add_argument("--size", type=whole(), default=1024, help="of the file, MiB")
+    parser.add_argument("--rounds", type=whole(), default=15)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     places = apart()

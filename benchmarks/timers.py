@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
+from arguments import add_engine, whole
 from processes import build
 
 from completionport import CompletionPort
@@ -160,9 +161,9 @@ def line_of(name: str, values: Figures) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", help="the best one here when left out")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=1_000_000, help="timers in each round")
+    add_engine(parser)
+    parser.add_argument("--rounds", type=whole(), default=5)
+    parser.add_argument("--count", type=whole(), default=1_000_000, help="timers in each round")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument(
         "--ring", action="store_true", help="only what they would cost as requests of io_uring"

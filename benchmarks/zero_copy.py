@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from arguments import whole
 from processes import apart
 from sendfile import MEBIBYTE, drain
 
@@ -96,9 +97,9 @@ def timed(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", choices=["loopback", "sink"])
-    parser.add_argument("size", type=int, help="of a send, bytes")
-    parser.add_argument("--total", type=int, default=256, help="MiB in each turn")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("size", type=whole(), help="of a send, bytes")
+    parser.add_argument("--total", type=whole(), default=256, help="MiB in each turn")
+    parser.add_argument("--rounds", type=whole(), default=9)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     streams = options.network == "loopback"
