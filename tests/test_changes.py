@@ -285,8 +285,10 @@ def test_an_overflow_is_an_error_and_the_next_call_goes_on(port, tmp_path, recur
         error = None
         while error is None:
             handle.read_changes(recursive, size=4096)
-            error = take_one(port).error
+            done = take_one(port)
+            error = done.error
         assert error.errno == errno.EOVERFLOW
+        assert done.transferred == 0
         assert "look through the directory again" in str(error)
         (tmp_path / "folder" / "inside").mkdir()
         (tmp_path / "last").mkdir()
@@ -337,6 +339,48 @@ def test_cancel_and_close_give_the_packet(port, watched):
     with pytest.raises(HandleClosed):
         watched.read_changes()
     assert_quiet(port)
+
+
+@pytest.fixture
+def closed_behind_its_read(make_port, tmp_path):
+    """Change something while a read is under way, then close the handle: the read's packet."""
+
+    def packet(change, recursive=False):
+        port = make_port(2)
+        strand = Strand(port)
+        handle = port.associate(open_directory(tmp_path), "key", strand=strand)
+        port.post(strand=strand)
+        take_one(port)
+        # Another thread fetches the packet, which stays back until the strand is released.
+        taker = Background(port.get, LONG)
+        wait_for_stats(port, waiting=1)
+        handle.read_changes(recursive)
+        change()
+        wait_for_stats(port, queued=1)
+        handle.close()
+        strand.release()
+        return taker.outcome()
+
+    return packet
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_what_was_read_before_the_handle_was_closed_is_told(
+    closed_behind_its_read, tmp_path, recursive
+):
+    done = closed_behind_its_read((tmp_path / "folder").mkdir, recursive)
+    assert done.error is None
+    assert done.overlapped.result() == [Change(ADDED, "folder")]
+    assert done.transferred == 1
+
+
+def test_a_file_that_was_moved_away_before_the_handle_was_closed_is_told(
+    closed_behind_its_read, tmp_path, tmp_path_factory
+):
+    (tmp_path / "file").touch()
+    target = tmp_path_factory.mktemp("elsewhere") / "file"
+    done = closed_behind_its_read(lambda: (tmp_path / "file").rename(target))
+    assert done.overlapped.result() == [Change(REMOVED, "file")]
 
 
 def test_an_overlapped_can_be_used_again_and_for_something_else(port, watched, tmp_path, tcp):

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..interface.errors import HandleClosed, system_error
@@ -119,13 +119,16 @@ class DirectoryWatch:
         self.recursive = recursive
         self.root = OwnDescriptor(os.dup(number))
         self.instance = OwnDescriptor(inotify.new())
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards the five below
+        # The numbers of these two while they are held, -1 where the handle was closed before.
+        self._root = self._instance = -1
         self._folders: dict[int, str] = {}  # watch -> path from the root on, "" for the root
         # watch -> names that were told of because they were found there: the kernel may tell again.
         self._found: dict[int, set[str]] = {}
         self._parent: int | None = None  # the watch of the folder that the root lies in
-        self._add("", [])
-        self._watch_parent()
+        with self._held():
+            self._add("", [])
+            self._watch_parent()
         self.inner = port.associate(self.instance, handle.key, strand=handle._strand)
 
     def cancel(self, overlapped: Overlapped | None = None) -> int:
@@ -136,14 +139,18 @@ class DirectoryWatch:
         self.root.close()
 
     def translate(self, data: bytes) -> list[Change]:
-        """What a read has brought; `OSError` when something was lost."""
-        with self._lock:
+        """What a read has brought; `OSError` when something was lost.
+
+        Of a handle that is closed by now as well, for which nothing more is read or watched.
+        """
+        with self._held() as is_open:
             events = list(inotify.events(data))
-            if events and events[-1].mask & inotify.MOVED_FROM:
+            if is_open and events and events[-1].mask & inotify.MOVED_FROM:
                 # The new name may come right behind it.
                 events += self._read_on()
             if any(event.mask & inotify.Q_OVERFLOW for event in events):
-                self._start_again()
+                if is_open:
+                    self._start_again()
                 raise system_error(errno.EOVERFLOW, LOST)
             changes: list[Change] = []
             moves = {event.cookie: event for event in events if event.mask & inotify.MOVED_TO}
@@ -153,7 +160,7 @@ class DirectoryWatch:
             }  # fmt: skip
             for event in events:
                 self._translate(event, event.cookie in paired, moves, changes)
-            if self.is_deleted():
+            if is_open and self.is_deleted():
                 # Whoever else waits is told as well, after what has changed before.
                 self._wake_next()
                 if not changes:
@@ -162,11 +169,24 @@ class DirectoryWatch:
 
     def is_deleted(self) -> bool:
         """Whether the directory is; it may be moved all the same, and still be watched."""
-        return os.fstat(self.root.fileno()).st_nlink == 0
+        with self.root.held() as number:
+            return number >= 0 and os.fstat(number).st_nlink == 0
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[bool]:
+        """With the lock, and with the descriptors if none of them is closed: whether it is so."""
+        with self._lock, self.root.held() as root, self.instance.held() as instance:
+            is_open = root >= 0 and instance >= 0
+            if is_open:
+                self._root, self._instance = root, instance
+            try:
+                yield is_open
+            finally:
+                self._root = self._instance = -1
 
     def _read_on(self) -> list[inotify.Event]:
         with contextlib.suppress(BlockingIOError):
-            return list(inotify.events(os.read(self.instance.fileno(), LEAST_SIZE)))
+            return list(inotify.events(os.read(self._instance, LEAST_SIZE)))
         return []
 
     def _translate(
@@ -223,13 +243,15 @@ class DirectoryWatch:
 
     def _add(self, path: str, changes: list[Change]) -> None:
         """Watch a folder, and those in it where that is wanted; tell what is there. Lock held."""
-        where = f"/proc/self/fd/{self.root.fileno()}"
+        if self._root < 0:
+            return
+        where = f"/proc/self/fd/{self._root}"
         mask = WATCHED | inotify.MOVE_SELF
         if path:
             where = f"{where}/{path}"
             mask = WATCHED | inotify.DONT_FOLLOW
         try:
-            watch = inotify.add(self.instance.fileno(), where, mask)
+            watch = inotify.add(self._instance, where, mask)
         except OSError as error:
             # A folder that is gone again, or no folder any more, is told of by its parent.
             if path and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
@@ -248,9 +270,9 @@ class DirectoryWatch:
                 self._add(inside, changes)
 
     def _watch_parent(self) -> None:
-        """Watch what is deleted where the directory lies now. Lock held, or it is new."""
-        instance = self.instance.fileno()
-        here = f"/proc/self/fd/{self.root.fileno()}"
+        """Watch what is deleted where the directory lies now. Lock held."""
+        instance = self._instance
+        here = f"/proc/self/fd/{self._root}"
         with contextlib.suppress(OSError):  # a folder that may not be read, or is gone again
             while True:
                 path = os.readlink(here)
@@ -266,9 +288,8 @@ class DirectoryWatch:
     def _wake_next(self) -> None:
         """Have the read that waits next see that the directory is deleted. Lock held."""
         # The end of a watch is an event, as often as one is set and ended.
-        instance = self.instance.fileno()
-        watch = inotify.add(instance, f"/proc/self/fd/{self.root.fileno()}", WATCHED)
-        inotify.remove(instance, watch)
+        watch = inotify.add(self._instance, f"/proc/self/fd/{self._root}", WATCHED)
+        inotify.remove(self._instance, watch)
 
     def _rename(self, old: str, new: str) -> None:
         """A folder that is watched has another name, and so have those in it. Lock held."""
@@ -280,16 +301,16 @@ class DirectoryWatch:
         """A folder was moved away: it is not watched any more, nor are those in it. Lock held."""
         for watch, other in list(self._folders.items()):
             if other == path or other.startswith(path + "/"):
-                inotify.remove(self.instance.fileno(), watch)
+                inotify.remove(self._instance, watch)
                 del self._folders[watch]
                 self._found.pop(watch, None)
 
     def _start_again(self) -> None:
         """Events are lost: which folders there are has to be looked up. Lock held."""
         for watch in self._folders:
-            inotify.remove(self.instance.fileno(), watch)
+            inotify.remove(self._instance, watch)
         if self._parent is not None:
-            inotify.remove(self.instance.fileno(), self._parent)
+            inotify.remove(self._instance, self._parent)
         self._parent = None
         self._folders.clear()
         self._found.clear()

@@ -497,6 +497,7 @@ cdef class OverlappedBase:
             try:
                 op.transferred, self.value_ = self.meaning.outcome(self.value_)
             except OSError as reason:
+                op.transferred = 0
                 self.value_ = None
                 error = reason
             except BaseException:

@@ -201,6 +201,7 @@ class Request:
             try:
                 self.transferred, value = self.meaning.outcome(value)
             except OSError as error:
+                self.transferred = 0
                 self.fail(error)
                 value = None
             except BaseException:
