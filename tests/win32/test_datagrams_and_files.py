@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from completionport import win32
+from support import read_exactly
 from win32_support import (
     LONG,
     Packet,
@@ -12,7 +13,6 @@ from win32_support import (
     differs_on_wine,
     in_order,
     pending,
-    read_exactly,
     started,
     take,
     wait_for_data,

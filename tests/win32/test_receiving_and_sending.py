@@ -8,6 +8,7 @@ import weakref
 import pytest
 
 from completionport import win32
+from support import read_exactly
 from win32_support import (
     LONG,
     Packet,
@@ -16,7 +17,6 @@ from win32_support import (
     differs_on_wine,
     in_order,
     pending,
-    read_exactly,
     reset,
     started,
     take,

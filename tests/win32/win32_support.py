@@ -104,16 +104,6 @@ def started(result: tuple[int, int | None]) -> bool:
     return result[0] == 0 or pending(result)
 
 
-def read_exactly(sock: socket.socket, size: int) -> bytes:
-    parts = []
-    while size:
-        part = sock.recv(min(size, 1 << 16))
-        assert part, f"the stream ended {size} bytes early"
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
 def in_order(size: int) -> bytes:
     """Bytes in which a swap of two parts shows."""
     return b"".join(number.to_bytes(4, "big") for number in range(size // 4))

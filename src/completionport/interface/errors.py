@@ -77,7 +77,10 @@ def system_error(number: int, reason: str | None = None) -> OSError:
 
 
 class ConnectionClosed(CompletionPortError, ConnectionError):
-    """Something was to be sent on a server's connection after ``close()`` or ``abort()``."""
+    """Something was to be sent on a server's connection after ``close()`` or ``abort()``.
+
+    Or from an `Endpoint` whose server has ended.
+    """
 
 
 class PortForked(CompletionPortError, RuntimeError):

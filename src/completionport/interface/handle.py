@@ -76,7 +76,7 @@ class Overlapped(Unique):
         For ``accept`` the new socket, for ``recv`` and ``read`` of a size the bytes,
         for ``recvfrom`` and ``recvmsg`` a tuple, for ``stat`` an `os.stat_result`, for ``open``
         a descriptor number, for ``getaddrinfo`` and ``submit`` what the function returned, for
-        all others the number of bytes.
+        ``read_changes`` a list of `Change`, for all others the number of bytes.
         Raises the packet's error, and `OperationPending` while the packet was not taken.
         """
         raise NotImplementedError

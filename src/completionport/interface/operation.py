@@ -1,4 +1,4 @@
-"""The kinds of operation that a handle carries out."""
+"""The kinds of operation that a handle, or the port, carries out."""
 
 from __future__ import annotations
 

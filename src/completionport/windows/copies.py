@@ -24,9 +24,9 @@ def copy_file(source: str, target: str, at_most: int, is_cancelled: Callable[[],
     if not api.CopyFileEx(source, target, routine, None, None, api.COPY_FILE_FAIL_IF_EXISTS):
         code = api.last_error()
         if code == api.ERROR_REQUEST_ABORTED:
-            raise OperationAborted("the operation was cancelled")
+            raise OperationAborted()
         raise api.error(code)
     if is_cancelled():
         os.unlink(target)
-        raise OperationAborted("the operation was cancelled")
+        raise OperationAborted()
     return os.stat(target).st_size

@@ -19,8 +19,6 @@ from . import api
 from .channel_state import ChannelState
 from .flights import Flight
 
-POOLED = (Operation.FSYNC, Operation.ALLOCATE, Operation.STAT)
-
 
 class PoolCall:
     """One such call. It belongs to whoever takes it out of the pool's line."""

@@ -24,6 +24,7 @@ from ..portable.channels.requests import Request
 from ..portable.scheduling.packets import look
 from ..portable.scheduling.places import Note, Packet, PortableStrand, this_place
 from ..portable.scheduling.recorder import NOT_MEASURED, Recorder
+from ..portable.scheduling.scheduler import STUCK_AFTER
 from ..portable.scheduling.timers import PortableTimer, TimerQueue
 from . import alerts, api
 from .api import INFINITE
@@ -34,8 +35,6 @@ LONGEST_WAIT = 1 << 30
 """Milliseconds; longer waits are cut in pieces."""
 PATIENCE = 1.0
 """Seconds that `close` waits for the kernel to let go, and for threads to leave."""
-STUCK_AFTER = 0.01
-"""Seconds without a packet taken after which the threads at work count as blocked."""
 AT_ONCE = 64
 WAKE = 0
 """The key of a packet that only has a thread look again, and of every file."""

@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True
-"""Channels: a descriptor, its two queues of operations.
+"""Channels: a descriptor and its queues of operations.
 
 The descriptor is a duplicate that nobody else knows. It is closed when the channel is closing and
 the kernel has no request on it any more, so a request can't meet a number that was used again.

@@ -28,6 +28,7 @@ from .engine cimport (
 )
 from .messages cimport send_message
 from .streams cimport (
+    append_chunk,
     stream_append_block,
     stream_block_done,
     stream_closing,
@@ -157,12 +158,7 @@ cdef int fill(Stream* stream) noexcept nogil:
         head.name_size = messages[i].msg_hdr.msg_namelen
         head.flags = messages[i].msg_hdr.msg_flags
         chunk.size = <int> (sizeof(DatagramHead) + datagrams.name_room + messages[i].msg_len)
-        chunk.next = NULL
-        if stream.first_chunk == NULL:
-            stream.first_chunk = chunk
-        else:
-            stream.last_chunk.next = chunk
-        stream.last_chunk = chunk
+        append_chunk(stream, chunk)
     return 0
 
 

@@ -1,6 +1,6 @@
 """What an engine works on (channels, operations, streams) and what it has to offer."""
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from ..primitives.atomics cimport cp_mutex
 from ..scheduling.scheduler cimport Packet, Scheduler, Strand
@@ -186,7 +186,7 @@ cdef struct Channel:
     Channel* following
 
 cdef struct Chunk:
-    # What one completion of a multishot receive brought; io_uring only.
+    # What one completion of a multishot receive or accept brought (io_uring), or a datagram.
     Chunk* next
     void* buffer            # of the pool, in which the bytes lie
     char* data
@@ -220,7 +220,7 @@ cdef struct Stream:
     bint close_when_sent
     bint was_full           # the kernel did not take all at once: `drained` is owed
     int error               # errno that ends the stream
-    Chunk* first_chunk      # io_uring: received, or accepted, and not looked at yet
+    Chunk* first_chunk      # received, or accepted, and not looked at yet: io_uring, datagrams
     Chunk* last_chunk
     Chunk* current          # with the worker, until `release_input`
     Block* first_block      # to be sent; the first one is in `output` while that is under way
@@ -251,7 +251,6 @@ cdef struct Datagrams:
     int64_t dropped
 
 cdef struct EngineType:
-    const char* name
     # Wait for completions until the deadline and bring them to the packet queue; 0 or an errno.
     int (*wait)(Engine* engine, int64_t deadline_ns) noexcept nogil
     # Make a thread return from `wait`.
@@ -265,7 +264,7 @@ cdef struct EngineType:
     void (*start)(Engine* engine, Operation* operation) noexcept nogil
     # Stop it. True: it is stopped. False: its completion will tell.
     bint (*cancel)(Engine* engine, Operation* operation) noexcept nogil
-    # Accept or receive until told otherwise; what comes is told by `stream_event`.
+    # Accept or receive until told otherwise; what comes is told by `stream_schedule`.
     void (*start_input)(Engine* engine, Stream* stream) noexcept nogil
     void (*stop_input)(Engine* engine, Stream* stream) noexcept nogil
     # The next piece received: its size, 0 for the end, or a negative errno (EAGAIN: nothing yet,
@@ -286,7 +285,7 @@ cdef struct EngineType:
     void (*destroy)(Engine* engine) noexcept nogil
 
 cdef struct Offload:
-    # The port's pool of threads: `native/offload.pyx`.
+    # The port's pool of threads: `native/pool/offload.pyx`.
     int references          # atomic: one of the port's, one of each thread's
     # Constant after creation:
     int limit               # the most threads

@@ -18,7 +18,7 @@ ctypedef enum LookupState:
 
 cdef struct Lookup:
     # It owns all its memory: whoever has it may be left behind by everybody else. The state is the
-    # helpers' lock's, the rest its owner's: the operation, and from RUNNING on the helper thread.
+    # pool's lock's, the rest its owner's: the operation, and from RUNNING on the pool's thread.
     int state               # LookupState
     char* host              # or NULL
     char* service           # or NULL

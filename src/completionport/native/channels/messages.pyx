@@ -13,6 +13,7 @@ from .engine cimport sockaddr
 
 from ...interface.errors import system_error
 from ...shared.addresses import unpack
+from ...shared import arguments
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct cmsghdr:
@@ -55,8 +56,9 @@ cdef extern from "errno.h" nogil:
         EAGAIN, ENOBUFS
 
 cdef enum:
-    LARGEST_ANCILLARY = 1 << 20
     TRIES = 4
+
+cdef int LARGEST_ANCILLARY = arguments.LARGEST_ANCILLARY
 
 
 cdef object address_of(const char* address, unsigned int size):

@@ -6,11 +6,21 @@ A stream is a strand: it is in the packet queue at most once, and at most one th
 from libc.stdint cimport int64_t
 
 from ..scheduling.scheduler cimport Packet
-from .engine cimport Block, Channel, Engine, Stream
+from .engine cimport Block, Channel, Chunk, Engine, Stream
 
 cdef inline Stream* stream_of(Packet* packet) noexcept nogil:
     """The stream that this packet is a part of."""
     return <Stream*> (<char*> packet - <size_t> &(<Stream*> NULL).packet)
+
+
+cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
+    """Of what has come and nobody has taken. Channel lock."""
+    chunk.next = NULL
+    if stream.first_chunk == NULL:
+        stream.first_chunk = chunk
+    else:
+        stream.last_chunk.next = chunk
+    stream.last_chunk = chunk
 
 
 cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil

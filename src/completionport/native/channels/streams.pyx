@@ -6,7 +6,7 @@ finished send needs no Python; large bytes objects are referenced, and given to 
 """
 
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from ..primitives.atomics cimport cp_count_size
 from ..primitives.times cimport add_to_stats
@@ -26,15 +26,7 @@ cdef extern from "sys/socket.h" nogil:
     enum:
         MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
 
-cdef extern from *:
-    """
-    #define cp_exchange_pointer(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
-    #define cp_push_pointer(list, item)                                                            \\
-        do {                                                                                       \\
-            (item)->next = __atomic_load_n((list), __ATOMIC_RELAXED);                              \\
-        } while (!__atomic_compare_exchange_n((list), &(item)->next, (item), 1, __ATOMIC_RELEASE,  \\
-                                              __ATOMIC_RELAXED))
-    """
+cdef extern from "atomics.h" nogil:
     Block* cp_exchange_pointer(Block** list, Block* value) nogil
     Block* cp_peek_block "cp_load_relaxed"(Block** list) nogil
     void cp_push_pointer(Block** list, Block* item) nogil

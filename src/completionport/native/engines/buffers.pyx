@@ -37,16 +37,12 @@ cdef extern from "errno.h" nogil:
 cdef extern from *:
     """
     #define cp_store_tail(word, value) __atomic_store_n((word), (value), __ATOMIC_RELEASE)
-    #define cp_take_all(list) __atomic_exchange_n((list), NULL, __ATOMIC_ACQUIRE)
-    #define cp_push_chunk(list, chunk)                                                             \\
-        do {                                                                                       \\
-            (chunk)->next = __atomic_load_n((list), __ATOMIC_RELAXED);                             \\
-        } while (!__atomic_compare_exchange_n((list), &(chunk)->next, (chunk), 1, __ATOMIC_RELEASE, \\
-                                              __ATOMIC_RELAXED))
     """
     void cp_store_tail(uint16_t* word, uint16_t value) nogil
-    Chunk* cp_take_all(Chunk** list) nogil
-    void cp_push_chunk(Chunk** list, Chunk* chunk) nogil
+
+cdef extern from "atomics.h" nogil:
+    Chunk* cp_exchange_pointer(Chunk** list, Chunk* value) nogil
+    void cp_push_pointer(Chunk** list, Chunk* chunk) nogil
 
 cdef enum:
     POOL_MEMORY = 67108864        # what all buffers together may take, bytes
@@ -122,14 +118,13 @@ cdef int try_to_open(BufferPool* pool, size_t largest, bint incremental) noexcep
 
 cdef void pool_close(BufferPool* pool) noexcept nogil:
     """Let the memory go; the ring, which writes to it, is gone or never knew of it."""
-    cdef Chunk* chunk
     if pool.entries != NULL:
         munmap(pool.entries, pool.entries_size)
     if pool.memory != NULL:
         munmap(pool.memory, pool.memory_size)
     free(pool.buffers)
     free_chunks(pool.spare)
-    free_chunks(cp_take_all(&pool.released))
+    free_chunks(cp_exchange_pointer(&pool.released, NULL))
     memset(pool, 0, sizeof(BufferPool))
 
 
@@ -182,7 +177,7 @@ cdef Chunk* pool_filled(BufferPool* pool, uint32_t flags, int32_t size) noexcept
     cdef Chunk* chunk = pool.spare
     cp_received(buffer)
     if chunk == NULL:
-        chunk = cp_take_all(&pool.released)
+        chunk = cp_exchange_pointer(&pool.released, NULL)
     if chunk == NULL:
         chunk = <Chunk*> malloc(sizeof(Chunk))
         if chunk != NULL:
@@ -202,5 +197,5 @@ cdef Chunk* pool_filled(BufferPool* pool, uint32_t flags, int32_t size) noexcept
 cdef void pool_release(BufferPool* pool, Chunk* chunk) noexcept nogil:
     """The bytes of a chunk are not needed any more. Any thread, no lock."""
     cdef Buffer* buffer = <Buffer*> chunk.buffer
-    cp_push_chunk(&pool.released, chunk)
+    cp_push_pointer(&pool.released, chunk)
     drop_user(pool, buffer)

@@ -169,7 +169,6 @@ cdef void destroy(Engine* engine) noexcept nogil:
 
 
 cdef EngineType epoll_type
-epoll_type.name = b"epoll"
 epoll_type.wait = wait
 epoll_type.wake = wake
 epoll_type.open_channel = open_channel

@@ -28,7 +28,7 @@ How the kernel behaves, as far as the code below leans on it:
 Every request counts in its channel's `in_kernel` and holds a reference to the channel.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from ..channels.channels cimport (
@@ -46,7 +46,7 @@ from ..channels.datagrams cimport datagrams_receive, datagrams_release
 from ..channels.engine cimport CP_CLOSE, Channel, Chunk, EngineType, Operation, Stream
 from ..channels.sources cimport give_source_up, prepare_source, source_came
 from ..channels.steps cimport FINISHED, GO_ON, WAIT, Progress, account
-from ..channels.streams cimport stream_input_if_ready, stream_schedule
+from ..channels.streams cimport append_chunk, stream_input_if_ready, stream_schedule
 from ..pool.offload cimport offload_cancel, offload_start
 from ..primitives.atomics cimport (
     cp_load_acquire,
@@ -80,6 +80,7 @@ from .ring cimport (
     commit_entry,
     cp_cqe,
     cp_sqe,
+    cp_uring_enter,
     known_opcodes,
     next_entry,
     ring_close,
@@ -89,7 +90,6 @@ from .ring cimport (
 from .uring_requests cimport describe, is_native, moves_data, opcode_of
 
 cdef extern from "uring_abi.h" nogil:
-    int cp_uring_enter(int fd, unsigned submit, unsigned wanted, unsigned flags, int64_t timeout_ns)
     enum:
         CP_OP_NOP, CP_OP_POLL_ADD, CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_RECV
         CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
@@ -387,15 +387,6 @@ cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
         ask_to_cancel(<Uring*> engine, &stream.channel, <uintptr_t> stream | TAG_INPUT)
 
 
-cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
-    chunk.next = NULL
-    if stream.first_chunk == NULL:
-        stream.first_chunk = chunk
-    else:
-        stream.last_chunk.next = chunk
-    stream.last_chunk = chunk
-
-
 cdef void release_chunk(Uring* uring, Stream* stream, Chunk* chunk) noexcept nogil:
     if stream.listens:
         free(chunk)
@@ -526,7 +517,7 @@ cdef bint reap_once(Uring* uring) noexcept nogil:
 
 
 cdef bint collect(Uring* uring) noexcept nogil:
-    """Handle all completions, those that did not fit into the ring too, and submit what followed."""
+    """Handle all completions, those that did not fit into the ring too; whether there were any."""
     cdef bint some = reap_once(uring)
     while cp_load_acquire(uring.ring.sq_flags) & CP_SQ_CQ_OVERFLOW:
         cp_uring_enter(uring.ring.descriptor, 0, 0, CP_ENTER_GETEVENTS, -1)
@@ -641,7 +632,6 @@ cdef void destroy(Engine* engine) noexcept nogil:
 
 
 cdef EngineType io_uring_type
-io_uring_type.name = b"io_uring"
 io_uring_type.wait = wait
 io_uring_type.wake = wake
 io_uring_type.open_channel = open_channel

@@ -106,7 +106,6 @@ enum {
     CP_OP_RECVMSG = 10,
     CP_OP_ACCEPT = 13,
     CP_OP_ASYNC_CANCEL = 14,
-    CP_OP_CONNECT = 16,
     CP_OP_FALLOCATE = 17,
     CP_OP_OPENAT = 18,
     CP_OP_CLOSE = 19,
@@ -140,7 +139,6 @@ enum {
 
     CP_REGISTER_PROBE = 8,
     CP_REGISTER_PBUF_RING = 22,
-    CP_UNREGISTER_PBUF_RING = 23,
 
     CP_SQ_CQ_OVERFLOW = 1 << 1,
 

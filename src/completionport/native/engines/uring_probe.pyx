@@ -3,26 +3,30 @@
 
 import os
 
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from ..primitives.atomics cimport cp_mutex_lock, cp_mutex_unlock
 from .buffers cimport BUFFER_GROUP, BufferPool, pool_close, pool_open
-from .ring cimport Ring, commit_entry, cp_cqe, cp_sqe, cp_uring_enter, next_entry, ring_close, ring_open
+from .ring cimport (
+    Ring,
+    commit_entry,
+    cp_cqe,
+    cp_sqe,
+    cp_uring_enter,
+    known_opcodes,
+    next_entry,
+    ring_close,
+    ring_open,
+)
 
 cdef extern from "uring_abi.h" nogil:
-    cdef struct cp_probe_op:
-        uint16_t flags
-    cdef struct cp_probe:
-        unsigned char last_op
-        cp_probe_op ops[256]
-    int cp_uring_register(int fd, unsigned opcode, void* arg, unsigned count)
     enum:
         CP_OP_READV, CP_OP_WRITEV, CP_OP_POLL_ADD, CP_OP_SENDMSG, CP_OP_RECVMSG
         CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_READ, CP_OP_WRITE, CP_OP_SEND, CP_OP_RECV
         CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_OPENAT, CP_OP_STATX, CP_OP_CLOSE
         CP_FEAT_NODROP, CP_FEAT_RW_CUR_POS, CP_FEAT_FAST_POLL, CP_FEAT_EXT_ARG, CP_FEAT_NO_IOWAIT
-        CP_FEAT_SINGLE_MMAP, CP_REGISTER_PROBE, CP_PROBE_SUPPORTED
+        CP_FEAT_SINGLE_MMAP
         CP_ENTER_GETEVENTS, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT, CP_RECV_MULTISHOT
 
 cdef extern from "errno.h" nogil:
@@ -53,14 +57,13 @@ def probe(bint thorough):
     """
     cdef Ring ring
     cdef BufferPool pool
-    cdef cp_probe known
+    cdef uint64_t known
     cdef int error = ring_open(&ring, 8, 16)
     memset(&pool, 0, sizeof(pool))
     if error != 0:
         return (*refusal(error), {})
     try:
-        memset(&known, 0, sizeof(known))
-        cp_uring_register(ring.descriptor, CP_REGISTER_PROBE, &known, 256)
+        known = known_opcodes(&ring)
         features = {
             "timeouts (EXT_ARG)": bool(ring.features & CP_FEAT_EXT_ARG),
             "no lost completions (NODROP)": bool(ring.features & CP_FEAT_NODROP),
@@ -69,12 +72,12 @@ def probe(bint thorough):
             "one mapping (SINGLE_MMAP)": bool(ring.features & CP_FEAT_SINGLE_MMAP),
         }
         for name, code in NEEDED_OPERATIONS.items():
-            features[name] = bool(known.ops[<int> code].flags & CP_PROBE_SUPPORTED)
+            features[name] = bool(known >> <int> code & 1)
         features["provided buffers"] = pool_open(&pool, ring.descriptor, 64) == 0
         features["multishot receive"] = features["provided buffers"] and multishot_works(&ring)
         missing = [name for name, there in features.items() if not there]
         for name, code in FILE_OPERATIONS.items():
-            features[name] = bool(known.ops[<int> code].flags & CP_PROBE_SUPPORTED)
+            features[name] = bool(known >> <int> code & 1)
         features["buffers filled bit by bit (PBUF_RING_INC)"] = bool(pool.incremental)
         features["idle is not iowait (NO_IOWAIT)"] = bool(ring.features & CP_FEAT_NO_IOWAIT)
     finally:

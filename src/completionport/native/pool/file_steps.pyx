@@ -13,7 +13,6 @@ from ..channels.engine cimport (
     CP_STAT,
     CP_WRITE,
     ERRANDS,
-    Channel,
     Operation,
     iovec,
 )

@@ -22,4 +22,3 @@ cdef void offload_disown(Channel* channel) noexcept nogil
 # For who closes the port, and is the only one inside: close the descriptors that are in line for that.
 # True: a thread is still at one.
 cdef bint offload_lets_go(Offload* pool) noexcept nogil
-cdef int offload_threads(Offload* pool) noexcept nogil

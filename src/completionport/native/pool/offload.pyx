@@ -218,17 +218,6 @@ cdef void offload_close(Offload* pool) noexcept nogil:
     release(pool)
 
 
-cdef int offload_threads(Offload* pool) noexcept nogil:
-    cdef int threads
-    cp_mutex_lock(&pool.lock)
-    threads = pool.threads
-    cp_mutex_unlock(&pool.lock)
-    return threads
-
-
-# -- the line: the pool's lock ------------------------------------------------------------------
-
-
 cdef void unlink(Offload* pool, Operation* operation) noexcept nogil:
     if operation.previous_in_line == NULL:
         pool.first = operation.next_in_line

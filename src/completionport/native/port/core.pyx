@@ -10,14 +10,13 @@ import sys
 
 from libc.stdint cimport int64_t
 
-from ..channels.channels cimport channel_close, channel_new, channel_release, channel_retain
+from ..channels.channels cimport channel_close, channel_new, channel_release
 from ..channels.engine cimport ERRANDS, Operation
 from ..engines.epoll cimport epoll_new
 from ..engines.io_uring cimport io_uring_new
 from ..pool.offload cimport offload_close, offload_disown, offload_lets_go, offload_new
 from ..primitives.atomics cimport (
     cp_count,
-    cp_load_acquire,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,

@@ -4,5 +4,5 @@ cdef enum:
     STATUS_ROOM = 256   # of a struct statx
 
 cdef object status_of(const char* status)
-# What O_DIRECT wants addresses, offsets and sizes to be multiples of; `direct`: the file is open so.
+# What O_DIRECT wants addresses, offsets and sizes to be multiples of.
 cdef int alignment_of(int descriptor) noexcept

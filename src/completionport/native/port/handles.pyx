@@ -19,7 +19,29 @@ from ..channels.channels cimport (
     channel_new,
     submit_operation,
 )
-from ..channels.engine cimport POLLABLE, REGULAR, SOCKET, Channel, ChannelKind
+from ..channels.engine cimport (
+    CP_ACCEPT,
+    CP_ALLOCATE,
+    CP_CONNECT,
+    CP_DISCONNECT,
+    CP_FSYNC,
+    CP_READ,
+    CP_RECV,
+    CP_RECVFROM,
+    CP_RECVMSG,
+    CP_SEND,
+    CP_SENDFILE,
+    CP_SENDMSG,
+    CP_SENDTO,
+    CP_SHUTDOWN,
+    CP_STAT,
+    CP_WRITE,
+    POLLABLE,
+    REGULAR,
+    SOCKET,
+    Channel,
+    ChannelKind,
+)
 from ..channels.file_systems cimport is_on_fuse
 from ..primitives.atomics cimport (
     cp_mutex_lock,
@@ -37,7 +59,6 @@ from .strand cimport Strand
 
 from ...interface.handle import not_an_overlapped
 from ...interface.errors import HandleClosed, PortClosed, system_error
-from ...interface.operation import Operation as OperationCode
 from ...shared import association
 from ...shared.addresses import pack
 from ...shared.arguments import (
@@ -83,22 +104,6 @@ cdef extern from *:
     """
     int cp_opened_together(int one, int other) nogil
 
-cdef int ACCEPT = OperationCode.ACCEPT
-cdef int CONNECT = OperationCode.CONNECT
-cdef int RECV = OperationCode.RECV
-cdef int SEND = OperationCode.SEND
-cdef int READ = OperationCode.READ
-cdef int WRITE = OperationCode.WRITE
-cdef int DISCONNECT = OperationCode.DISCONNECT
-cdef int SHUTDOWN = OperationCode.SHUTDOWN
-cdef int SENDFILE = OperationCode.SENDFILE
-cdef int RECVFROM = OperationCode.RECVFROM
-cdef int SENDTO = OperationCode.SENDTO
-cdef int RECVMSG = OperationCode.RECVMSG
-cdef int SENDMSG = OperationCode.SENDMSG
-cdef int FSYNC = OperationCode.FSYNC
-cdef int ALLOCATE = OperationCode.ALLOCATE
-cdef int STAT = OperationCode.STAT
 
 cdef extern from "fcntl.h" nogil:
     enum:
@@ -275,7 +280,7 @@ cdef class Handle(HandleBase):
         cdef int error
         # For a file's pages: io_uring copies what is in memory as it is told of it.
         cdef bint may_wait = (
-            self.channel.kind == REGULAR or operation.operation_.code == SENDFILE
+            self.channel.kind == REGULAR or operation.operation_.code == CP_SENDFILE
         )
         self.core.begin()
         Py_INCREF(operation)
@@ -303,7 +308,7 @@ cdef class Handle(HandleBase):
         return 0
 
     def accept(self, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, ACCEPT)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_ACCEPT)
         try:
             self.need_socket()
             if not cp_peek(&self.listening):
@@ -319,7 +324,7 @@ cdef class Handle(HandleBase):
             raise
 
     def connect(self, address, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, CONNECT)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_CONNECT)
         try:
             self.need_socket()
             operation.set_address(pack(self.family, self.type, address))
@@ -329,7 +334,7 @@ cdef class Handle(HandleBase):
             raise
 
     def recv(self, size_or_buffers, flags=0, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, RECV)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_RECV)
         cdef int bits
         try:
             self.need_socket()
@@ -346,7 +351,7 @@ cdef class Handle(HandleBase):
             raise
 
     def recvfrom(self, size_or_buffers, flags=0, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, RECVFROM)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_RECVFROM)
         try:
             self.receive_message(operation, size_or_buffers, 0, flags, "recvfrom")
             return self.launch(operation)
@@ -355,7 +360,7 @@ cdef class Handle(HandleBase):
             raise
 
     def recvmsg(self, size_or_buffers, ancillary_size=0, flags=0, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, RECVMSG)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_RECVMSG)
         try:
             check_count("ancillary_size", ancillary_size, 0, LARGEST_ANCILLARY)
             self.receive_message(operation, size_or_buffers, ancillary_size, flags, "recvmsg")
@@ -374,7 +379,7 @@ cdef class Handle(HandleBase):
         return 0
 
     def send(self, data_or_buffers, flags=0, overlapped=None, *, zero_copy=False):
-        cdef OverlappedBase operation = self.prepare(overlapped, SEND)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_SEND)
         cdef int64_t size
         try:
             self.need_socket()
@@ -391,7 +396,7 @@ cdef class Handle(HandleBase):
             raise
 
     def sendto(self, data_or_buffers, address, flags=0, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, SENDTO)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_SENDTO)
         try:
             self.need_socket()
             operation.pin_output(data_or_buffers, "sendto")
@@ -403,7 +408,7 @@ cdef class Handle(HandleBase):
             raise
 
     def sendmsg(self, data_or_buffers, ancillary=(), flags=0, address=None, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, SENDMSG)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_SENDMSG)
         try:
             self.need_socket()
             operation.pin_output(data_or_buffers, "sendmsg")
@@ -417,7 +422,7 @@ cdef class Handle(HandleBase):
             raise
 
     def sendfile(self, file, offset=0, count=None, *, head=b"", tail=b"", overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, SENDFILE)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_SENDFILE)
         try:
             self.need_socket()
             if self.channel.keeps_messages:
@@ -430,7 +435,7 @@ cdef class Handle(HandleBase):
             raise
 
     def shutdown(self, how=SHUT_WR, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, SHUTDOWN)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_SHUTDOWN)
         try:
             self.need_socket()
             operation.operation_.flags = check_shutdown(how)
@@ -440,7 +445,7 @@ cdef class Handle(HandleBase):
             raise
 
     def read(self, size_or_buffers, offset=None, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, READ)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_READ)
         try:
             self.set_offset(operation, offset)
             if not self.channel.readable:
@@ -457,7 +462,7 @@ cdef class Handle(HandleBase):
             raise
 
     def _read_for(self, meaning, size, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, READ)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_READ)
         try:
             operation.pin_input(size, "read")
             operation.mean(meaning)
@@ -467,7 +472,7 @@ cdef class Handle(HandleBase):
             raise
 
     def write(self, data_or_buffers, offset=None, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, WRITE)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_WRITE)
         try:
             self.set_offset(operation, offset)
             if not self.channel.writable:
@@ -479,7 +484,7 @@ cdef class Handle(HandleBase):
             raise
 
     def disconnect(self, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, DISCONNECT)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_DISCONNECT)
         try:
             self.need_socket()
             return self.launch(operation)
@@ -488,7 +493,7 @@ cdef class Handle(HandleBase):
             raise
 
     def fsync(self, data_only=False, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, FSYNC)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_FSYNC)
         try:
             self.need_file("fsync")
             operation.operation_.flags = bool(data_only)
@@ -498,7 +503,7 @@ cdef class Handle(HandleBase):
             raise
 
     def allocate(self, offset, length, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, ALLOCATE)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_ALLOCATE)
         try:
             check_count("offset", offset, 0, LARGEST_OFFSET)
             check_count("length", length, 1, LARGEST_OFFSET)
@@ -513,7 +518,7 @@ cdef class Handle(HandleBase):
             raise
 
     def stat(self, overlapped=None):
-        cdef OverlappedBase operation = self.prepare(overlapped, STAT)
+        cdef OverlappedBase operation = self.prepare(overlapped, CP_STAT)
         try:
             self.need_file("stat")
             operation.set_path(b"", True)

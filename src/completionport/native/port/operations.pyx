@@ -92,10 +92,6 @@ cdef enum:
 cdef list CODES = [None] * (max(OperationCode) + 1)
 for _code in OperationCode:
     CODES[_code] = _code
-cdef int ACCEPT = OperationCode.ACCEPT
-cdef int RECV = OperationCode.RECV
-cdef int SEND = OperationCode.SEND
-cdef int READ = OperationCode.READ
 
 
 cdef void let_lookup_go(Operation* operation) noexcept:
@@ -455,7 +451,7 @@ cdef class OverlappedBase:
         if op.error != 0:
             error = self.failure()
             self.received = None
-        elif op.code == ACCEPT:
+        elif op.code == CP_ACCEPT:
             try:
                 self.value_ = socket.socket(fileno=op.transferred)
             except BaseException:

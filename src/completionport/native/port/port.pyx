@@ -1,7 +1,6 @@
 # cython: language_level=3, freethreading_compatible=True
 """The compiled completion port. `completionport.CompletionPort` documents the methods."""
 
-import math
 import os
 import sys
 import threading
@@ -17,7 +16,6 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, strlen
 
 from ..channels.engine cimport CP_CALL
-from ..pool.offload cimport offload_threads
 from ..primitives.atomics cimport cp_now_ns
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from ..primitives.times cimport HISTOGRAM_BUCKETS, Times

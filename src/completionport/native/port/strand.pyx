@@ -8,7 +8,6 @@ from ..primitives.atomics cimport cp_peek_64
 cimport cython
 
 from ..scheduling.scheduler cimport (
-    Strand as CStrand,
     end_blocking,
     start_blocking,
     strand_let_go,

@@ -2,7 +2,6 @@
 """Timers of the compiled ports. `completionport.Timer` documents the methods."""
 
 cimport cython
-from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.math cimport ceil
 from libc.stdint cimport int64_t

@@ -14,6 +14,14 @@
 #define cp_load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define cp_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 #define cp_add_fetch(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
+#define cp_exchange_pointer(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
+/* Put an item, which has a `next`, before those of a list that others push to as well. They are taken all
+ * at once, by cp_exchange_pointer. */
+#define cp_push_pointer(list, item)                                                                \
+    do {                                                                                           \
+        (item)->next = __atomic_load_n((list), __ATOMIC_RELAXED);                                  \
+    } while (!__atomic_compare_exchange_n((list), &(item)->next, (item), 1, __ATOMIC_RELEASE,      \
+                                          __ATOMIC_RELAXED))
 #define cp_count(p, v) ((void)__atomic_fetch_add((p), (v), __ATOMIC_RELAXED))
 /* For a counter that only the holder of a lock changes, and that others read without the lock. */
 #define cp_count_locked(p, v) cp_store_relaxed((p), *(p) + (v))

@@ -1,8 +1,6 @@
 # cython: language_level=3, freethreading_compatible=True
 """A connection as the handler sees it: sending, closing, holding the peer back."""
 
-import os
-
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE

@@ -8,7 +8,6 @@ the handler: while a callback blocks, the others go on.
 
 import fcntl
 import logging
-import os
 import threading
 
 cimport cython

@@ -15,7 +15,6 @@ from ..scheduling.scheduler cimport (
     PACKET_STREAM,
     TAKE_CLOSED,
     TAKE_PACKET,
-    Packet,
     Scheduler,
     Taken,
     TakeStatus,

@@ -107,7 +107,9 @@ class Request:
         self.error: BaseException | None = None
         # cancel() or close() asked for its end: set under the lock of its line; a copy only asks.
         self.cancelled = False
-        self.extent = 0  # bytes from `offset` that a write covers; the mode of an open
+        # Bytes from `offset` that a write or an allocation covers; the mode of an open; the most
+        # that is copied.
+        self.extent = 0
         self.path = ""
         self.direct = False  # the file is read and written past the page cache
         # A function with its arguments; or how the system copies a file.

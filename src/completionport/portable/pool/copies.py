@@ -64,7 +64,7 @@ def copy_file(source: str, target: str, at_most: int, is_cancelled: Callable[[],
 
 def _go_on_unless(is_cancelled: Callable[[], bool]) -> None:
     if is_cancelled():
-        raise OperationAborted("the operation was cancelled")
+        raise OperationAborted()
 
 
 def _copy_data(one: int, other: int, size: int, is_cancelled: Callable[[], bool]) -> int:

@@ -40,7 +40,7 @@ SENT_AT_ONCE = 1 << 18
 """About so many bytes go into one send operation, so that the queue is seen to shrink."""
 RETRY_ACCEPT = 0.1
 """Seconds until accepting is tried again after it failed."""
-SHORTAGE_OVER = 10 * RETRY_ACCEPT
+SHORTAGE_OVER = 10.0
 """Seconds with enough descriptors after which the next shortage is told in the log again."""
 NO_ROOM = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "WSAEMFILE", 0)}
