@@ -47,7 +47,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5050, help="0 takes a free one")
-    parser.add_argument("--workers", type=int, help="threads; 8, or twice the concurrency if that is more")
+    parser.add_argument(
+        "--workers", type=int, help="threads; 8, or twice the concurrency if that is more"
+    )
     parser.add_argument("--engine", help="the best one here when left out")
     options = parser.parse_args()
     try:

@@ -28,6 +28,7 @@ from support import (
     take_one,
     wait_for_stats,
     wait_until,
+    windows_has_no,
 )
 
 NOTICEABLE = 0.2 if WINDOWS else 0.05
@@ -634,3 +635,38 @@ class TestOthersGoOn:
 def test_blocking_is_on_every_port(engine):
     with CompletionPort(engine=engine) as port, port.blocking() as inside:
         assert inside is None
+
+
+@windows_has_no("terminal of this kind")
+def test_two_handles_of_one_terminal_make_no_thread_wait(engine):
+    """As standard input and output are: O_NONBLOCK, which a call has to set, belongs to both."""
+    run_python(
+        f"""
+        import os, pty, threading, time, tty
+        from completionport import CompletionPort
+
+        port = CompletionPort(engine={engine!r})
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        reader = port.associate(slave, "reader")
+        writer = port.associate(os.dup(slave), "writer")
+
+        def drain():
+            while True:
+                os.read(master, 65536)
+
+        def lead():
+            writer.write(bytes(1 << 20))
+            while True:
+                if port.get().key == "writer":
+                    writer.write(bytes(1 << 20))
+
+        for function in (drain, lead):
+            threading.Thread(target=function, daemon=True).start()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            reader.read(1).cancel()
+        os._exit(0)
+        """,
+        timeout=30,
+    )

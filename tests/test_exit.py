@@ -315,3 +315,34 @@ def test_the_package_leaves_the_gil_off(engine):
         engine=engine,
         options=("-W", "error"),
     )
+
+
+def test_an_object_that_closes_a_port_at_the_end_does_not_wait_for_a_stopped_thread(engine):
+    """A daemon thread closes it already: the pool's thread, for which it waits, is stopped."""
+    if engine not in COMPILED:
+        pytest.skip("a compiled engine holds its locks only where no thread is stopped")
+    run_python(
+        f"""
+        import threading, time
+        from completionport import CompletionPort
+
+        class Owner:
+            def __del__(self):
+                port.close()
+
+        port = CompletionPort(engine={engine!r})
+        owner = Owner()
+        begun = threading.Event()
+
+        def function():
+            begun.set()
+            time.sleep(2)
+
+        port.submit(function)
+        begun.wait(20)
+        closer = threading.Thread(target=port.close, daemon=True)
+        closer.start()
+        while not port.closed:
+            time.sleep(0.001)
+        """
+    )

@@ -383,6 +383,16 @@ class TestSideBySide:
             take(port, 100)
         assert path.read_bytes() == b"".join(b"%02d" % number for number in range(100))
 
+    def test_what_is_appended_does_not_overtake_an_allocation(self, port, tmp_path):
+        size = 10_000_000
+        for number in range(60):
+            path = tmp_path / f"{number}"
+            with path.open("ab", buffering=0) as log, port.associate(log, "log") as handle:
+                handle.allocate(0, 8192)
+                handle.write(b"end", size)  # at the end all the same: the kernel ignores the offset
+                assert {done.error for done in take(port, 2)} == {None}
+            assert path.stat().st_size == 8195
+
     def test_an_operation_waits_for_no_thread_that_is_taken(self, busy, file):
         port, go = busy
         with port.associate(file, "file") as handle:

@@ -48,13 +48,6 @@ def somebody_waits_for_a_partner() -> bool:
 
 
 @pytest.fixture
-def pool_opens(engine):
-    """The kernel opens a named pipe for io_uring as with O_NONBLOCK, and waits for nobody."""
-    if engine == "io_uring":
-        pytest.skip("here the kernel opens files, and a named pipe without waiting")
-
-
-@pytest.fixture
 def fifos(tmp_path):
     paths = [tmp_path / f"fifo {number}" for number in range(40)]
     for path in paths:
@@ -71,7 +64,7 @@ class TestOverlap:
     """A named pipe is open when both sides are: one `open` that waits is ended by another one."""
 
     @needs_waiting_opens
-    def test_two_opens_wait_for_each_other(self, pool_opens, port, fifos):
+    def test_two_opens_wait_for_each_other(self, port, fifos):
         reading = port.open(fifos[0], os.O_RDONLY)
         writing = port.open(fifos[0], os.O_WRONLY)
         packets = take(port, 2)
@@ -80,9 +73,7 @@ class TestOverlap:
         close_results(packets)
 
     @needs_waiting_opens
-    def test_two_opens_of_different_pipes_are_ended_in_the_other_order(
-        self, pool_opens, port, fifos
-    ):
+    def test_two_opens_of_different_pipes_are_ended_in_the_other_order(self, port, fifos):
         port.open(fifos[0], os.O_RDONLY, key="first")
         port.open(fifos[1], os.O_RDONLY, key="second")
         port.open(fifos[1], os.O_WRONLY, key="second")
@@ -92,7 +83,7 @@ class TestOverlap:
         close_results(second + take(port, 2))
 
     @needs_waiting_opens
-    def test_more_of_them_than_the_pool_begins_with(self, pool_opens, port, fifos):
+    def test_more_of_them_than_the_pool_begins_with(self, port, fifos):
         """Each of the first forty waits for one of the second forty, behind them in line."""
         for path in fifos:
             port.open(path, os.O_RDONLY)
@@ -102,7 +93,7 @@ class TestOverlap:
         assert_quiet(port)
 
     @needs_waiting_opens
-    def test_a_file_is_read_while_opens_wait(self, pool_opens, port, fifos, tmp_path):
+    def test_a_file_is_read_while_opens_wait(self, port, fifos, tmp_path):
         waiting = [port.open(path, os.O_RDONLY, key="fifo") for path in fifos[:6]]
         (tmp_path / "file").write_bytes(b"content")
         with (tmp_path / "file").open("rb") as file, port.associate(file, "file") as handle:
@@ -261,7 +252,7 @@ class TestHowManyThreads:
         assert threads_of_pools() - before <= 6
 
     @needs_waiting_opens
-    def test_no_more_than_it_was_given_for_opens(self, pool_opens, make_port, fifos):
+    def test_no_more_than_it_was_given_for_opens(self, make_port, fifos):
         port = make_port(pool_threads=6)
         before = threads_of_pools()
         for path in fifos[:10]:
@@ -275,7 +266,7 @@ class TestHowManyThreads:
 
 
 @pytest.fixture
-def stuck(pool_opens, make_port, fifos):
+def stuck(make_port, fifos):
     """A port that is opening a named pipe whose other side comes at the end of the test."""
     port = make_port(pool_threads=2)
     operation = port.open(fifos[0], os.O_RDONLY, key="pipe")

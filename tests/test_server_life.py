@@ -20,6 +20,7 @@ from support import (
     descriptors,
     has_ipv6,
     needs_fork,
+    needs_posix_signals,
     needs_reuse_port,
     needs_unix_sockets,
     pattern,
@@ -601,3 +602,128 @@ def test_an_idle_server_uses_no_cpu(serve, dial):
     began = time.process_time()
     threading.Event().wait(0.5)
     assert time.process_time() - began < 0.1
+
+
+@pytest.mark.parametrize("kind", ["unbound", "bound", "datagrams", "connected"])
+def test_a_socket_that_does_not_listen_is_refused(engine, make_pair, kind):
+    with socket.socket() as plain, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        if kind == "bound":
+            plain.bind(("127.0.0.1", 0))
+        given = {"datagrams": datagrams, "connected": make_pair()[0]}.get(kind, plain)
+        with pytest.raises(ValueError, match=r"listen\(\)"):
+            Server(Echo(), listener=given, engine=engine)
+        assert given.fileno() >= 0
+
+
+def test_a_socket_of_tls_is_refused(engine, port, make_pair):
+    ssl = pytest.importorskip("ssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    near, _ = make_pair()
+    with context.wrap_socket(near, do_handshake_on_connect=False) as wrapped:
+        with pytest.raises(TypeError, match="plain text"):
+            port.associate(wrapped, "key")
+        with pytest.raises(TypeError, match="plain text"):
+            Server(Echo(), listener=wrapped, engine=engine)
+
+
+@needs_posix_signals
+def test_stop_in_a_signal_handler_may_interrupt_another_stop(engine):
+    """Ctrl-C pressed twice, while a callback is at work."""
+    run_python(
+        f"""
+        import signal, socket, threading
+        from completionport import Handler, Server
+
+        busy, go = threading.Event(), threading.Event()
+        count = 0
+
+        class Busy(Handler):
+            def received(self, connection, data):
+                busy.set()
+                go.wait(20)
+
+        def stop(number, frame):
+            global count
+            count += 1
+            if count == 2:
+                go.set()
+            else:
+                again.start()
+            server.stop()
+
+        server = Server(Busy(), port=0, engine={engine!r})
+        main = threading.main_thread().ident
+        again = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
+        signal.signal(signal.SIGINT, stop)
+        server.start()
+        with socket.create_connection(server.address) as client:
+            client.sendall(b"x")
+            busy.wait(20)
+            signal.raise_signal(signal.SIGINT)
+        assert count == 2
+        """
+    )
+
+
+@needs_posix_signals
+def test_an_exception_that_ends_a_stop_leaves_the_end_to_be_waited_for(engine):
+    run_python(
+        f"""
+        import signal, socket, threading
+        from completionport import Handler, Server
+
+        busy, go, ended = threading.Event(), threading.Event(), []
+
+        class Busy(Handler):
+            def received(self, connection, data):
+                busy.set()
+                go.wait(20)
+
+            def closed(self, connection, error):
+                ended.append(connection)
+
+        server = Server(Busy(), port=0, engine={engine!r})
+        server.start()
+        client = socket.create_connection(server.address)
+        client.sendall(b"x")
+        busy.wait(20)
+        main = threading.main_thread().ident
+        threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+        try:
+            server.stop()
+        except KeyboardInterrupt:
+            assert not ended
+        else:
+            raise SystemExit("nothing was interrupted")
+        go.set()
+        server.stop()
+        assert len(ended) == 1
+        """
+    )
+
+
+@needs_fork
+def test_the_child_of_a_fork_leaves_its_parents_server_alone(engine):
+    run_python(
+        f"""
+        import os, socket, sys
+        from completionport import Handler, PortForked, Server
+
+        class Echo(Handler):
+            def received(self, connection, data):
+                connection.send(data)
+
+        with Server(Echo(), port=0, engine={engine!r}) as server:
+            child = os.fork()
+            if child == 0:
+                try:
+                    server.stop()
+                except PortForked:
+                    sys.exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            with socket.create_connection(server.address) as client:
+                client.sendall(b"hello")
+                assert client.recv(10) == b"hello"
+        """
+    )

@@ -319,6 +319,19 @@ def test_a_port_with_one_thread_in_its_pool_is_closed_by_a_function_there(
     end.outcome(LONG)
 
 
+def test_no_python_thread_waits_for_the_close_of_an_opened_file_that_nobody_took(
+    files, make_port, tmp_path
+):
+    port = make_port()
+    port.open(tmp_path / str(slow_files.WAITS_TO_CLOSE), os.O_RDONLY)
+    wait_until(lambda: port.stats()["queued"] == 1)
+    closing = Background(port.close)
+    [request] = files.wait_for(1)
+    assert request.opcode == slow_files.FLUSH
+    files.answer(request)
+    closing.outcome()
+
+
 def test_nobody_else_waits_for_an_open_that_takes_its_time(files, port, tmp_path):
     """Of a name that the kernel has in memory."""
     path = tmp_path / str(slow_files.WAITS_TO_OPEN)

@@ -314,12 +314,11 @@ class CompletionPort(Unique):
         The arguments are those of `os.open`. ``overlapped.result()`` is the number of a descriptor,
         not inheritable, which is the program's once the packet was taken: `associate` it, and
         close it with the handle. That of a packet that is never taken is closed. A named pipe
-        waits for its other side, but on ``io_uring``: there the kernel opens it as with
-        ``os.O_NONBLOCK``.
+        waits for its other side.
 
-        An open that is cancelled, or whose port is closed, gives its packet at once. On the pool
-        its thread is left behind, and closes what it may still come to open; with ``os.O_CREAT``
-        the file may have been made all the same.
+        An open that is cancelled, or whose port is closed, gives its packet at once. Its thread of
+        the pool is left behind, and closes what it may still come to open; with ``os.O_CREAT`` the
+        file may have been made all the same.
         """
         raise NotImplementedError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import os
 import select
 import signal
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, ClassVar, Protocol, Self
 
+from ..interface.errors import PortForked
 from ..interface.port import CompletionPort
 from ..interface.unique import Unique
 from ..shared.arguments import check_seconds
@@ -115,8 +117,9 @@ class Service(Unique):
             threading.Thread(target=self._core.work, name=f"completionport-worker-{number}")
             for number in range(1, (workers or self._default_workers()) + 1)
         ]
-        # Guards `_started`, `_stopping` and `_waker`.
-        self._lock = threading.Lock()
+        # Guards `_started`, `_stopping` and `_waker`. The handler of a signal may call `stop` too.
+        self._lock = threading.RLock()
+        self._process = os.getpid()
         self._waker: socket.socket | None = None
         self._signalled = False  # written by the signal handler only
         self._started = False
@@ -163,25 +166,33 @@ class Service(Unique):
         ``grace``: seconds, 0 or more, that what is queued for the peers has to go out; then it is
         dropped. The call returns when all is over; called in a
         callback, it returns at once and the rest is done behind it. Calling again waits for
-        the end, and does nothing more.
+        the end, and does nothing more. An exception of a signal handler ends the waiting only.
+
+        Raised: `PortForked` in the child of a ``fork()``: the server is the parent's.
         """
         check_seconds("grace", grace)
+        if os.getpid() != self._process:
+            raise PortForked
         self._stop_asked.set()
         with self._lock:
             first, self._stopping = not self._stopping, True
             if self._waker is not None:
                 with contextlib.suppress(BlockingIOError):
                     self._waker.send(b"\0")
-        if threading.current_thread() in self._threads:
-            # A worker can't wait for itself.
-            if first:
-                threading.Thread(
-                    target=self._stop, args=(grace,), name="completionport-stop"
-                ).start()
-            return
         if first:
-            self._stop(grace)
-        self._stopped.wait()
+            # By a thread of its own: a worker can't wait for itself, nor can a signal's handler for
+            # what it has interrupted.
+            stopping = threading.Thread(
+                target=self._stop, args=(grace,), name="completionport-stop"
+            )
+            try:
+                stopping.start()
+            except RuntimeError:  # no thread can be had, or the interpreter ends
+                if threading.current_thread() in self._threads:
+                    raise
+                self._stop(grace)
+        if threading.current_thread() not in self._threads:
+            self._stopped.wait()
 
     def _stop(self, grace: float) -> None:
         try:
@@ -212,7 +223,9 @@ class Service(Unique):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop()
+        # The child of a fork leaves its parent's server alone.
+        if os.getpid() == self._process:
+            self.stop()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[Callable[[], object]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..interface.handle import Buffers
 from ..shared.arguments import check_count
+from ..shared.association import refuse_tls
 from .service import Service, ServiceSocket, bound_socket
 
 # On Windows SO_REUSEADDR would let any program take the address away.
@@ -156,6 +157,12 @@ class Server(Service):
                 raise ValueError(f"idle_timeout must be more than 0 seconds, not {idle_timeout}")
         if listener is not None and not isinstance(listener, socket.socket):
             raise TypeError(f"listener must be a socket, not {type(listener).__name__}")
+        if listener is not None:
+            refuse_tls(listener)
+            if listener.type != socket.SOCK_STREAM or not _listens(listener):
+                raise ValueError(
+                    "listener must be a stream socket that listens: call listen() first"
+                )
         self.handler = handler
         super().__init__(
             listener or _listen(host, port, backlog, reuse_port),
@@ -187,6 +194,10 @@ class Server(Service):
         ``work_time`` (how long callbacks took).
         """
         return super().stats()
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _make_room_for_descriptors(descriptor: int) -> None:

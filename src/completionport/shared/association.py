@@ -21,9 +21,9 @@ if sys.platform == "linux":
 F_DUPFD_QUERY = 1024 + 3
 """fcntl(2): whether another descriptor came from the same open. Python 3.14 has a name for it."""
 
-# token -> [the file], which keeps the file's id its own. No lock, since finalizers come here
-# too: one setdefault and one pop are atomic.
-_taken: dict[Hashable, list[Any]] = {}
+taken: dict[Hashable, list[Any]] = {}
+"""Token -> [the file], which keeps the file's id its own. No lock, since finalizers come here
+too: one setdefault and one pop are atomic. The compiled handles pop from it themselves."""
 
 
 class Association(NamedTuple):
@@ -33,6 +33,16 @@ class Association(NamedTuple):
     """To be given to `release`."""
     fileno: int
     """The number of the file's descriptor."""
+
+
+def refuse_tls(file: Any) -> None:
+    """`TypeError` for a socket of the module ssl: a port would send its data in plain text."""
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(file, ssl.SSLSocket):
+        raise TypeError(
+            "a port can't encrypt, and would send in plain text: an SSLSocket is refused. Take the "
+            "socket as it was before wrap_socket(), with an ssl.SSLObject on memory buffers"
+        )
 
 
 def register(file: Any) -> Association:
@@ -57,11 +67,11 @@ def register(file: Any) -> Association:
 def claim(token: Hashable, file: Any) -> None:
     """Note that a file belongs to a port, under a token of its own; `AlreadyAssociated`."""
     entry = [file]
-    if _taken.setdefault(token, entry) is not entry:
+    if taken.setdefault(token, entry) is not entry:
         raise AlreadyAssociated(f"{file!r} belongs to a completion port already")
 
 
-def release(token: Hashable, _taken: dict[Hashable, list[Any]] = _taken) -> None:
+def release(token: Hashable, _taken: dict[Hashable, list[Any]] = taken) -> None:
     """Forget a file. A token that is not noted is ignored.
 
     It works at the end of the interpreter too, when the names of this module are gone.
@@ -105,6 +115,7 @@ def descriptor_of(file: Any) -> int:
 
     Raised: `TypeError` for an object with no descriptor, `ValueError` for a closed one.
     """
+    refuse_tls(file)
     if isinstance(file, bool):
         raise TypeError("a socket, a file or a descriptor number was expected, not a bool")
     if isinstance(file, int):
@@ -141,4 +152,4 @@ def status_of(number: int) -> os.stat_result:
 
 if hasattr(os, "register_at_fork"):
     # The child has none of the parent's ports.
-    os.register_at_fork(after_in_child=_taken.clear)
+    os.register_at_fork(after_in_child=taken.clear)

@@ -191,6 +191,7 @@ cdef list unpack_ancillary(msghdr* message):
             header = CMSG_NXTHDR(message, header)
     except BaseException:
         close_passed_descriptors(message)
+        message.msg_controllen = 0
         raise
     return items
 

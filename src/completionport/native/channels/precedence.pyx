@@ -38,7 +38,8 @@ cdef inline bint may_meet(Operation* one, Operation* other) noexcept nogil:
     """Whether two operations that change the file may cover the same byte."""
     if one.offset < 0 or other.offset < 0:
         return True
-    if one.channel.appends and one.code == CP_WRITE and other.code == CP_WRITE:
+    if one.channel.appends and (one.code == CP_WRITE or other.code == CP_WRITE):
+        # It goes to the end, wherever that is by then.
         return True
     # As differences: the sums may be out of range.
     if one.offset < other.offset:

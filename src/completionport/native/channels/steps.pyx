@@ -6,6 +6,7 @@
 
 from libc.stdint cimport int64_t
 
+from ..primitives.atomics cimport cp_mutex, cp_mutex_lock, cp_mutex_unlock
 from .engine cimport (
     CP_ACCEPT,
     CP_CLOSE,
@@ -118,22 +119,36 @@ cdef extern from "sys/sendfile.h" nogil:
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
 
+cdef extern from "pthread.h" nogil:
+    int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
+
 cdef enum:
     # What is sent of a file in one go, bytes: to a peer that keeps up the socket is never full, and others
     # are to have their turn. It takes about two milliseconds; a quarter of it made a file 1 % slower.
     TURN = 4194304
 
 
+# Guards O_NONBLOCK of what is no socket, in all ports of the process.
+cdef cp_mutex flags_lock
+
+
 cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
     """A call that has no flag of its own for not waiting.
 
-    O_NONBLOCK belongs to the open file, which the program shares: it is set for the call only.
+    O_NONBLOCK belongs to the open file, which the program shares: it is set for the call only. Two
+    handles may have the same open file, unless it is a socket (a terminal's input and output are one):
+    if one put the flag back while the other is on its way to the call, that would wait.
     """
     cdef int descriptor = operation.channel.descriptor
-    cdef int flags = fcntl(descriptor, F_GETFL)
-    cdef bint change = flags >= 0 and not flags & O_NONBLOCK
+    cdef bint shared = operation.channel.kind != SOCKET
+    cdef int flags
+    cdef bint change
     cdef int64_t result = -1
     cdef int error
+    if shared:
+        cp_mutex_lock(&flags_lock)
+    flags = fcntl(descriptor, F_GETFL)
+    change = flags >= 0 and not flags & O_NONBLOCK
     if change:
         fcntl(descriptor, F_SETFL, flags | O_NONBLOCK)
     if operation.code == CP_ACCEPT:
@@ -151,7 +166,19 @@ cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
     error = errno
     if change:
         fcntl(descriptor, F_SETFL, flags)
+    if shared:
+        cp_mutex_unlock(&flags_lock)
     return result if result >= 0 else -error
+
+
+cdef void in_child() noexcept nogil:
+    """The thread that held it is not in the child."""
+    global flags_lock
+    flags_lock = 0
+
+
+if pthread_atfork(NULL, NULL, in_child) != 0:
+    raise MemoryError("pthread_atfork failed")
 
 
 cdef bint is_ready(Operation* operation, short events) noexcept nogil:

@@ -102,6 +102,9 @@ cdef extern from "errno.h" nogil:
     enum:
         EAGAIN, EBUSY, ECANCELED, EINTR, ENOBUFS, ENOENT, ENOMEM, ETIME, ETIMEDOUT
 
+cdef extern from "sched.h" nogil:
+    int sched_yield()
+
 cdef extern from "poll.h" nogil:
     enum:
         POLLIN, POLLOUT, POLLRDHUP
@@ -160,11 +163,22 @@ cdef void submit(Engine* engine) noexcept nogil:
 
 cdef void wake(Engine* engine) noexcept nogil:
     cdef Uring* uring = <Uring*> engine
+    cdef uint32_t count
+    cdef int result
     cp_mutex_lock(&uring.ring.sq_lock)
     next_entry(&uring.ring).opcode = CP_OP_NOP
     commit_entry(&uring.ring)
     cp_mutex_unlock(&uring.ring.sq_lock)
-    submit(engine)
+    # The caller may hold a channel's lock, so nothing may be reaped here as `submit` does. -EBUSY: there
+    # are completions for which there is no room, so who leads is awake. -EAGAIN: no memory for it yet.
+    count = unsubmitted(&uring.ring)
+    while count != 0:
+        result = cp_uring_enter(uring.ring.descriptor, count, 0, 0, -1)
+        if result == -EAGAIN:
+            sched_yield()
+        elif result < 0 and result != -EINTR:
+            return
+        count = unsubmitted(&uring.ring)
 
 
 cdef void ask_to_cancel(Uring* uring, Channel* channel, uint64_t user_data) noexcept nogil:

@@ -107,7 +107,6 @@ enum {
     CP_OP_ACCEPT = 13,
     CP_OP_ASYNC_CANCEL = 14,
     CP_OP_FALLOCATE = 17,
-    CP_OP_OPENAT = 18,
     CP_OP_CLOSE = 19,
     CP_OP_STATX = 21,
     CP_OP_READ = 22,

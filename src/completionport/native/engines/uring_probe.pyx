@@ -24,7 +24,7 @@ cdef extern from "uring_abi.h" nogil:
     enum:
         CP_OP_READV, CP_OP_WRITEV, CP_OP_POLL_ADD, CP_OP_SENDMSG, CP_OP_RECVMSG
         CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_READ, CP_OP_WRITE, CP_OP_SEND, CP_OP_RECV
-        CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_OPENAT, CP_OP_STATX, CP_OP_CLOSE
+        CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_STATX, CP_OP_CLOSE
         CP_FEAT_NODROP, CP_FEAT_RW_CUR_POS, CP_FEAT_FAST_POLL, CP_FEAT_EXT_ARG, CP_FEAT_NO_IOWAIT
         CP_FEAT_SINGLE_MMAP
         CP_ENTER_GETEVENTS, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT, CP_RECV_MULTISHOT
@@ -41,7 +41,7 @@ cdef dict NEEDED_OPERATIONS = {
 
 # Where one is missing the port's pool of threads does it.
 cdef dict FILE_OPERATIONS = {
-    "fsync": CP_OP_FSYNC, "allocate": CP_OP_FALLOCATE, "open": CP_OP_OPENAT, "stat": CP_OP_STATX,
+    "fsync": CP_OP_FSYNC, "allocate": CP_OP_FALLOCATE, "stat": CP_OP_STATX,
     "close": CP_OP_CLOSE,
 }
 

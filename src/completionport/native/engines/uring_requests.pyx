@@ -8,7 +8,6 @@ from ..channels.engine cimport (
     CP_ALLOCATE,
     CP_CLOSE,
     CP_FSYNC,
-    CP_OPEN,
     CP_READ,
     CP_RECV,
     CP_RECVFROM,
@@ -30,7 +29,7 @@ cdef extern from "uring_abi.h" nogil:
         CP_OP_SEND_ZC, CP_OP_SENDMSG_ZC, CP_SEND_ZC_REPORT_USAGE
         CP_OP_ACCEPT, CP_OP_READ, CP_OP_READV, CP_OP_RECV, CP_OP_RECVMSG, CP_OP_SEND, CP_OP_SENDMSG
         CP_OP_WRITE, CP_OP_WRITEV, CP_RECVSEND_POLL_FIRST
-        CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_OPENAT, CP_OP_CLOSE, CP_OP_STATX, CP_FSYNC_DATASYNC
+        CP_OP_FSYNC, CP_OP_FALLOCATE, CP_OP_CLOSE, CP_OP_STATX, CP_FSYNC_DATASYNC
         CP_SQE_ASYNC
 
 cdef extern from "sys/socket.h" nogil:
@@ -158,15 +157,6 @@ cdef bint describe_file(cp_sqe* sqe, Operation* operation) noexcept nogil:
         sqe.opcode = CP_OP_FALLOCATE
         sqe.off = operation.offset
         sqe.addr = operation.extent
-    elif operation.code == CP_OPEN:
-        sqe.opcode = CP_OP_OPENAT
-        # A name that the kernel has in memory would be opened in the thread that submits, which may
-        # have to wait for a file server, and all that enter the ring with it.
-        sqe.flags = CP_SQE_ASYNC
-        sqe.fd = AT_FDCWD
-        sqe.addr = <uintptr_t> operation.address
-        sqe.op_flags = operation.flags
-        sqe.len = <uint32_t> operation.extent
     elif operation.code == CP_STAT:
         sqe.opcode = CP_OP_STATX
         if operation.channel.kind == ERRANDS:
@@ -193,8 +183,6 @@ cdef int opcode_of(Operation* operation) noexcept nogil:
         return CP_OP_FSYNC
     if operation.code == CP_ALLOCATE:
         return CP_OP_FALLOCATE
-    if operation.code == CP_OPEN:
-        return CP_OP_OPENAT
     if operation.code == CP_STAT:
         return CP_OP_STATX
     if operation.code == CP_CLOSE:

@@ -18,6 +18,7 @@ from ..pool.offload cimport offload_close, offload_disown, offload_lets_go, offl
 from ..primitives.atomics cimport (
     cp_count,
     cp_mutex_lock,
+    cp_mutex_lock_until,
     cp_mutex_unlock,
     cp_now_ns,
     cp_peek,
@@ -44,7 +45,7 @@ from ...shared import association
 from ...shared.workers import default_concurrency
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
-cdef object release_file = association.release
+cdef dict taken_files = association.taken
 cdef object is_finalizing = sys.is_finalizing
 
 cdef extern from "pthread.h" nogil:
@@ -237,6 +238,7 @@ cdef class Core:
         cdef Packet* timers = NULL
         cdef int64_t deadline = FOREVER
         cdef bint alone = True
+        cdef bint locked
         if self.forked():
             self.close_in_child()
             return 0
@@ -246,15 +248,18 @@ cdef class Core:
         with nogil:
             # A function that the pool runs may close its own port, and can't wait for itself.
             offload_disown(self.errands)
-            cp_mutex_lock(&self.close_lock)
-            if not self.destroyed:
+            locked = cp_mutex_lock_until(&self.close_lock, deadline)
+            if locked and not self.destroyed:
                 announce_close(self.scheduler)
                 alone = (
                     wait_until_alone(self.scheduler, deadline) and close_channels(self, deadline)
                 )
-            if alone:
+            if locked and alone:
                 packets = close_queue(self.scheduler)
                 timers = close_timers(self.scheduler)
+        if not locked:
+            # So was one that closes the port, and what it closes goes with the process.
+            return 0
         if not alone:
             # What such a thread may still hold goes with the process.
             self.destroyed = True
@@ -270,7 +275,7 @@ cdef class Core:
             except KeyError:
                 # Another thread closes too, the port or the last handle, and was faster.
                 break
-            release_file(token)
+            taken_files.pop(token, None)
         return 0
 
     cdef int close_in_child(self) except -1:
@@ -301,12 +306,18 @@ cdef Core unborn_core():
 
 
 cdef int drop_all(Packet* packets) except -1:
-    """A list of packets that nobody will take."""
+    """A list of packets that nobody will take: all of them, whatever a signal handler raises."""
     cdef Packet* packet
+    first = None
     while packets != NULL:
         packet = packets
         packets = packet.next
-        drop_packet(packet)
+        try:
+            drop_packet(packet)
+        except BaseException as raised:
+            first = first or raised
+    if first is not None:
+        raise first
     return 0
 
 

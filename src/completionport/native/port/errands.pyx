@@ -86,7 +86,11 @@ cdef object launch(Core core, OverlappedBase operation):
 
 cdef object start_call(Core core, int code, function, tuple args, key, overlapped, strand):
     cdef OverlappedBase operation = prepare(core, code, key, overlapped, strand)
-    operation.envelope = (function, args)
+    try:
+        operation.envelope = (function, args)
+    except BaseException:
+        operation.withdraw()
+        raise
     return launch(core, operation)
 
 
@@ -104,7 +108,11 @@ cdef object start_lookup(
 
 cdef object start_open(Core core, bytes path, int flags, unsigned mode, key, overlapped):
     cdef OverlappedBase operation = prepare(core, CP_OPEN, key, overlapped)
-    operation.set_path(path, False)
+    try:
+        operation.set_path(path, False)
+    except BaseException:
+        operation.withdraw()
+        raise
     operation.operation_.flags = flags | O_CLOEXEC
     operation.operation_.extent = mode
     return launch(core, operation)
@@ -112,7 +120,11 @@ cdef object start_open(Core core, bytes path, int flags, unsigned mode, key, ove
 
 cdef object start_stat(Core core, bytes path, bint follow_symlinks, key, overlapped):
     cdef OverlappedBase operation = prepare(core, CP_STAT, key, overlapped)
-    operation.set_path(path, True)
+    try:
+        operation.set_path(path, True)
+    except BaseException:
+        operation.withdraw()
+        raise
     operation.operation_.flags = 0 if follow_symlinks else AT_SYMLINK_NOFOLLOW
     return launch(core, operation)
 
@@ -121,7 +133,11 @@ cdef object start_copy(
     Core core, bytes source, bytes target, int64_t at_most, key, overlapped
 ):
     cdef OverlappedBase operation = prepare(core, CP_COPY, key, overlapped)
-    operation.set_paths(source, target)
+    try:
+        operation.set_paths(source, target)
+    except BaseException:
+        operation.withdraw()
+        raise
     operation.operation_.extent = at_most
     return launch(core, operation)
 

@@ -72,7 +72,7 @@ from ...shared.arguments import (
 from .overlapped import Overlapped
 
 # A module's names may be gone when the interpreter ends, its C variables are not.
-cdef object release_file = association.release
+cdef dict taken_files = association.taken
 cdef object close_number = association.close_number
 
 cdef extern from "sys/socket.h" nogil:
@@ -214,7 +214,7 @@ cdef class Handle(HandleBase):
         except BaseException:
             self.token_gone = 1
             core.tokens.discard(token)
-            release_file(token)
+            taken_files.pop(token, None)
             raise
 
     def __dealloc__(self):
@@ -231,7 +231,8 @@ cdef class Handle(HandleBase):
         """True for the first caller, who may close the file."""
         if not cp_swap_if(&self.token_gone, 0, 1):
             return False
-        release_file(<object> self.token)
+        # No Python code runs here, so no signal handler's exception leaves it half done.
+        taken_files.pop(<object> self.token, None)
         (<Core> self.last_core).tokens.discard(<object> self.token)
         return True
 

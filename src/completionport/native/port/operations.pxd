@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 
 from ..channels.engine cimport Operation
-from ..scheduling.scheduler cimport Packet, Taken
+from ..scheduling.scheduler cimport Packet, Scheduler, Taken
 from ..scheduling.timer_heap cimport TimedPacket
 
 cdef class OverlappedBase:
@@ -40,6 +40,8 @@ cdef class OverlappedBase:
     cdef void unpin(self) noexcept
     cdef int withdraw(self) except -1
     cdef object conclude(self)
+    cdef object outcome(self)
+    cdef void lay_down(self) noexcept
     cdef void set_idle(self) noexcept
     cdef object code(self)
     cdef void mean(self, object meaning) noexcept
@@ -56,6 +58,7 @@ cdef class HandleBase:
 
 cdef OverlappedBase overlapped_of(Packet* packet)
 cdef object completion_of(Taken* taken)
+cdef int give_back(Scheduler* scheduler, object completion) except -1
 cdef int drop_packet(Packet* packet) except -1
 cdef int release_values(TimedPacket* timed) except -1
 cdef Completion new_completion(object transferred, object key, object overlapped, object error)

@@ -43,7 +43,12 @@ from ..channels.engine cimport (
     iovec,
 )
 from ..channels.lookups cimport lookup_error, lookup_free, lookup_result
-from ..channels.messages cimport address_of, pack_ancillary, unpack_ancillary
+from ..channels.messages cimport (
+    address_of,
+    close_passed_descriptors,
+    pack_ancillary,
+    unpack_ancillary,
+)
 from ..channels.sources cimport source_kind
 from ..channels.steps cimport let_sources_go
 from ..primitives.atomics cimport (
@@ -60,6 +65,7 @@ from ..scheduling.scheduler cimport (
     PACKET_POSTED,
     PACKET_TIMER,
     PostedPacket,
+    post,
     strand_release,
 )
 from ..scheduling.timer_heap cimport TimedPacket
@@ -87,6 +93,9 @@ cdef extern from "sys/socket.h" nogil:
 cdef enum:
     LARGEST = 0x7fffffff
     ADDRESS_ROOM = 128         # sockaddr_storage
+
+# Of an operation whose outcome a signal handler's exception kept from being made.
+cdef str INTERRUPTED = "an exception came in place of this operation's packet"
 
 # By number, which has gaps.
 cdef list CODES = [None] * (max(OperationCode) + 1)
@@ -346,10 +355,10 @@ cdef class OverlappedBase:
         cdef bytes control = pack_ancillary(ancillary)
         if not control:
             return 0
+        self.envelope = (control, self.envelope)
         op.control = PyBytes_AS_STRING(control)
         op.control_size = len(control)
         op.owns_control = True
-        self.envelope = (control, self.envelope)
         return 0
 
     cdef int make_envelope(self, Py_ssize_t ancillary_size) except -1:
@@ -441,13 +450,42 @@ cdef class OverlappedBase:
         """The packet is taken: say what came of it and let the buffers go. Returns the error.
 
         The operation is the caller's until `set_idle`: from then on any thread may use it again.
+
+        What is made here is made by Python's code too, where a signal handler may raise (and memory may
+        be short). Then the exception is the caller's of get in place of the packet, and the operation is
+        over all the same.
         """
+        cdef Operation* op = &self.operation_
+        cdef object error
+        self.unpin()
+        self.vectors = None
+        try:
+            error = self.outcome()
+        except BaseException:
+            if op.error == 0 and op.code == CP_RECVMSG:
+                close_passed_descriptors(&op.message)
+            self.received = None
+            self.value_ = None
+            self.error_ = OSError(EINTR, INTERRUPTED)
+            self.lay_down()
+            self.set_idle()
+            raise
+        self.error_ = error
+        self.lay_down()
+        return error
+
+    cdef void lay_down(self) noexcept:
+        let_lookup_go(&self.operation_)
+        self.envelope = None
+        channel_release(self.operation_.channel)
+        self.operation_.channel = NULL
+
+    cdef object outcome(self):
+        """Set the value, or return the error."""
         cdef Operation* op = &self.operation_
         cdef PyObject* shrunk
         cdef int64_t size
         cdef object error = None
-        self.unpin()
-        self.vectors = None
         if op.error != 0:
             error = self.failure()
             self.received = None
@@ -487,8 +525,6 @@ cdef class OverlappedBase:
             self.value_ = op.transferred
         if error is None and (op.code == CP_RECVFROM or op.code == CP_RECVMSG):
             self.value_ = self.envelope_of(self.value_)
-        let_lookup_go(op)
-        self.envelope = None
         if error is None and self.meaning is not None:
             try:
                 op.transferred, self.value_ = self.meaning.outcome(self.value_)
@@ -496,17 +532,6 @@ cdef class OverlappedBase:
                 op.transferred = 0
                 self.value_ = None
                 error = reason
-            except BaseException:
-                # A signal handler's exception: it goes to the caller of get, in place of the packet.
-                self.value_ = None
-                self.error_ = system_error(EINTR)
-                channel_release(op.channel)
-                op.channel = NULL
-                self.set_idle()
-                raise
-        self.error_ = error
-        channel_release(op.channel)
-        op.channel = NULL
         return error
 
     cdef object envelope_of(self, object data):
@@ -515,9 +540,10 @@ cdef class OverlappedBase:
         address = address_of(<const char*> op.address, min(op.message.msg_namelen, op.address_size))
         if op.code == CP_RECVFROM:
             return data, address
-        return (
-            data, unpack_ancillary(&op.message), op.message.msg_flags & ~MSG_CMSG_CLOEXEC, address
-        )
+        ancillary = unpack_ancillary(&op.message)
+        # The program has the descriptors in it now, or `unpack_ancillary` has closed them.
+        op.message.msg_controllen = 0
+        return data, ancillary, op.message.msg_flags & ~MSG_CMSG_CLOEXEC, address
 
     cdef void set_idle(self) noexcept:
         cp_passed_on(<void*> self)
@@ -613,12 +639,36 @@ cdef OverlappedBase overlapped_of(Packet* packet):
     return overlapped
 
 
+# The key of a packet that is a Completion: one that was made, and that nobody has got.
+cdef object GIVEN_BACK = object()
+
+
+cdef int give_back(Scheduler* scheduler, object completion) except -1:
+    """Have another call of get return it; it is gone where the port is closed."""
+    Py_INCREF(completion)
+    Py_INCREF(GIVEN_BACK)
+    Py_INCREF(None)
+    if not post(
+        scheduler, <void*> completion, <void*> GIVEN_BACK, <void*> None, NULL
+    ):
+        Py_XDECREF(<PyObject*> completion)
+        Py_XDECREF(<PyObject*> GIVEN_BACK)
+        Py_XDECREF(<PyObject*> None)
+    return 0
+
+
 cdef object completion_of(Taken* taken):
     """A packet becomes a Completion, which takes the packet's references over."""
     cdef OverlappedBase overlapped
     cdef Completion completion
     cdef object error
     if taken.packet == NULL:
+        if taken.key == <void*> GIVEN_BACK:
+            completion = <object> taken.transferred
+            Py_XDECREF(<PyObject*> taken.transferred)
+            Py_XDECREF(<PyObject*> taken.key)
+            Py_XDECREF(<PyObject*> taken.overlapped)
+            return completion
         completion = Completion.__new__(Completion)
         completion.transferred = <object> taken.transferred
         completion.key = <object> taken.key
@@ -631,11 +681,13 @@ cdef object completion_of(Taken* taken):
         return completion_of_timer(<TimedPacket*> taken.packet)
     overlapped = overlapped_of(taken.packet)
     error = overlapped.conclude()
-    completion = new_completion(
-        0 if brings_descriptor(&overlapped.operation_) else overlapped.operation_.transferred,
-        (<HandleBase> overlapped.handle_).key, overlapped, error,
-    )
-    overlapped.set_idle()
+    try:
+        completion = new_completion(
+            0 if brings_descriptor(&overlapped.operation_) else overlapped.operation_.transferred,
+            (<HandleBase> overlapped.handle_).key, overlapped, error,
+        )
+    finally:
+        overlapped.set_idle()
     return completion
 
 
@@ -668,7 +720,9 @@ cdef int drop_packet(Packet* packet) except -1:
         overlapped = overlapped_of(packet)
         op = &overlapped.operation_
         if op.error == 0:
-            drop_result(op)
+            with nogil:
+                # The close of a file on a file server may take long.
+                drop_result(op)
         op.error = ECANCELED
         if is_finalizing():
             # The names that make an exception may be gone, and nobody can ask for it.

@@ -51,7 +51,7 @@ from .errands cimport (
     start_open,
     start_stat,
 )
-from .operations cimport completion_of
+from .operations cimport completion_of, give_back
 from .strand cimport Blocking, Strand
 from .timers cimport due_after, due_at, new_timer
 
@@ -303,8 +303,14 @@ cdef class Port:
         if not self.wait(deadline, &taken):
             return completions
         completions.append(completion_of(&taken))
-        while len(completions) < count and take_ready(self.core.scheduler, &taken, True):
-            completions.append(completion_of(&taken))
+        try:
+            while len(completions) < count and take_ready(self.core.scheduler, &taken, True):
+                completions.append(completion_of(&taken))
+        except BaseException:
+            # A signal handler's, which goes to the caller in place of one packet, not of all.
+            for completion in completions:
+                give_back(self.core.scheduler, completion)
+            raise
         return completions
 
     cdef bint wait(self, int64_t deadline, Taken* taken) except -1:

@@ -105,6 +105,15 @@ static inline void cp_mutex_lock(cp_mutex *mutex)
         cp_futex_wait(mutex, 2, -1);
 }
 
+/* 0 when it could not be had until then (negative: without end). */
+static inline int cp_mutex_lock_until(cp_mutex *mutex, int64_t deadline_ns)
+{
+    while (__atomic_exchange_n(mutex, 2, __ATOMIC_ACQUIRE) != 0)
+        if (cp_futex_wait(mutex, 2, deadline_ns) == ETIMEDOUT)
+            return 0;
+    return 1;
+}
+
 static inline void cp_mutex_unlock(cp_mutex *mutex)
 {
     if (__builtin_expect(__atomic_exchange_n(mutex, 0, __ATOMIC_RELEASE) == 2, 0))

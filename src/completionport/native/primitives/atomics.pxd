@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint32_t
 cdef extern from "atomics.h" nogil:
     ctypedef uint32_t cp_mutex
     void cp_mutex_lock(cp_mutex *mutex) noexcept
+    bint cp_mutex_lock_until(cp_mutex *mutex, int64_t deadline_ns) noexcept
     void cp_mutex_unlock(cp_mutex *mutex) noexcept
     bint cp_swap_if(uint32_t *word, uint32_t expected, uint32_t wanted) noexcept
     uint32_t cp_load_acquire(const uint32_t *word) noexcept

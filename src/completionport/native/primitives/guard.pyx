@@ -64,10 +64,12 @@ cdef void thread_ended(void* ended) noexcept nogil:
         record.depth = 1
         cp_thread_record_set(record)
         guard_leave(record.inside)
-        cp_thread_record_set(NULL)
     cp_mutex_lock(&records_lock)
     unlink(record)
     cp_mutex_unlock(&records_lock)
+    # What another destructor of this thread does may go inside once more: with a new record, whose
+    # turn comes in the next round (pthread_key_create(3)).
+    cp_thread_record_set(NULL)
     free(record)
 
 

@@ -87,6 +87,7 @@ cdef void thread_ended(void* record) noexcept nogil:
     if me.held != NULL:
         end_turn_elsewhere(me)
         scheduler_release(me.held)
+    cp_thread_record_set(NULL)
     free(me)
 
 
@@ -672,7 +673,11 @@ cdef bint strand_let_go(Strand* strand) noexcept nogil:
         cp_light_mutex_unlock(&s.lock)
         return False
     let_strand_go(s, strand)
-    unlock_and_wake(s)
+    if s.guard.closed:
+        # Who closes the port wakes everybody.
+        cp_light_mutex_unlock(&s.lock)
+    else:
+        unlock_and_wake_from_outside(s)
     return True
 
 

@@ -107,7 +107,8 @@ def _may_meet(one: Request, other: Request, appends: bool) -> bool:
     """Whether two operations that change the file may cover the same byte."""
     if one.offset is None or other.offset is None:
         return True
-    if appends and one.operation is other.operation is Operation.WRITE:
+    if appends and Operation.WRITE in (one.operation, other.operation):
+        # It goes to the end, wherever that is by then.
         return True
     first, second = (one, other) if one.offset <= other.offset else (other, one)
     assert first.offset is not None
