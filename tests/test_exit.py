@@ -320,7 +320,7 @@ def test_the_package_leaves_the_gil_off(engine):
 def test_an_object_that_closes_a_port_at_the_end_does_not_wait_for_a_stopped_thread(engine):
     """A daemon thread closes it already: the pool's thread, for which it waits, is stopped."""
     if engine not in COMPILED:
-        pytest.skip("a compiled engine holds its locks only where no thread is stopped")
+        pytest.skip("in this engine a close() waits for another one as long as that takes")
     run_python(
         f"""
         import threading, time

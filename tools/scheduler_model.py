@@ -28,7 +28,7 @@ SUBMIT_AT = 64
 EVENTS_AT_ONCE = 256
 MONITOR_US = 1000.0
 KERNEL_TICK_US = 4000.0
-# As in native/scheduling/, scheduler.pxd and scheduler.pyx: work as long as that, or so much short work.
+# As in native/scheduling/scheduler.*: work as long as that, or so much short work.
 WAKE_COST_US = 12.0
 BACKLOG_COST_US = 1000.0
 ROUND_TRIP_US = 50.0

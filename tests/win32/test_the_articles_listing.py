@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from win32_support import LONG, in_order, read_exactly, reset
+from support import read_exactly
+from win32_support import LONG, in_order, reset
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "win32_echo.py"
 
