@@ -67,6 +67,7 @@ def test_an_operation_is_over_when_get_is_interrupted(port, tcp):
             port.get(1)
         assert not operation.pending
         assert operation.error.errno in (errno.EINTR, errno.ECANCELED)
+        assert operation.error.winerror == 995
         # And free again.
         handle.recv(10, overlapped=operation)
         far.sendall(b"hello")

@@ -315,7 +315,8 @@ cdef int drop_all(Packet* packets) except -1:
         try:
             drop_packet(packet)
         except BaseException as raised:
-            first = first or raised
+            if first is None:
+                first = raised
     if first is not None:
         raise first
     return 0

@@ -71,6 +71,7 @@ from ..scheduling.scheduler cimport (
 from ..scheduling.timer_heap cimport TimedPacket
 from .file_status cimport STATUS_ROOM, status_of
 
+from ...interface.error_codes import add_codes
 from ...interface.errors import OperationAborted, OperationPending, system_error
 from ...interface.operation import Operation as OperationCode
 from ...shared.sources import open_source
@@ -94,7 +95,6 @@ cdef enum:
     LARGEST = 0x7fffffff
     ADDRESS_ROOM = 128         # sockaddr_storage
 
-# Of an operation whose outcome a signal handler's exception kept from being made.
 cdef str INTERRUPTED = "an exception came in place of this operation's packet"
 
 # By number, which has gaps.
@@ -466,7 +466,7 @@ cdef class OverlappedBase:
                 close_passed_descriptors(&op.message)
             self.received = None
             self.value_ = None
-            self.error_ = OSError(EINTR, INTERRUPTED)
+            self.error_ = interrupted()
             self.lay_down()
             self.set_idle()
             raise
@@ -637,6 +637,17 @@ cdef OverlappedBase overlapped_of(Packet* packet):
     cdef OverlappedBase overlapped = <OverlappedBase> pointer
     Py_XDECREF(pointer)
     return overlapped
+
+
+cdef object interrupted():
+    """The error of an operation whose outcome an exception kept from being made."""
+    error = OSError(EINTR, INTERRUPTED)
+    try:
+        add_codes(error)
+    except BaseException:
+        # One exception is on its way already.
+        pass
+    return error
 
 
 # The key of a packet that is a Completion: one that was made, and that nobody has got.
