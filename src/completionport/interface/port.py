@@ -154,7 +154,8 @@ class CompletionPort(Unique):
 
         Any number of threads may wait; the one that came last is served first.
         Raised: `PortClosed`, also in threads that wait when the port is closed.
-        Signals are handled while the main thread waits (Ctrl-C raises `KeyboardInterrupt`).
+        Signals are handled while the main thread waits (Ctrl-C raises `KeyboardInterrupt`): at
+        once, or within a second where the system gives the signal to another thread.
         Win32: ``GetQueuedCompletionStatus``.
         """
         raise NotImplementedError

@@ -137,7 +137,10 @@ class Service(Unique):
         """What is to be done before there are threads."""
 
     def start(self) -> None:
-        """Serve, and let the workers go; returns at once. A server is started once."""
+        """Serve, and let the workers go; returns at once. A server is started once.
+
+        The workers keep the process alive until `stop`, also when the main thread has ended.
+        """
         with self._lock:
             if self._started or self._stopping:
                 raise RuntimeError("a server is started once: make a new one")
@@ -164,9 +167,10 @@ class Service(Unique):
         """Take nothing new, end what there is, end the workers, close the port.
 
         ``grace``: seconds, 0 or more, that what is queued for the peers has to go out; then it is
-        dropped. The call returns when all is over; called in a
-        callback, it returns at once and the rest is done behind it. Calling again waits for
-        the end, and does nothing more. An exception of a signal handler ends the waiting only.
+        dropped. What a callback that is at work sends from now on is refused
+        (`ConnectionClosed`). The call returns when all is over; called in a callback, it returns
+        at once and the rest is done behind it. Calling again waits for the end, and does nothing
+        more. An exception of a signal handler ends the waiting only.
 
         Raised: `PortForked` in the child of a ``fork()``: the server is the parent's.
         """

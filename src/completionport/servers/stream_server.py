@@ -154,7 +154,10 @@ class Server(Service):
                     f"idle_timeout must be seconds or None, not {type(idle_timeout).__name__}"
                 )
             if not 0 < idle_timeout < 1e9:
-                raise ValueError(f"idle_timeout must be more than 0 seconds, not {idle_timeout}")
+                raise ValueError(
+                    "idle_timeout must be more than 0 seconds and less than 1e9, or None for no "
+                    f"limit, not {idle_timeout}"
+                )
         if listener is not None and not isinstance(listener, socket.socket):
             raise TypeError(f"listener must be a socket, not {type(listener).__name__}")
         if listener is not None:
