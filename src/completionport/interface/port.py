@@ -272,7 +272,8 @@ class CompletionPort(Unique):
         functions that block another one starts every 5 ms, but none behind those that compute, or
         wait for the GIL: they would be no quicker. A function that runs can't be cancelled, and
         `close` waits for it; the end of the interpreter does not. One that closes its own port is
-        not waited for, and its packet is dropped.
+        not waited for, and its packet is dropped. One that forks may return in the child too, which
+        ends then with status 0.
 
         Raised: `TypeError` for what can't be called, `PortClosed`.
         """

@@ -254,6 +254,7 @@ class SideBySide:
         if request.operation is Operation.OPEN:
             return self._open(request)
         _executing.line = self
+        process = os.getpid()
         try:
             CALLS[request.operation](self.descriptor, request)
         except BaseException as error:
@@ -264,6 +265,10 @@ class SideBySide:
                 request.fail(unaligned(error) if self.direct else error)
         finally:
             _executing.line = None
+        if os.getpid() != process:
+            # A function has forked, and this is the child, where the program left it to return: all
+            # else here is the parent's.
+            os._exit(0)
         with self._lock:
             self._carried_out(request)
         self._chores.run()
