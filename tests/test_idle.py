@@ -67,10 +67,13 @@ def test_several_waiting_threads_use_no_cpu(make_port, pair):
 @needs_concurrency
 def test_threads_that_wait_for_a_place_use_no_cpu(make_port):
     port = make_port(1)
+    gate = threading.Event()
+    # Started before: who waits for a thread's start with a packet would be replaced.
+    waiter = Background(lambda: gate.wait(30) and port.get(30))
     port.post("held")
     port.post("queued")
     take_one(port)
-    waiter = Background(port.get, 30)
+    gate.set()
     # Who slept here would be replaced.
     compute_until(lambda: port.stats()["waiting"] == 1)
     clock = time.pthread_getcpuclockid(waiter.ident)

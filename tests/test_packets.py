@@ -426,10 +426,13 @@ class TestClosedPort:
     @needs_concurrency
     def test_close_wakes_threads_that_wait_for_a_place(self, make_port):
         port = make_port(1)
+        gate = threading.Event()
+        # Started before: who waits for a thread's start with a packet would be replaced.
+        waiting = [Background(lambda: gate.wait(LONG) and port.get()) for _ in range(2)]
         port.post("held here")
         port.post("for nobody")
         take_one(port)
-        waiting = [Background(port.get) for _ in range(2)]
+        gate.set()
         compute_until(lambda: port.stats()["waiting"] == 2)
         port.close()
         for thread in waiting:
