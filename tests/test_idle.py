@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
