@@ -80,10 +80,8 @@ cdef extern from "errno.h" nogil:
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
+    int getpid()
     void _exit(int status)
-
-cdef extern from "pthread.h" nogil:
-    int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
 
 cdef extern from *:
     """
@@ -690,33 +688,20 @@ cdef Course measured(Operation* operation, Worker* worker) noexcept nogil:
     return SLEPT if worker.suspects and cp_sleeps() != sleeps else QUICK
 
 
-# How many forks lie between the first process and this one; written only by a child with one thread.
-cdef int fork_count = 0
-
-
-cdef void in_child() noexcept nogil:
-    global fork_count
-    fork_count += 1
-
-
-if pthread_atfork(NULL, NULL, in_child) != 0:
-    raise MemoryError("pthread_atfork failed")
-
-
 cdef Course execute(Offload* pool, Operation* operation, Worker* worker) noexcept nogil:
     cdef Channel* channel = channel_retain(operation.channel)
     cdef Scheduler* scheduler = pool.scheduler
     cdef Course course = UNKNOWN
     cdef bint inside
-    cdef int forks
+    cdef int process
     global cp_executing, cp_disowned
     if operation.code == CP_CALL:
         cp_prepare_python(&worker.python)
         cp_executing = operation
         cp_disowned = False
-        forks = fork_count
+        process = getpid()
         pool.call(operation)
-        if forks != fork_count:
+        if getpid() != process:
             # The function has forked, and this is the child, where the program left it to return: all else
             # here is the parent's.
             _exit(0)
