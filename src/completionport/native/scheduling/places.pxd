@@ -1,7 +1,7 @@
 """The places of threads at work: what `concurrency` bounds. The scheduler's lock in all of these."""
 
 from ..primitives.times cimport measured_now_ns
-from .scheduler cimport WAKE_COST, Scheduler, Waiter
+from .scheduler cimport WAKE_COST, Packet, Scheduler, Waiter
 
 
 cdef inline void set_blocked(Scheduler* s, Waiter* thread, bint blocked) noexcept nogil:
@@ -41,12 +41,12 @@ cdef inline void give_place_back(Scheduler* s, Waiter* me) noexcept nogil:
         me.next_holder.previous_holder = me.previous_holder
 
 
-cdef inline void start_turn(Scheduler* s, Waiter* me) noexcept nogil:
-    """The thread goes off to work on a packet; measured where the one at the head of the queue is."""
+cdef inline void start_turn(Scheduler* s, Waiter* me, Packet* packet) noexcept nogil:
+    """The thread goes off to work on this packet; measured where the packet is."""
     me.turn += 1
     me.started_ns = 0
     if s.to_measure > 0:
         s.to_measure -= 1
         me.started_ns = measured_now_ns()
-    elif s.head.queued_ns != 0 or s.work_ns >= WAKE_COST:
+    elif packet.queued_ns != 0 or s.work_ns >= WAKE_COST:
         me.started_ns = measured_now_ns()

@@ -355,14 +355,16 @@ cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
 
 
 cdef inline void pop(
-    Scheduler* s, Waiter* me, Taken* taken, int place, int64_t now_ns
+    Scheduler* s, Waiter* me, Taken* taken, int place, bint more
 ) noexcept nogil:
-    """Take the packet at that place. `now_ns`: 0 where nobody has looked at the clock."""
+    """Take the packet at that place. With ``more`` the thread is at its turn already."""
     cdef Packet* packet = unlink(s, place)
     cdef PostedPacket* posted
+    if not more:
+        start_turn(s, me, packet)
     s.taken += MEASURED
     if packet.queued_ns != 0:
-        count_time(&s.queue_times, (now_ns if now_ns != 0 else cp_now_ns()) - packet.queued_ns)
+        count_time(&s.queue_times, (cp_now_ns() if more else me.started_ns) - packet.queued_ns)
     if packet.strand != NULL:
         hold_strand(me, packet.strand)
         if packet.kind == PACKET_TIMER:
@@ -415,12 +417,10 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
             and not (cp_peek_64(&s.next_timer_ns) != NO_TIMER and wants_timers(s))
         )
     ):
-        if not more:
-            if not me.holds_place:
-                take_place(s, me)
-            start_turn(s, me)
+        if not more and not me.holds_place:
+            take_place(s, me)
         s.since_kernel += 1
-        pop(s, me, taken, place, 0 if more else me.started_ns)
+        pop(s, me, taken, place, more)
         found = True
         if s.newest != NULL or (s.queued != 0 and s.submits_late and s.attention != WATCHED):
             unlock_and_wake_from_outside(s)
@@ -481,10 +481,9 @@ cdef TakeStatus take(
             reaped and s.newest != NULL and s.newest.arrival > me.arrival
         ):
             take_place(s, me)
-            start_turn(s, me)
             s.since_kernel += 1
             cp_store_release(&me.returning, 1)
-            pop(s, me, taken, place, me.started_ns)
+            pop(s, me, taken, place, False)
             status = TAKE_PACKET
             break
         if s.passed_over > s.woken:
