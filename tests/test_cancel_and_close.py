@@ -368,6 +368,20 @@ class TestClose:
         assert descriptor not in descriptors()
         assert far.recv(1) == b""
 
+    @pytest.mark.skipif(WINDOWS, reason="there a handle has no number of the program's kind")
+    def test_what_has_the_number_of_its_duplicate_by_then_does_not_matter(self, port, tmp_path):
+        (tmp_path / "file").write_bytes(b"content")
+        number = os.open(tmp_path / "file", os.O_RDONLY)
+        before = descriptors()
+        handle = port.associate(number, "key")
+        (duplicate,) = descriptors().keys() - before.keys()
+        port.close()
+        with open(tmp_path / "file", "rb") as file:
+            os.dup2(file.fileno(), duplicate)
+        handle.close()
+        os.close(duplicate)
+        assert number not in descriptors()
+
     @pytest.mark.parametrize("is_another_one", [False, True])
     def test_so_is_that_of_a_file_unless_it_is_another_ones(self, port, tmp_path, is_another_one):
         for name in ("one", "other"):

@@ -53,6 +53,7 @@ class SelectorsChannel:
         "descriptor",
         "engine",
         "files",
+        "gone",
         "is_regular",
         "is_socket",
         "lock",
@@ -71,6 +72,7 @@ class SelectorsChannel:
         self.engine = engine
         self.skips_on_success = skips_on_success  # what succeeds at once gives no packet
         self._tokens = [token]  # while the file is noted as this port's; no lock, a pop is one step
+        self.gone = False  # set, once, before the duplicate is closed; no lock
         self.status = os.fstat(number)
         kind = stat.S_IFMT(self.status.st_mode)
         mode = fcntl.fcntl(number, fcntl.F_GETFL)
@@ -115,7 +117,8 @@ class SelectorsChannel:
 
     def close_number(self, number: int) -> None:
         together = association.opened_together(number, self.descriptor)
-        association.close_number(number, self.status, together)
+        # Another file may have the duplicate's number as soon as that is closed.
+        association.close_number(number, self.status, None if self.gone else together)
 
     def pending(self) -> int:
         if self.files is not None:
@@ -312,6 +315,7 @@ class SelectorsChannel:
 
     def close_descriptor(self) -> None:
         """The last step: nothing refers to the duplicate any more."""
+        self.gone = True
         if self.sock is not None:
             self.sock.close()
         else:
