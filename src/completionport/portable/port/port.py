@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -118,8 +119,8 @@ class PortablePort(CompletionPort):
                 f"max_count must be an integer, not {type(max_count).__name__}"
             ) from None
         if count < 1:
-            raise ValueError(f"max_count must be at least 1, not {count}")
-        return self._take(count, timeout)
+            raise ValueError(f"max_count must be 1 or more, not {count}")
+        return self._take(min(count, sys.maxsize), timeout)
 
     def _take(self, count: int, timeout: float | None) -> list[Completion]:
         core = self._inside
