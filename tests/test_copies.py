@@ -60,6 +60,7 @@ def assert_refused(port, source, target, kind, number=None):
     assert isinstance(done.error, kind)
     assert number is None or done.error.errno == number
     assert (done.error.filename, done.error.filename2) == (str(source), str(target))
+    assert str(done.error).endswith(f": {str(source)!r} -> {str(target)!r}")
     assert done.transferred == 0
     with pytest.raises(kind):
         operation.result()

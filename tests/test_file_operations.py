@@ -237,11 +237,14 @@ class TestOpenAndClose:
         port.close_descriptor(descriptor)
         assert take_one(port).error.errno == errno.EBADF
 
-    def test_a_name_that_is_none(self, port, tmp_path):
-        operation = port.open(tmp_path / "nothing")
+    @pytest.mark.parametrize("kind", [str, os.fsencode, lambda path: path])
+    def test_a_name_that_is_none(self, port, tmp_path, kind):
+        operation = port.open(kind(tmp_path / "nothing"))
         error = take_one(port).error
         assert isinstance(error, FileNotFoundError)
         assert error.filename == str(tmp_path / "nothing")
+        assert str(error).endswith(f": {error.filename!r}")
+        assert error.winerror == 2
         with pytest.raises(FileNotFoundError, match="nothing"):
             operation.result()
 

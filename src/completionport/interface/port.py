@@ -316,7 +316,8 @@ class CompletionPort(Unique):
         The arguments are those of `os.open`. ``overlapped.result()`` is the number of a descriptor,
         not inheritable, which is the program's once the packet was taken: `associate` it, and
         close it with the handle. That of a packet that is never taken is closed. A named pipe
-        waits for its other side.
+        waits for its other side. The `OSError` of one that fails has the path as its ``filename``,
+        as text.
 
         An open that is cancelled, or whose port is closed, gives its packet at once. Its thread of
         the pool is left behind, and closes what it may still come to open; with ``os.O_CREAT`` the
@@ -334,7 +335,8 @@ class CompletionPort(Unique):
     ) -> Overlapped:
         """Ask for the size, times and so on of what has this name (``GetFileAttributesEx``).
 
-        ``overlapped.result()`` is an `os.stat_result`; ``follow_symlinks`` as for `os.stat`.
+        ``overlapped.result()`` is an `os.stat_result`; ``follow_symlinks`` as for `os.stat`. The
+        `OSError` of one that fails has the path as its ``filename``, as text.
         """
         raise NotImplementedError
 
@@ -354,7 +356,8 @@ class CompletionPort(Unique):
         ``overlapped.result()`` is the number of bytes. A link is followed; what is no regular file
         is refused (`IsADirectoryError`, or ``EINVAL``). Where the file system lets files share
         their blocks they do, and where the kernel copies by itself the data does not pass through
-        the process: ``copy_file_range(2)``.
+        the process: ``copy_file_range(2)``. The `OSError` of one that fails has both names as text:
+        ``filename`` is the source and ``filename2`` the target.
 
         It is for the many small files of a tree: a packet for each, where `open`, reads and writes
         would be six. ``at_most``: a file of more bytes is not begun and fails with ``EFBIG``; a
