@@ -58,9 +58,8 @@ def main() -> int:
         # Who read it has gone: nothing is left to be said, at the end of the program neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, RuntimeError, ValueError) as error:
-        where = f"{options.host} port {options.port}: " if isinstance(error, OSError) else ""
         with contextlib.suppress(BrokenPipeError):
-            print(f"udp_echo: {where}{error}", file=sys.stderr)
+            print(f"udp_echo: {error}", file=sys.stderr)
         return 1
     return 0
 

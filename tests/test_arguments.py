@@ -294,6 +294,27 @@ def test_addresses(port, address, error):
         assert_quiet(port)
 
 
+@pytest.mark.parametrize("number", [-1, 65536, 2**40])
+@pytest.mark.parametrize("call", ["connect", "sendto"])
+def test_a_port_number_that_is_none_leaves_handle_and_overlapped_usable(port, call, number):
+    kind = socket.SOCK_STREAM if call == "connect" else socket.SOCK_DGRAM
+    overlapped = Overlapped()
+    with (
+        socket.socket(type=kind) as sock,
+        socket.socket(type=kind) as other,
+        port.associate(sock, "key") as handle,
+    ):
+        other.bind(("127.0.0.1", 0))
+        if call == "connect":
+            other.listen()
+        data = [] if call == "connect" else [b"x"]
+        with pytest.raises(OverflowError, match=f"from 0 to 65535, not {number}"):
+            getattr(handle, call)(*data, ("127.0.0.1", number), overlapped=overlapped)
+        assert_quiet(port)
+        getattr(handle, call)(*data, other.getsockname(), overlapped=overlapped)
+        assert take_one(port).error is None
+
+
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 @pytest.mark.parametrize(
     ("address", "error"),

@@ -569,12 +569,13 @@ class TestArguments:
             ({"handler": object()}, TypeError, "DatagramHandler"),
             ({"host": 5}, TypeError, "host must be"),
             ({"port": "5050"}, TypeError, "port must be"),
-            ({"port": 70_000}, ValueError, "port must be"),
+            ({"port": 70_000}, ValueError, "port must be a number from 0 to 65535"),
             ({"workers": 0}, ValueError, "workers must be"),
             ({"concurrency": -1}, ValueError, "concurrency"),
             ({"buffer_size": 10}, ValueError, "buffer_size must be"),
             ({"buffer_size": 70_000}, ValueError, "buffer_size must be"),
             ({"receive_buffer": 0}, ValueError, "receive_buffer must be"),
+            ({"receive_buffer": 2**31}, ValueError, "receive_buffer must be from 1 to 2147483647"),
             ({"send_limit": -1}, ValueError, "send_limit must be"),
             ({"engine": "none"}, ValueError, "engine"),
             ({"sock": 5}, TypeError, "sock must be"),
@@ -591,9 +592,10 @@ class TestArguments:
                 DatagramServer(DatagramHandler(), sock=sock, engine=engine)
             assert sock.fileno() >= 0
 
-    def test_a_port_in_use_raises(self, engine, client):
-        with pytest.raises(OSError) as caught:  # noqa: PT011 - the text is the system's
-            DatagramServer(DatagramHandler(), port=client.getsockname()[1], engine=engine)
+    def test_a_port_in_use_is_told(self, engine, client, nothing_left):
+        port = client.getsockname()[1]
+        with pytest.raises(OSError, match=rf"listen on 127\.0\.0\.1, port {port}: .") as caught:
+            DatagramServer(DatagramHandler(), port=port, engine=engine)
         assert caught.value.errno == errno.EADDRINUSE
 
     def test_the_receive_buffer_is_set(self, serve):

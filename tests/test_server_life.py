@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import struct
 import threading
@@ -193,16 +195,55 @@ class TestAddresses:
             assert read_exactly(client, 5) == b"hello"
             assert handler.first().peername == client.getsockname()
 
-    def test_an_address_in_use(self, serve, engine):
+    def test_an_address_in_use_is_told(self, serve, engine):
         server = serve(Echo())
+        host, port = server.address
         before = descriptors()
-        with pytest.raises(OSError, match=r"in use|0x2740"):
-            Server(Echo(), *server.address, engine=engine)
+        with pytest.raises(OSError, match=f"can't listen on {host}, port {port}: .") as caught:
+            Server(Echo(), host, port, engine=engine)
+        assert type(caught.value) is OSError
+        assert caught.value.errno == errno.EADDRINUSE
+        assert caught.value.winsock_error == 10048
+        assert WINDOWS or caught.value.strerror.endswith(os.strerror(errno.EADDRINUSE))
         assert descriptors() == before
 
-    def test_an_address_of_another_machine(self, engine):
-        with pytest.raises(OSError, match=r"assign|0x2741"):
+    @windows_has_no("address that two sockets can be bound to, of which one listens")
+    def test_an_address_at_which_another_socket_listens_by_then(self, engine, monkeypatch):
+        bind = socket.socket.bind
+        with socket.socket() as other:
+
+            def bind_and_let_another_listen(sock, address):
+                bind(sock, address)
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                bind(other, sock.getsockname())
+                other.listen()
+
+            monkeypatch.setattr(socket.socket, "bind", bind_and_let_another_listen)
+            before = descriptors()
+            with pytest.raises(OSError, match=r"can't listen on 127\.0\.0\.1, port 0: ") as caught:
+                Server(Echo(), port=0, engine=engine)
+            assert caught.value.errno == errno.EADDRINUSE
+            assert descriptors() == before
+
+    def test_an_address_of_another_machine_is_told(self, engine):
+        with pytest.raises(OSError, match=r"can't listen on 192\.0\.2\.1, port 0: ") as caught:
             Server(Echo(), "192.0.2.1", 0, engine=engine)
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+
+    @windows_has_no("port that takes a privilege")
+    def test_a_port_that_takes_a_privilege(self, engine, monkeypatch):
+        def refuse(sock, address):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr(socket.socket, "bind", refuse)
+        with pytest.raises(PermissionError, match=r"every address, port 80: .*below 1024 need"):
+            Server(Echo(), "", 80, engine=engine)
+        with pytest.raises(PermissionError, match=f"5050: {os.strerror(errno.EACCES)}$"):
+            Server(Echo(), port=5050, engine=engine)
+
+    def test_a_name_that_is_unknown_is_told(self, engine):
+        with pytest.raises(socket.gaierror, match=r"can't listen on name\.invalid, port 80: ."):
+            Server(Echo(), "name.invalid", 80, engine=engine)
 
     def test_a_listening_socket_of_the_program(self, serve, dial):
         listener = socket.create_server(("127.0.0.1", 0))
@@ -488,8 +529,9 @@ class TestArguments:
             ({"idle_timeout": "1"}, TypeError, "idle_timeout"),
             ({"idle_timeout": float("nan")}, ValueError, "idle_timeout"),
             ({"send_limit": -1}, ValueError, "send_limit"),
-            ({"port": 70000}, ValueError, "port"),
-            ({"port": -1}, ValueError, "port"),
+            ({"port": 70000}, ValueError, "port must be a number from 0 to 65535, not 70000"),
+            ({"port": -1}, ValueError, "port must be a number from 0 to 65535, not -1"),
+            ({"backlog": 2**31}, ValueError, "backlog must be from 0 to 2147483647"),
             ({"port": "5050"}, TypeError, "port"),
             ({"host": 5}, TypeError, "host"),
             ({"host": "name.invalid"}, socket.gaierror, None),

@@ -12,8 +12,6 @@ from .engines import ENGINES, probe
 from .interface.errors import CompletionPortError
 from .servers.stream_server import Connection, Handler, Server
 
-PRIVILEGED = 1024
-
 
 class Echo(Handler):
     """The article's server: what comes goes back."""
@@ -43,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, CompletionPortError) as error:
-        print(f"completionport: {_in_words(error, options)}", file=sys.stderr)
+        # Without the number, which is for programs.
+        text = error.strerror if isinstance(error, OSError) and error.strerror else error
+        print(f"completionport: {text}", file=sys.stderr)
         return 1
 
 
@@ -90,15 +90,6 @@ def _engines(options: argparse.Namespace) -> int:
             for feature, there in report.features.items():
                 print(f"  {'yes' if there else 'no ':<4}{feature}")
     return 0
-
-
-def _in_words(error: Exception, options: argparse.Namespace) -> str:
-    if isinstance(error, OSError) and error.strerror and hasattr(options, "port"):
-        text = f"can't listen on {options.host}, port {options.port}: {error.strerror}"
-        if isinstance(error, PermissionError) and options.port < PRIVILEGED:
-            text += f". Ports below {PRIVILEGED} need a privilege: choose another with --port"
-        return text
-    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -82,7 +82,7 @@ class DatagramServer(Service):
     ``reuse_port``: SO_REUSEPORT, so that several processes can share the port.
 
     Raised: `TypeError` and `ValueError` for wrong arguments, `OSError` when the address can't be
-    had, `EngineUnavailable`.
+    had, which it names, `EngineUnavailable`.
     """
 
     def __init__(

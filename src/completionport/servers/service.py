@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, ClassVar, Protocol, Self
 
+from ..interface.error_codes import add_codes
 from ..interface.errors import PortForked
 from ..interface.port import CompletionPort
 from ..interface.unique import Unique
@@ -21,6 +22,9 @@ from ..shared.arguments import check_seconds
 
 FEWEST_WORKERS = 8
 """Of a server that was told no number: so many callbacks may block before others wait for them."""
+
+PRIVILEGED = 1024
+"""Ports below it are not everybody's."""
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if sys.platform == "win32":
@@ -268,16 +272,25 @@ class Service(Unique):
 
 
 def bound_socket(
-    host: str, port: int, kind: int, *options: tuple[int, int], reuse_port: bool
+    host: str,
+    port: int,
+    kind: int,
+    *options: tuple[int, int],
+    reuse_port: bool,
+    backlog: int | None = None,
 ) -> socket.socket:
-    """A new socket with that address; ``options`` are switched on before it has it."""
+    """A new socket with that address; ``options`` are switched on before it has it.
+
+    It listens where a ``backlog`` is given.
+    """
     if not isinstance(host, str):
         raise TypeError(f"host must be a name or an address, not {type(host).__name__}")
     if not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"port must be a number, not {type(port).__name__}")
     if not 0 <= port <= 0xFFFF:
         raise ValueError(f"port must be a number from 0 to 65535, not {port}")
-    found = socket.getaddrinfo(host or None, port, type=kind, flags=socket.AI_PASSIVE)[0]
+    with _telling_where(host, port):
+        found = socket.getaddrinfo(host or None, port, type=kind, flags=socket.AI_PASSIVE)[0]
     sock = socket.socket(found[0], kind)
     try:
         for level, option in options:
@@ -286,8 +299,27 @@ def bound_socket(
             raise ValueError("reuse_port: this system has no SO_REUSEPORT")
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(found[4])
+        with _telling_where(host, port):
+            sock.bind(found[4])
+            if backlog is not None:
+                sock.listen(backlog)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+@contextlib.contextmanager
+def _telling_where(host: str, port: int) -> Iterator[None]:
+    """What the system refuses says for which address that was, and keeps its class and numbers."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{host or 'every address'}, port {port}"
+        text = f"can't listen on {where}: {error.strerror or error}"
+        if isinstance(error, PermissionError) and port < PRIVILEGED and sys.platform != "win32":
+            text += f". Ports below {PRIVILEGED} need a privilege: choose another"
+        error.strerror = text
+        error.args = error.errno, text  # what pickle keeps
+        add_codes(error)
+        raise

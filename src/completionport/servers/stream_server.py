@@ -118,7 +118,7 @@ class Server(Service):
     ``reuse_port``: SO_REUSEPORT, so that several processes can share the port.
 
     Raised: `TypeError` and `ValueError` for wrong arguments, `OSError` when the address can't be
-    had, `EngineUnavailable`.
+    had, which it names, `EngineUnavailable`.
 
     Running out of descriptors pauses accepting, says so once in the log ``completionport``,
     and goes on when there are some again.
@@ -222,7 +222,7 @@ def _make_room_for_descriptors(descriptor: int) -> None:
 
 
 def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:
-    sock = bound_socket(
+    return bound_socket(
         host,
         port,
         socket.SOCK_STREAM,
@@ -231,10 +231,5 @@ def _listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.sock
         # segments waits for the acknowledgement of the first.
         (socket.IPPROTO_TCP, socket.TCP_NODELAY),
         reuse_port=reuse_port,
+        backlog=backlog,
     )
-    try:
-        sock.listen(backlog)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

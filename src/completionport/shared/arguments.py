@@ -17,7 +17,7 @@ LARGEST_ANCILLARY = 1 << 20
 
 
 def check_count(
-    name: str, value: Any, least: int, most: int = 1 << 31, *, optional: bool = False
+    name: str, value: Any, least: int, most: int = 2**31 - 1, *, optional: bool = False
 ) -> None:
     """Raise what is due unless ``value`` is an integer in the range, or None where that will do."""
     if value is None and optional:
