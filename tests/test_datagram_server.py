@@ -571,6 +571,7 @@ class TestArguments:
             ({"port": "5050"}, TypeError, "port must be"),
             ({"port": 70_000}, ValueError, "port must be a number from 0 to 65535"),
             ({"workers": 0}, ValueError, "workers must be"),
+            ({"workers": 10**9}, ValueError, "workers must be from 1 to 32768, not 1000000000"),
             ({"concurrency": -1}, ValueError, "concurrency"),
             ({"buffer_size": 10}, ValueError, "buffer_size must be"),
             ({"buffer_size": 70_000}, ValueError, "buffer_size must be"),

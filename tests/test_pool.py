@@ -622,6 +622,7 @@ class TestArguments:
             ({"threads": 1.5}, TypeError, "threads must be an integer, not float"),
             ({"threads": True}, TypeError, "threads must be an integer, not bool"),
             ({"threads": 0}, ValueError, "threads must be from 1"),
+            ({"threads": 10**9}, ValueError, "threads must be from 1 to 32768"),
             ({"maximum": 1}, ValueError, "maximum must be from 2"),
             ({"maximum": "many"}, TypeError, "maximum must be an integer, not str"),
             ({"idle_timeout": 0}, ValueError, "idle_timeout must be more than 0 seconds"),

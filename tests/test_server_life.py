@@ -414,6 +414,41 @@ class TestStop:
             assert read_exactly(client, 5) == b"hello"
         assert read_to_end(client) == b""
 
+    def test_threads_that_the_system_refuses_undo_the_start(
+        self, engine, nothing_left, monkeypatch
+    ):
+        server = Server(Echo(), port=0, workers=4, engine=engine)
+        start, started = threading.Thread.start, []
+
+        def refuse(thread):
+            if len(started) == 2:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match=r"can't start new thread: .* 3 of 4 workers"):
+            server.start()
+        assert not any(thread.is_alive() for thread in started)
+        assert server.completion_port.closed
+        server.stop()
+
+    def test_a_listener_that_was_closed_undoes_the_start(self, engine, nothing_left):
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = Server(Echo(), listener=listener, engine=engine)
+        listener.close()
+        with pytest.raises(ValueError, match="closed"):
+            server.start()
+        assert server.completion_port.closed
+
+    def test_a_concurrency_without_end_makes_no_threads_without_end(
+        self, engine, nothing_left, monkeypatch
+    ):
+        monkeypatch.setattr("completionport.servers.service.LARGEST_WORKERS", 16)
+        server = Server(Handler(), port=0, concurrency=2**31 - 1, engine=engine)
+        assert len(server._threads) == 16
+        server.stop()
+
     def test_stop_under_load(self, serve, dial):
         for _ in range(5):
             handler = Echo()
@@ -518,6 +553,7 @@ class TestArguments:
         ("options", "error", "message"),
         [
             ({"workers": 0}, ValueError, "workers"),
+            ({"workers": 10**9}, ValueError, "workers must be from 1 to 32768, not 1000000000"),
             ({"workers": "2"}, TypeError, "workers"),
             ({"concurrency": -1}, ValueError, "concurrency"),
             ({"backlog": -1}, ValueError, "backlog"),

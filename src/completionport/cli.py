@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of the output has gone, as in `completionport engines | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError, CompletionPortError) as error:
+    except (OSError, ValueError, RuntimeError, CompletionPortError) as error:
         # Without the number, which is for programs.
         text = error.strerror if isinstance(error, OSError) and error.strerror else error
         print(f"completionport: {text}", file=sys.stderr)

@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from ..interface.handle import Buffers
-from ..shared.arguments import check_count
+from ..shared.arguments import LARGEST_WORKERS, check_count
 from .service import Service, ServiceSocket, bound_socket
 
 LONGEST = 1 << 16
@@ -70,7 +70,7 @@ class DatagramServer(Service):
     ``handler``: a `DatagramHandler`.
     ``host``, ``port``: where to receive; port 0 takes a free one, see `address`. ``sock``, a bound
     datagram socket of your own (UDP or Unix), takes their place; it is closed with the server.
-    ``workers``: threads, 1 or more; None for 8, or twice ``concurrency`` where that is more. At
+    ``workers``: threads, 1 to 32768; None for 8, or twice ``concurrency`` where that is more. At
     most ``concurrency`` of them run callbacks; the others step in for those whose callback blocks.
     ``concurrency``, ``engine``: as for `CompletionPort`.
     ``buffer_size``: the longest datagram that is received, 64 to 2**16 bytes; a longer one is
@@ -102,7 +102,7 @@ class DatagramServer(Service):
     ) -> None:
         if not isinstance(handler, DatagramHandler):
             raise TypeError(f"handler must be a DatagramHandler, not {type(handler).__name__}")
-        check_count("workers", workers, 1, optional=True)
+        check_count("workers", workers, 1, LARGEST_WORKERS, optional=True)
         check_count("buffer_size", buffer_size, 64, LONGEST)
         check_count("receive_buffer", receive_buffer, 1, optional=True)
         check_count("send_limit", send_limit, 0)

@@ -18,7 +18,7 @@ from ..interface.error_codes import add_codes
 from ..interface.errors import PortForked
 from ..interface.port import CompletionPort
 from ..interface.unique import Unique
-from ..shared.arguments import check_seconds
+from ..shared.arguments import LARGEST_WORKERS, check_seconds
 
 FEWEST_WORKERS = 8
 """Of a server that was told no number: so many callbacks may block before others wait for them."""
@@ -132,7 +132,7 @@ class Service(Unique):
         self._stopped = threading.Event()
 
     def _default_workers(self) -> int:
-        return max(FEWEST_WORKERS, 2 * self.completion_port.concurrency)
+        return min(max(FEWEST_WORKERS, 2 * self.completion_port.concurrency), LARGEST_WORKERS)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.address} on {self.completion_port.engine}>"
@@ -144,15 +144,34 @@ class Service(Unique):
         """Serve, and let the workers go; returns at once. A server is started once.
 
         The workers keep the process alive until `stop`, also when the main thread has ended.
+
+        Raised: `RuntimeError` when it was started or stopped before, or when the system refuses a
+        thread; whatever else is raised, it is stopped then too.
         """
         with self._lock:
             if self._started or self._stopping:
                 raise RuntimeError("a server is started once: make a new one")
             self._started = True
-            self._prepare()
-            for thread in self._threads:
+            try:
+                if self._socket.fileno() < 0:
+                    raise ValueError("the server's socket was closed before the start")
+                self._prepare()
+                self._start_workers()
+                self._core.listen(self._socket)
+            except BaseException:
+                # Workers for whom nothing will come would keep the process alive.
+                self.stop(0)
+                raise
+
+    def _start_workers(self) -> None:
+        for number, thread in enumerate(self._threads, 1):
+            try:
                 thread.start()
-            self._core.listen(self._socket)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"{error}: the system refuses number {number} of {len(self._threads)} workers. "
+                    "Ask for fewer, or raise the limits of threads and memory (ulimit -a)"
+                ) from error
 
     def serve_forever(self, grace: float = 5.0) -> None:
         """Start, and serve until `stop` is called or SIGINT or SIGTERM (on Windows also
@@ -215,7 +234,8 @@ class Service(Unique):
                 for _ in self._threads:
                     self._core.post_stop()
                 for thread in self._threads:
-                    thread.join()
+                    if thread.ident is not None:  # it was started
+                        thread.join()
         finally:
             self._socket.close()
             self.completion_port.close()

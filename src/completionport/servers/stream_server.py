@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from ..interface.handle import Buffers
-from ..shared.arguments import check_count
+from ..shared.arguments import LARGEST_WORKERS, check_count
 from ..shared.association import refuse_tls
 from .service import Service, ServiceSocket, bound_socket
 
@@ -106,7 +106,7 @@ class Server(Service):
     ``handler``: a `Handler`; one object for all connections.
     ``host``, ``port``: where to listen; port 0 takes a free one, see `address`. ``listener``, a
     listening socket of your own, takes their place; it is closed with the server.
-    ``workers``: threads, 1 or more; None for 8, or twice ``concurrency`` where that is more. At
+    ``workers``: threads, 1 to 32768; None for 8, or twice ``concurrency`` where that is more. At
     most ``concurrency`` of them run callbacks; the others step in for those whose callback blocks.
     ``concurrency``, ``engine``: as for `CompletionPort`.
     ``backlog``: connections that may wait to be accepted.
@@ -143,7 +143,7 @@ class Server(Service):
     ) -> None:
         if not isinstance(handler, Handler):
             raise TypeError(f"handler must be a Handler, not {type(handler).__name__}")
-        check_count("workers", workers, 1, optional=True)
+        check_count("workers", workers, 1, LARGEST_WORKERS, optional=True)
         check_count("backlog", backlog, 0)
         check_count("buffer_size", buffer_size, 64, 1 << 20)
         check_count("max_connections", max_connections, 1, optional=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ..interface.errors import PortClosed
 from ..interface.port import Completion, CompletionPort
 from ..interface.unique import Unique
-from ..shared.arguments import check_count, check_seconds
+from ..shared.arguments import LARGEST_WORKERS, check_count, check_seconds
 
 logger = logging.getLogger("completionport")
 
@@ -97,7 +97,7 @@ class WorkerPool(Unique):
     ``target``: called with each `Completion`, in several threads at a time: as many as the port's
     ``concurrency`` lets run. Packets that must not be worked on at the same time are bound to a
     `Strand`.
-    ``threads``: how many threads there always are, 1 or more.
+    ``threads``: how many threads there always are, 1 to 32768.
     ``maximum``: how many there may be, ``threads`` or more; None for ``threads``. While packets
     wait and all workers are blocked, threads are added, one at a time. The engine ``selectors``
     can't see who blocks: there a thread is added when none comes for the packets that wait, and
@@ -135,7 +135,7 @@ class WorkerPool(Unique):
             raise TypeError(
                 f"target must be callable with a Completion, {type(target).__name__} is not"
             )
-        check_count("threads", threads, 1)
+        check_count("threads", threads, 1, LARGEST_WORKERS)
         check_count("maximum", maximum, threads, optional=True)
         check_seconds("idle_timeout", idle_timeout, positive=True)
         if not isinstance(name, str):

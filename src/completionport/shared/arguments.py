@@ -12,6 +12,8 @@ LARGEST_CONCURRENCY = 2**31 - 1
 LARGEST_OFFSET = 2**63 - 1
 LARGEST_POOL = 1024
 """The most threads that a port's pool may have."""
+LARGEST_WORKERS = 32768
+"""The most threads that a server or a `WorkerPool` always has; few systems let it have more."""
 LARGEST_ANCILLARY = 1 << 20
 """The most room for ancillary data that one message is given, bytes."""
 
