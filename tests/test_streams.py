@@ -623,8 +623,10 @@ class TestConnect:
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
             handle = stack.enter_context(port.associate(sock, "key"))
             # The kernel has no way to tell when there is room: connect(2), EAGAIN.
-            with pytest.raises(BlockingIOError):
+            with pytest.raises(BlockingIOError, match="try again later, or give") as full:
                 handle.connect(path)
+            assert full.value.errno == errno.EAGAIN
+            assert full.value.winsock_error == 10035
             assert_quiet(port)
             server.accept()[0].close()
             operation = handle.connect(path)

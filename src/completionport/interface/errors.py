@@ -13,6 +13,11 @@ PORT_WAS_CLOSED = "the completion port was closed"
 """Why an operation was aborted."""
 WHILE_WAITING = "this completion port was closed while a thread waited in it"
 """What a thread in `CompletionPort.get` is told."""
+BACKLOG_IS_FULL = (
+    "the backlog of the Unix socket's listener is full, and the system does not tell when it has "
+    "room: try again later, or give its listen() a larger backlog"
+)
+"""Why a connect fails with ``EAGAIN``."""
 NOT_INITIALISED = (
     "this completion port was not initialised: the __init__ of its class must call "
     "super().__init__(concurrency, ...) before anything else is asked of it"

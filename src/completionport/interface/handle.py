@@ -169,7 +169,8 @@ class Handle(Unique):
 
         A host name is looked up at the call, which may block: give a numeric address
         where that matters. Sends may be posted right behind it; receives only once the
-        packet has come.
+        packet has come. A Unix socket whose listener has a full backlog is refused at once
+        (`BlockingIOError`), since the system does not tell when there is room.
         """
         raise NotImplementedError
 

@@ -300,7 +300,7 @@ cdef class Handle(HandleBase):
                 return None
             if error == EBADF and cp_peek(&self.channel.closing):
                 self.refuse_closed()
-            raise refusal(error)
+            raise operation.failed_with(error)
         return operation
 
     cdef int need_socket(self) except -1:

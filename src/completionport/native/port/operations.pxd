@@ -35,6 +35,7 @@ cdef class OverlappedBase:
     cdef int set_path(self, bytes path, bint wants_status) except -1
     cdef int set_paths(self, bytes source, bytes target) except -1
     cdef int align(self, Py_ssize_t boundary) except -1
+    cdef object failed_with(self, int error)
     cdef object failure(self)
     cdef object envelope_of(self, object data)
     cdef void unpin(self) noexcept

@@ -30,6 +30,7 @@ from ..channels.engine cimport (
     CLAIMED,
     CP_ACCEPT,
     CP_CALL,
+    CP_CONNECT,
     CP_COPY,
     CP_OPEN,
     CP_READ,
@@ -72,7 +73,7 @@ from ..scheduling.timer_heap cimport TimedPacket
 from .file_status cimport STATUS_ROOM, status_of
 
 from ...interface.error_codes import add_codes
-from ...interface.errors import OperationAborted, OperationPending, system_error
+from ...interface.errors import BACKLOG_IS_FULL, OperationAborted, OperationPending, system_error
 from ...interface.operation import Operation as OperationCode
 from ...shared.sources import open_source
 
@@ -85,11 +86,11 @@ cdef extern from "Python.h":
 
 cdef extern from "errno.h" nogil:
     enum:
-        ECANCELED, EINTR, EINVAL
+        EAGAIN, ECANCELED, EINTR, EINVAL
 
 cdef extern from "sys/socket.h" nogil:
     enum:
-        MSG_CMSG_CLOEXEC, MSG_MORE
+        AF_UNIX, MSG_CMSG_CLOEXEC, MSG_MORE
 
 cdef enum:
     LARGEST = 0x7fffffff
@@ -414,6 +415,16 @@ cdef class OverlappedBase:
         op.one.iov_base = PyBytes_AS_STRING(self.received) + self.skipped
         return 0
 
+    cdef object failed_with(self, int error):
+        """The exception for what the system answered."""
+        # Its address has the family in front.
+        if (
+            error == EAGAIN and self.operation_.code == CP_CONNECT
+            and (<const unsigned short*> self.operation_.address)[0] == AF_UNIX
+        ):
+            return system_error(error, f"{os.strerror(error)}: {BACKLOG_IS_FULL}")
+        return system_error(error)
+
     cdef object failure(self):
         """The exception for what went wrong."""
         cdef Operation* op = &self.operation_
@@ -427,7 +438,7 @@ cdef class OverlappedBase:
                 f"{os.strerror(op.error)}: the file is open with O_DIRECT, so the offset and each "
                 f"buffer's address and size must be multiples of {op.channel.direct} bytes",
             )
-        error = system_error(op.error)
+        error = self.failed_with(op.error)
         if op.code == CP_OPEN or (op.code == CP_STAT and op.channel.kind == ERRANDS):
             error.filename = os.fsdecode(<const char*> op.address)
         elif op.code == CP_COPY:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from ...interface.errors import system_error
+from ...interface.errors import BACKLOG_IS_FULL, system_error
 from ...interface.operation import Operation
 from ..channels.messages import CLOSE_ON_EXEC, Items, descriptors_in
 from ..channels.requests import LARGEST_VECTOR, Request
@@ -125,6 +125,8 @@ def _connect(channel: Target, request: Request) -> bool:
         code = without_waiting(channel.descriptor, partial(sock.connect_ex, request.address))
         if code == 0:
             return True
+        if code == errno.EAGAIN and sock.family == UNIX:
+            raise system_error(code, f"{os.strerror(code)}: {BACKLOG_IS_FULL}")
         if code not in CONNECT_UNDER_WAY:
             raise system_error(code)
         request.connecting = True
