@@ -39,8 +39,11 @@ class Transfer(Overlapped):
 
 
 class Proxy:
-    def __init__(self, port: CompletionPort, listener: socket.socket, target: Any) -> None:
+    def __init__(
+        self, port: CompletionPort, listener: socket.socket, family: int, target: Any
+    ) -> None:
         self.port = port
+        self.family = family
         self.target = target
         self.listener = port.associate(listener, None)
         self.listener.accept()
@@ -78,7 +81,7 @@ class Proxy:
             self.close(pipe)
 
     def open(self, client: socket.socket) -> None:
-        upstream = socket.socket(client.family)
+        upstream = socket.socket(self.family)
         for sock in (client, upstream):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         to, back = Pipe(), Pipe()
@@ -104,13 +107,25 @@ class Proxy:
         pipe.sink.close()
 
 
+def host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT with a port from 1 to 65535")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", required=True, metavar="HOST:PORT")
+    parser.add_argument("--target", required=True, type=host_and_port, metavar="HOST:PORT")
     parser.add_argument("--port", type=int, default=5050)
     parser.add_argument("--engine")
     options = parser.parse_args()
-    host, _, target_port = options.target.rpartition(":")
+    # Once, and not for each client: it may take long, and one thread serves them all.
+    try:
+        found = socket.getaddrinfo(*options.target, type=socket.SOCK_STREAM)
+    except OSError as error:
+        sys.exit(f"tcp_proxy: can't find {options.target[0]}: {error.strerror}")
+    family, *_, target = found[0]
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -123,7 +138,7 @@ def main() -> None:
     ):
         print(f"Listening on port {listener.getsockname()[1]}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            Proxy(port, listener, (host, int(target_port))).run()
+            Proxy(port, listener, family, target).run()
 
 
 if __name__ == "__main__":

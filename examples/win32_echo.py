@@ -32,6 +32,7 @@ an object; all else stands as and where it does in the listing, but for its slip
 Two lines of output are new, which say where it listens and that it has ended.
 """
 
+import argparse
 import os
 import sys
 
@@ -55,6 +56,10 @@ Clients = set()  # slip 4; each step on it is atomic
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("port", metavar="PORT", nargs="?", type=PortNumber, default=PORT)
+    options = parser.parse_args()
+
     wsaData = WSADATA()
     local, client = SOCKADDR_IN(), SOCKADDR_IN()
     Threads = []  # slip 4
@@ -67,11 +72,13 @@ def main():
 
     sListen = socket(AF_INET, SOCK_STREAM, 0)
     local.sin_family = AF_INET
-    local.sin_port = htons(int(sys.argv[1]) if len(sys.argv) > 1 else PORT)
+    local.sin_port = htons(options.port)
     local.sin_addr.s_addr = htonl(INADDR_ANY)
     # slip 10
     if bind(sListen, local) == SOCKET_ERROR or listen(sListen, 5) == SOCKET_ERROR:
-        sys.exit(f"Can't listen on port {ntohs(local.sin_port)}: error {WSAGetLastError()}")
+        error = WSAGetLastError()
+        reason = "another program does" if error == WSAEADDRINUSE else f"error {error}"
+        sys.exit(f"win32_echo: can't listen on port {options.port}: {reason}")
     getsockname(sListen, local)
     print(f"Listening on port {ntohs(local.sin_port)}", flush=True)
     CloseHandle(CreateThread(NULL, 0, CloseWhenTold, sListen, 0, NULL))  # slip 3
@@ -99,6 +106,12 @@ def main():
     WSACleanup()
     print("Closed", flush=True)
     return 0
+
+
+def PortNumber(text):
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port number: it is from 0 to 65535")
+    return int(text)
 
 
 def WorkerThread(lpParam):

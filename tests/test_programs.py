@@ -16,6 +16,7 @@ import pytest
 from support import (
     STOP_SIGNALS,
     WINDOWS,
+    has_ipv6,
     stop_process,
 )
 
@@ -261,3 +262,38 @@ def test_what_an_example_can_not_do_is_one_line(name, arguments):
             assert done.returncode == 1
             [line] = done.stderr.splitlines()
             assert line.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "says"),
+    [
+        ("nowhere", 2, "'nowhere' is not HOST:PORT"),
+        (":80", 2, "':80' is not HOST:PORT"),
+        ("127.0.0.1:http", 2, "not HOST:PORT with a port from 1 to 65535"),
+        ("127.0.0.1:70000", 2, "not HOST:PORT with a port from 1 to 65535"),
+        ("127.0.0.1:-1", 2, "not HOST:PORT with a port from 1 to 65535"),
+        ("name.invalid:80", 1, "tcp_proxy: can't find name.invalid: "),
+    ],
+)
+def test_a_target_that_the_proxy_can_not_reach_is_told_before_it_listens(target, status, says):
+    command = [sys.executable, ROOT / "examples/tcp_proxy.py", "--port", "0", "--target", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+def test_the_proxy_reaches_a_target_of_ipv6(engine):
+    with (
+        echo(engine, "--quiet", "--host", "::1") as target,
+        Program(
+            sys.executable, ROOT / "examples/tcp_proxy.py", "--port", 0, "--engine", engine,
+            "--target", f"[::1]:{target.port}",
+        ) as proxy,
+    ):  # fmt: skip
+        with proxy.connect() as client:
+            client.sendall(b"hello")
+            assert read(client, 5) == b"hello"
+        proxy.stop()
+        target.stop()

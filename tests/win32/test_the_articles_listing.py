@@ -108,3 +108,26 @@ def test_it_ends_with_clients_connected(program):
         assert client.recv(1) == b"x"
         assert end(process)[-1] == "Closed"
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("arguments", [["x"], ["70000"], ["-1"], ["1.5"], ["1", "2"]], ids=str)
+def test_a_wrong_port_is_told(arguments):
+    command = [sys.executable, str(EXAMPLE), *arguments]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONG / 1000
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("usage: ")
+    assert arguments[-1] in done.stderr.splitlines()[-1]
+
+
+def test_a_port_that_is_taken_is_one_line(program):
+    port = program[1][1]
+    command = [sys.executable, str(EXAMPLE), str(port)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONG / 1000
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"win32_echo: can't listen on port {port}: another program does\n"
+    end(program[0])
