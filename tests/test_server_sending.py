@@ -161,16 +161,21 @@ class TestClose:
         assert read_to_end(client) == pattern(8_000_000) + b"the end"
         assert handler.end() is None
 
-    def test_close_receives_no_more(self, serve, dial):
+    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("queued", [0, 8_000_000])
+    def test_close_receives_no_more(self, serve, dial, queued, workers):
         class Once(Recorder):
             def received(self, connection, data):
                 super().received(connection, data)
+                connection.send(bytes(queued))
                 connection.close()
 
         handler = Once()
-        client = dial(serve(handler, buffer_size=64))
+        options = {"buffer_size": 64, "send_limit": 1 << 30}
+        client = dial(serve(handler, workers=workers, concurrency=workers, **options))
         with contextlib.suppress(ConnectionError):
             client.sendall(bytes(10_000))
+            read_to_end(client)
         handler.end()
         assert handler.count("received") == 1
 

@@ -66,7 +66,7 @@ class Core(Protocol):
         """Take nothing new."""
 
     def close_connections(self) -> None:
-        """End what there is, once what is queued has gone out."""
+        """End what there is, once callbacks at work are over and what is queued has gone out."""
 
     def abort_connections(self) -> None:
         """End what there is at once."""
@@ -189,11 +189,13 @@ class Service(Unique):
     def stop(self, grace: float = 5.0) -> None:
         """Take nothing new, end what there is, end the workers, close the port.
 
-        ``grace``: seconds, 0 or more, that what is queued for the peers has to go out; then it is
-        dropped. What a callback that is at work sends from now on is refused
-        (`ConnectionClosed`). The call returns when all is over; called in a callback, it returns
-        at once and the rest is done behind it. Calling again waits for the end, and does nothing
-        more. An exception of a signal handler ends the waiting only.
+        ``grace``: seconds, 0 or more, that callbacks at work have for their answers, and what is
+        queued for the peers has to go out; then it is dropped, and what is sent is refused
+        (`ConnectionClosed`), as it is at once where no callback is at work. Nothing more is
+        received. The call returns when all is over, which takes as long as the callbacks do;
+        called in a callback, it returns at once and the rest is done behind it. Calling again
+        waits for the end, and does nothing more. An exception of a signal handler ends the
+        waiting only.
 
         Raised: `PortForked` in the child of a ``fork()``: the server is the parent's.
         """

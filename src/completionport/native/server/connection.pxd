@@ -26,6 +26,7 @@ cdef class Connection:
     # Channel lock, and written as atomics, for the worker that asks in between:
     cdef bint paused
     cdef bint throttled          # more is queued than `send_limit`
+    cdef bint retiring           # channel lock: it ends with the callback that is at work
     cdef bint end_told           # own worker only
     cdef unsigned char peer_size
     cdef char peer[ADDRESS_SIZE]
@@ -34,4 +35,5 @@ cdef class Connection:
     cdef int send_bytes(self, const char* data, size_t size, PyObject* whole) except -1
     cdef int append(self, const char* data, size_t size, PyObject* whole) noexcept
     cdef void want_input(self) noexcept
+    cdef int retire(self) except -1
     cdef int fail(self, error) except -1

@@ -9,7 +9,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
 from ..channels.channels cimport channel_close, channel_release
-from ..channels.engine cimport Engine, Stream
+from ..channels.engine cimport Channel, Engine, Stream
 from ..channels.streams cimport stream_append, stream_schedule, stream_start_output, stream_try_send
 from ..primitives.atomics cimport (
     cp_mutex_lock,
@@ -202,6 +202,25 @@ cdef class Connection:
             channel_close(&self.stream.channel, False)
         leave(self.core.core.scheduler)
 
+    cdef int retire(self) except -1:
+        """Close it, but leave the callback that is at work time for its answer."""
+        cdef Channel* channel = &self.stream.channel
+        cdef bint at_work = True
+        if not enter(self.core.core.scheduler):
+            return 0
+        cp_mutex_lock(&channel.lock)
+        if not channel.closing:
+            self.retiring = True
+            channel.engine.type.stop_input(channel.engine, self.stream)
+            # Or its packet is in the queue, and who takes that closes it.
+            at_work = self.stream.scheduled
+        cp_mutex_unlock(&channel.lock)
+        channel.engine.type.submit(channel.engine)
+        leave(self.core.core.scheduler)
+        if not at_work:
+            self.close()
+        return 0
+
     def abort(self):
         if enter(self.core.core.scheduler):
             channel_close(&self.stream.channel, False)
@@ -233,7 +252,7 @@ cdef class Connection:
         """Receive again, unless something still speaks against it. Channel lock."""
         cdef Stream* stream = self.stream
         if not (
-            self.paused or self.throttled or stream.ended or stream.error
+            self.paused or self.throttled or self.retiring or stream.ended or stream.error
             or stream.close_when_sent or stream.channel.closing
         ):
             stream.channel.engine.type.start_input(stream.channel.engine, stream)

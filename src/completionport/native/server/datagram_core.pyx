@@ -77,6 +77,9 @@ cdef class DatagramCore(WorkingCore):
     cdef size_t buffer_size
     cdef size_t send_limit
     cdef object all_closed            # threading.Event
+    # Lock of the endpoint's channel:
+    cdef int at_work                  # callbacks, and datagrams on their way to one
+    cdef bint retiring                # the socket is closed once they are over
     cdef int64_t received_packets, received_bytes, truncated   # atomic
 
     def __init__(self, port, handler, server, *, buffer_size, send_limit):
@@ -147,18 +150,23 @@ cdef class DatagramCore(WorkingCore):
 
     def close_connections(self):
         cdef Stream* stream
-        cdef bint now = False
-        if self.endpoint is None or not enter(self.core.scheduler):
-            return
-        stream = self.endpoint.stream
-        cp_mutex_lock(&stream.channel.lock)
-        if not stream.channel.closing:
-            cp_set(&stream.close_when_sent, True)
-            now = stream.first_block == NULL
-        cp_mutex_unlock(&stream.channel.lock)
-        if now:
-            channel_close(&stream.channel, False)
-        leave(self.core.scheduler)
+        cdef bint now
+        if self.endpoint is not None and enter(self.core.scheduler):
+            stream = self.endpoint.stream
+            cp_mutex_lock(&stream.channel.lock)
+            self.retiring = True
+            now = self.close_when_idle(stream)
+            cp_mutex_unlock(&stream.channel.lock)
+            if now:
+                channel_close(&stream.channel, False)
+            leave(self.core.scheduler)
+
+    cdef bint close_when_idle(self, Stream* stream) noexcept:
+        """Once no callback is at work and what is queued has gone out; True: now. Channel lock."""
+        if not self.retiring or self.at_work != 0 or stream.channel.closing:
+            return False
+        cp_set(&stream.close_when_sent, True)
+        return stream.first_block == NULL
 
     def abort_connections(self):
         if self.endpoint is not None and enter(self.core.scheduler):
@@ -206,12 +214,14 @@ cdef class DatagramCore(WorkingCore):
         cp_mutex_lock(&stream.channel.lock)
         if stream.channel.closing:
             size = -EBADF
-        elif stream.close_when_sent:
+        elif self.retiring:
             size = -EAGAIN
-            sent = stream.first_block == NULL
+            sent = stream.close_when_sent and stream.first_block == NULL
         else:
             size = engine.type.next_input(engine, stream, NULL, 0, &data)
-            if size < 0 and size != -EAGAIN:
+            if size >= 0:
+                self.at_work += 1
+            elif size != -EAGAIN:
                 # Receiving has stopped; or a queued datagram was refused, and it goes on.
                 stream.error = 0
         cp_mutex_unlock(&stream.channel.lock)
@@ -230,7 +240,9 @@ cdef class DatagramCore(WorkingCore):
             # When the kernel holds nothing more the stream is not to be queued again.
             gone = stream.channel.in_kernel == 0
             stream.scheduled = gone
-        elif stream.first_chunk != NULL or stream.error != 0 or (stream.readable and stream.wants_input):
+        elif not self.retiring and (
+            stream.first_chunk != NULL or stream.error != 0 or (stream.readable and stream.wants_input)
+        ):
             push(engine.scheduler, &stream.packet, True)
         else:
             stream.scheduled = False
@@ -243,11 +255,24 @@ cdef class DatagramCore(WorkingCore):
                 self.on_received(endpoint, payload, address)
             except BaseException:
                 logger.exception("%r: exception in received(), the datagram is lost", endpoint)
+        if size >= 0:
+            self.callback_is_over(stream)
         elif size < 0 and size != -EAGAIN and size != -EBADF:
             self.receiving_failed(endpoint, <int> -size)
         if gone:
             self.finish(endpoint)
         return 0
+
+    cdef void callback_is_over(self, Stream* stream) noexcept:
+        cdef bint now
+        if enter(self.core.scheduler):
+            cp_mutex_lock(&stream.channel.lock)
+            self.at_work -= 1
+            now = self.close_when_idle(stream)
+            cp_mutex_unlock(&stream.channel.lock)
+            if now:
+                channel_close(&stream.channel, False)
+            leave(self.core.scheduler)
 
     cdef int receiving_failed(self, Endpoint endpoint, int error) except -1:
         if error == ENOMEM or error == ENOBUFS:

@@ -71,7 +71,8 @@ cdef class ServerCore(ServerBase):
     cdef size_t buffer_size
     cdef Py_ssize_t max_connections   # -1: no limit
     cdef int64_t idle_ns              # 0: no limit
-    cdef object census_lock           # `connections` and `all_closed` together
+    cdef object census_lock           # `connections`, `all_closed` and `retiring` together
+    cdef bint retiring                # connections that come now end behind `connected`
     # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick` of the base.
     cdef bint starved                 # accepting waits for descriptors
     cdef int64_t starved_ns           # the listener's worker: when descriptors last ran out, 0 for never
@@ -150,8 +151,11 @@ cdef class ServerCore(ServerBase):
             leave(self.core.scheduler)
 
     def close_connections(self):
-        for connection in list(self.connections):
-            (<Connection> connection).close()
+        with self.census_lock:
+            self.retiring = True
+            connections = list(self.connections)
+        for connection in connections:
+            (<Connection> connection).retire()
 
     def abort_connections(self):
         for connection in list(self.connections):
@@ -296,6 +300,7 @@ cdef class ServerCore(ServerBase):
         with self.census_lock:
             self.connections.add(connection)
             self.all_closed.clear()
+            connection.retiring = self.retiring
         add_to_shared_stats(&self.accepted, 1)
         try:
             self.core.adopt(&stream.channel)
@@ -346,7 +351,7 @@ cdef class ServerCore(ServerBase):
         cdef bytes chunk = None
         while again and count < CHUNKS_AT_ONCE:
             cp_mutex_lock(&stream.channel.lock)
-            if stream.channel.closing:
+            if stream.channel.closing or connection.retiring or stream.close_when_sent:
                 size = -EBADF
             elif connection.held is not None and not (connection.paused or connection.throttled):
                 size = -EAGAIN
@@ -357,9 +362,7 @@ cdef class ServerCore(ServerBase):
                     add_to_stats(&stream.received_packets, 1)
                     if self.keeps_time:
                         cp_set_64(&stream.active_ns, cp_now_ns())
-                elif size == -EAGAIN and connection.held is None and not (
-                    stream.was_full or stream.close_when_sent
-                ):
+                elif size == -EAGAIN and connection.held is None and not stream.was_full:
                     # All is done, as it nearly always is by now.
                     stream.scheduled = False
                     cp_mutex_unlock(&stream.channel.lock)
@@ -418,6 +421,8 @@ cdef class ServerCore(ServerBase):
         cdef bint gone = False
         cdef bint quiet
         cp_mutex_lock(&stream.channel.lock)
+        if connection.retiring:
+            cp_set(&stream.close_when_sent, True)
         if stream.first_block == NULL and not stream.channel.closing:
             if stream.was_full:
                 stream.was_full = False
@@ -441,12 +446,13 @@ cdef class ServerCore(ServerBase):
             # When the kernel holds nothing more the stream is not to be queued again.
             gone = stream.channel.in_kernel == 0
             stream.scheduled = gone
-        elif (
+        elif stream.first_block == NULL and (stream.was_full or stream.close_when_sent):
+            push(engine.scheduler, &stream.packet, True)
+        elif not stream.close_when_sent and (
             again or stream.first_chunk != NULL
             or (stream.readable and stream.wants_input)
             or (stream.ended and not connection.end_told and not quiet)
             or (connection.held is not None and not quiet)
-            or (stream.first_block == NULL and (stream.was_full or stream.close_when_sent))
         ):
             push(engine.scheduler, &stream.packet, True)
         else:

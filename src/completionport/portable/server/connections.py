@@ -84,6 +84,7 @@ class PortableConnection(Connection):
         "_queued",
         "_receive_operation",
         "_receiving",
+        "_retiring",
         "_send_operation",
         "_sending",
         "_shut",
@@ -119,6 +120,7 @@ class PortableConnection(Connection):
         self._was_full = False  # the kernel did not take everything at once
         self._paused = False
         self._closing = False  # close() or abort() was called, or it failed
+        self._retiring = False  # it ends with the callback that is at work
         self._shut = False  # the handle is closed
         self._end = False  # the peer sends no more
         self._drained_due = False
@@ -171,6 +173,14 @@ class PortableConnection(Connection):
             if not self._queued:
                 self._shut_down()
             self._nudge()
+
+    def retire(self) -> None:
+        """Close it, but leave the callback that is at work time for its answer."""
+        with self._lock:
+            if self._active or not self._connected_told:
+                self._retiring = True
+            else:
+                self.close()
 
     def abort(self) -> None:
         self.fail(None)
@@ -230,6 +240,8 @@ class PortableConnection(Connection):
         while True:
             data = b""
             with self._lock:
+                if self._retiring and self._connected_told:
+                    self.close()
                 step = self._next()
                 if step is None:
                     self._active = False
@@ -461,9 +473,9 @@ class ServerCore(WorkingCore):
             sock.close()
 
     def close_connections(self) -> None:
-        """Close each connection once what is queued for it has gone out."""
+        """Close each connection once its callback is over and what is queued has gone out."""
         for connection in self._all():
-            connection.close()
+            connection.retire()
 
     def abort_connections(self) -> None:
         """Close each connection at once."""

@@ -87,6 +87,8 @@ class DatagramCore(WorkingCore):
         self._sock: socket.socket | None = None  # what the handle works on; non-blocking
         self._endpoint = PortableEndpoint(self, None)
         self._closing = False
+        self._retiring = False  # it is closed once no callback is at work
+        self._at_work = 0  # callbacks, and datagrams on their way to one
         self._receiving: set[Overlapped] = set()  # with a receive, or its packet, under way
         self._sending: dict[Overlapped, int] = {}  # the bytes that each is to send
         self.queued_bytes = 0
@@ -134,11 +136,10 @@ class DatagramCore(WorkingCore):
             operation.cancel()
 
     def close_connections(self) -> None:
-        """Close the socket once what is queued has gone out."""
+        """Close the socket once callbacks are over and what is queued has gone out."""
         with self._changed:
-            self._closing = True
-            if not self._sending:
-                self._close()
+            self._retiring = True
+            self._close_when_idle()
 
     def abort_connections(self) -> None:
         """Close the socket at once."""
@@ -147,7 +148,7 @@ class DatagramCore(WorkingCore):
             self._close()
 
     def _is_over(self) -> bool:
-        return not self._receiving and not self._sending
+        return not (self._receiving or self._sending or self._at_work)
 
     def stats(self) -> dict[str, int]:
         """Numbers for a look inside."""
@@ -212,24 +213,33 @@ class DatagramCore(WorkingCore):
     def _take_received(self, completion: Completion) -> None:
         error = completion.error
         assert error is None or isinstance(error, OSError)
-        result: Any = None if error is not None else completion.overlapped.result()
+        data, address = (b"", None) if error is not None else completion.overlapped.result()
+        with self._changed:
+            wanted = error is None and not self._retiring and self._count_received(len(data))
+            self._at_work += wanted
         # Before the callback, so that others go on while it blocks.
         self._receive(completion.overlapped)
-        if error is not None:
-            if not isinstance(error, OperationAborted):
-                self._failed(error)
-            return
-        data, address = result
-        with self._changed:
-            if len(data) > self._buffer_size:
-                self._numbers["truncated"] += 1
-                return
-            self._numbers["received_packets"] += 1
-            self._numbers["received_bytes"] += len(data)
-        try:
-            self.handler.received(self._endpoint, data, address)
-        except BaseException:
-            logger.exception("%r: exception in received(), the datagram is lost", self._endpoint)
+        if wanted:
+            try:
+                self.handler.received(self._endpoint, data, address)
+            except BaseException:
+                logger.exception(
+                    "%r: exception in received(), the datagram is lost", self._endpoint
+                )
+            with self._changed:
+                self._at_work -= 1
+                self._close_when_idle()
+        elif error is not None and not isinstance(error, OperationAborted):
+            self._failed(error)
+
+    def _count_received(self, size: int) -> bool:
+        """False for a datagram that is too long. Lock held."""
+        if size > self._buffer_size:
+            self._numbers["truncated"] += 1
+            return False
+        self._numbers["received_packets"] += 1
+        self._numbers["received_bytes"] += size
+        return True
 
     def _take_sent(self, completion: Completion) -> None:
         error = completion.error
@@ -247,6 +257,12 @@ class DatagramCore(WorkingCore):
     def _over(self, operation: Overlapped) -> None:
         """A send has ended. Lock held."""
         self.queued_bytes -= self._sending.pop(operation)
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        """Lock held."""
+        if self._retiring and not self._at_work:
+            self._closing = True
         if not self._sending:
             if self._closing:
                 self._close()
