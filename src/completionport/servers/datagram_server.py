@@ -59,8 +59,9 @@ class Endpoint(ServiceSocket):
         may block.
 
         Returned: True when the kernel has it or it is queued, False when it was dropped.
-        Raised: `TypeError` for anything else, `ConnectionClosed` once the server stops, `OSError`
-        when the operating system refuses it (``EMSGSIZE``, ``ENETUNREACH``, ``ECONNREFUSED``).
+        Raised: `TypeError` for anything else, `ConnectionClosed` once the server has stopped,
+        `PortForked` in the child of a ``fork()``, `OSError` when the operating system refuses it
+        (``EMSGSIZE``, ``ENETUNREACH``, ``ECONNREFUSED``).
         """
 
 

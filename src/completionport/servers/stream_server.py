@@ -53,7 +53,10 @@ class Handler:
 
 
 class Connection(ServiceSocket):
-    """One client of a `Server`. Every method may be called from any thread, at any time."""
+    """One client of a `Server`. Every method may be called from any thread, at any time.
+
+    In the child of a ``fork()`` each raises `PortForked`: the connection is the parent's.
+    """
 
     __slots__ = ()
 

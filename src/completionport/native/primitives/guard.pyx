@@ -7,7 +7,7 @@ sees the other.
 """
 
 from libc.stdint cimport int64_t, uint32_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 
 from .atomics cimport (
     cp_add_fetch,
@@ -53,8 +53,14 @@ cdef struct Record:
     Record* previous
     Record* following
 
+cdef struct Opened:
+    # A guard of this process. `records_lock`.
+    Guard* guard
+    Opened* following
+
 cdef cp_mutex records_lock
 cdef Record* records
+cdef Opened* opened
 
 
 cdef void thread_ended(void* ended) noexcept nogil:
@@ -96,6 +102,33 @@ cdef Record* new_record() noexcept nogil:
     cp_mutex_unlock(&records_lock)
     cp_thread_record_set(record)
     return record
+
+
+cdef bint guard_open(Guard* guard) noexcept nogil:
+    """For a new guard, which is all zeros; False when there is no memory."""
+    global opened
+    cdef Opened* entry = <Opened*> malloc(sizeof(Opened))
+    if entry == NULL:
+        return False
+    entry.guard = guard
+    cp_mutex_lock(&records_lock)
+    entry.following = opened
+    opened = entry
+    cp_mutex_unlock(&records_lock)
+    return True
+
+
+cdef void guard_dispose(Guard* guard) noexcept nogil:
+    """Undo `guard_open`: its memory goes."""
+    cdef Opened** place = &opened
+    cdef Opened* entry
+    cp_mutex_lock(&records_lock)
+    while place[0].guard != guard:
+        place = &place[0].following
+    entry = place[0]
+    place[0] = entry.following
+    cp_mutex_unlock(&records_lock)
+    free(entry)
 
 
 cdef bint guard_enter(Guard* guard) noexcept nogil:
@@ -163,9 +196,25 @@ cdef bint guard_wait_until_alone(Guard* guard, int64_t deadline_ns) noexcept nog
             return False
 
 
+cdef void before_fork() noexcept nogil:
+    cp_mutex_lock(&records_lock)
+
+
+cdef void in_parent() noexcept nogil:
+    cp_mutex_unlock(&records_lock)
+
+
 cdef void in_child() noexcept nogil:
-    """The other threads are the parent's: their records say nothing here."""
+    """The other threads are the parent's: their records say nothing here.
+
+    So is what the guards stand before: nobody comes in any more.
+    """
     global records, records_lock
+    cdef Opened* entry = opened
+    while entry != NULL:
+        entry.guard.closed = 1
+        entry.guard.nested = 0
+        entry = entry.following
     records_lock = 0
     records = <Record*> cp_thread_record
     if records != NULL:
@@ -174,5 +223,5 @@ cdef void in_child() noexcept nogil:
 
 
 cp_pair_fences()
-if cp_thread_records_open(thread_ended) != 0 or pthread_atfork(NULL, NULL, in_child) != 0:
+if cp_thread_records_open(thread_ended) != 0 or pthread_atfork(before_fork, in_parent, in_child) != 0:
     raise MemoryError("no key left for thread-local data")

@@ -12,6 +12,7 @@ from ..primitives.atomics cimport (
     cp_now_ns,
     cp_store_release,
 )
+from ..primitives.guard cimport guard_dispose, guard_open
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_open, cp_light_mutex_unlock
 from ..primitives.times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
 from .packets cimport NONE, append, place_in_queue, unlink
@@ -65,6 +66,9 @@ cdef Scheduler* scheduler_new(int concurrency) noexcept nogil:
     cdef Scheduler* s = <Scheduler*> aligned_alloc(CACHE_LINE, size)
     if s != NULL:
         memset(s, 0, size)
+        if not guard_open(&s.guard):
+            free(s)
+            return NULL
         cp_light_mutex_open(&s.lock)
         s.references = 1
         s.concurrency = concurrency
@@ -80,6 +84,7 @@ cdef void scheduler_release(Scheduler* s) noexcept nogil:
             s.spare = <PostedPacket*> spare.packet.next
             free(spare)
         free(s.timers)
+        guard_dispose(&s.guard)
         free(s)
 
 cdef void thread_ended(void* record) noexcept nogil:

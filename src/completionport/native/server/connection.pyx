@@ -141,7 +141,7 @@ cdef class Connection:
         cdef int error = 0
         cdef bint open_ = False
         cdef bint started = False
-        if enter(self.core.core.scheduler):
+        if self.core.goes_in():
             cp_mutex_lock(&stream.channel.lock)
             open_ = not (stream.channel.closing or stream.close_when_sent)
             if open_ and size and stream.error == 0:
@@ -189,7 +189,7 @@ cdef class Connection:
 
     def close(self):
         cdef bint now = False
-        if not enter(self.core.core.scheduler):
+        if not self.core.goes_in():
             return
         cp_mutex_lock(&self.stream.channel.lock)
         if not self.stream.channel.closing and not self.stream.close_when_sent:
@@ -222,12 +222,12 @@ cdef class Connection:
         return 0
 
     def abort(self):
-        if enter(self.core.core.scheduler):
+        if self.core.goes_in():
             channel_close(&self.stream.channel, False)
             leave(self.core.core.scheduler)
 
     def pause(self):
-        if enter(self.core.core.scheduler):
+        if self.core.goes_in():
             cp_mutex_lock(&self.stream.channel.lock)
             if not self.paused:
                 cp_set(&self.paused, True)
@@ -237,7 +237,7 @@ cdef class Connection:
             leave(self.core.core.scheduler)
 
     def resume(self):
-        if enter(self.core.core.scheduler):
+        if self.core.goes_in():
             cp_mutex_lock(&self.stream.channel.lock)
             if self.paused:
                 cp_set(&self.paused, False)
@@ -263,7 +263,9 @@ cdef class Connection:
             # The worker's, and that of the one that looks at the clock, may come at once.
             if self.failure is None:
                 self.failure = error
-        self.abort()
+        if enter(self.core.core.scheduler):
+            channel_close(&self.stream.channel, False)
+            leave(self.core.core.scheduler)
         return 0
 
 

@@ -393,7 +393,7 @@ cdef class Endpoint:
         cdef Stream* stream = self.stream
         cdef int error = EBADF
         cdef bint queued = False
-        if enter(self.core.core.scheduler):
+        if self.core.goes_in():
             cp_mutex_lock(&stream.channel.lock)
             if not (stream.channel.closing or stream.close_when_sent):
                 error = datagrams_try_send(stream, data, size, raw, raw_size)

@@ -12,6 +12,7 @@ cdef class WorkingCore:
     cdef size_t scratch_size
     cdef int64_t next_tick       # atomic: FOREVER, or when `tick` has something to do
 
+    cdef bint goes_in(self) except -1
     cdef int serve(self, Stream* stream, char* scratch) except -1
     cdef int serve_listener(self, Stream* listener) except -1
     cdef int tick(self, int64_t due) except -1

@@ -25,6 +25,8 @@ from ..scheduling.scheduler cimport (
     thread_is_back,
 )
 
+from ...interface.errors import PortForked
+
 cdef object STOP = object()
 
 
@@ -43,6 +45,14 @@ cdef class WorkingCore:
     def __cinit__(self):
         self.core = unborn_core()
         self.next_tick = FOREVER
+
+    cdef bint goes_in(self) except -1:
+        """`enter`, for the program; False when the port is closed. In a forked child it raises."""
+        if enter(self.core.scheduler):
+            return True
+        if self.core.forked():
+            raise PortForked
+        return False
 
     cdef int serve(self, Stream* stream, char* scratch) except -1:
         """One worker's turn with a stream. Called inside `enter`, and leaves."""

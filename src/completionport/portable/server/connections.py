@@ -157,6 +157,7 @@ class PortableConnection(Connection):
 
     def send(self, data: Any) -> None:
         pieces = _pieces(data)
+        self._core.check_fork()
         with self._lock:
             if self._closing:
                 raise ConnectionClosed("this connection is closed: nothing can be sent any more")
@@ -166,6 +167,7 @@ class PortableConnection(Connection):
             self._nudge()
 
     def close(self) -> None:
+        self._core.check_fork()
         with self._lock:
             if self._closing:
                 return
@@ -183,19 +185,24 @@ class PortableConnection(Connection):
                 self.close()
 
     def abort(self) -> None:
+        self._core.check_fork()
         self.fail(None)
 
     def pause(self) -> None:
+        self._core.check_fork()
         with self._lock:
             self._paused = True
 
     def resume(self) -> None:
+        self._core.check_fork()
         with self._lock:
             self._paused = False
             self._nudge()
 
     def fail(self, error: BaseException | None) -> None:
         """Close it at once, for this reason."""
+        if self._core.forked:
+            return
         if isinstance(error, OSError):
             add_codes(error)
         with self._lock:

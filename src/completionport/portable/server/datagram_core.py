@@ -157,6 +157,7 @@ class DatagramCore(WorkingCore):
 
     def send(self, data: bytes, address: Any) -> bool:
         """See `Endpoint.send`."""
+        self.check_fork()
         # Under the lock, so that nothing is sent to the number of the socket once it is free.
         with self._changed:
             if self._sock is None or self._closing:

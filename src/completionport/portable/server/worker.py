@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from ...interface.errors import PortClosed
+from ...interface.errors import PortClosed, PortForked
 from ...interface.port import Completion
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class WorkingCore:
 
     def __init__(self, port: CompletionPort) -> None:
         self.port = port
+        self._process = os.getpid()
         self._stop = object()  # the packet that ends a worker
         # Its lock guards `_due`, and what a core adds that says so.
         self._changed = threading.Condition(threading.RLock())
@@ -39,6 +41,16 @@ class WorkingCore:
         """Whether all has ended; who makes it so notifies `_changed`. Lock held."""
         raise NotImplementedError
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked child, where the locks may be another thread's for good."""
+        return os.getpid() != self._process
+
+    def check_fork(self) -> None:
+        """Raise `PortForked` where it is due."""
+        if self.forked:
+            raise PortForked
+
     def work(self) -> None:
         """The body of a worker thread; returns when it takes a stop packet."""
         get = self.port.get
@@ -46,7 +58,7 @@ class WorkingCore:
             due = self._due
             try:
                 completion = get(None if due is None else max(due - time.monotonic(), 0.0))
-            except PortClosed:
+            except (PortClosed, PortForked):
                 return
             try:
                 if due is not None and time.monotonic() >= due:
@@ -56,6 +68,8 @@ class WorkingCore:
                 if completion.transferred is self._stop:
                     return
                 self._serve(completion)
+            except PortForked:
+                return  # a callback has forked, and this is the child
             except Exception:
                 logger.exception("completionport: error in a worker, which goes on")
             # Not to be kept alive while this thread waits.
