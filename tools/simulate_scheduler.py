@@ -192,14 +192,17 @@ def main() -> None:
     parser.add_argument("--costs", type=Path, help="what measure_costs.py --json wrote")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write the pictures there")
     options = parser.parse_args()
+    if options.plots:
+        try:
+            from plot_scaling import draw
+        except ImportError as missing:
+            parser.error(f"--plots: {missing}; pip install 'completionport[tools]'")
     runs = Runs(Costs.read(options.costs) if options.costs else Costs.read(), options.seed)
     print(f"SIMULATED, seed {options.seed}; {runs.costs}")
     for name, show in WHAT.items():
         if options.what in (name, "all"):
             show(runs)
     if options.plots:
-        from plot_scaling import draw
-
         draw(runs, options.plots)
 
 
