@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from support import Background, compute_until, wait_for_stats
+from support import Background, compute_until, wait_for_stats, wait_until
 
 GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 STOP = object()
@@ -58,6 +58,15 @@ class Counter:
 def some(port, *names):
     numbers = port.stats()
     return tuple(numbers[name] for name in names)
+
+
+def taker_in_time(port, *timeout):
+    """A thread that takes a packet, and a list: it begins once there is something in that.
+
+    For a thread that holds a packet: it would be replaced while it waits for a thread to start.
+    """
+    began = []
+    return Background(lambda: wait_until(lambda: began) and port.get(*timeout)), began
 
 
 def compute_for_stats(port, **expected):

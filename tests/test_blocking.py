@@ -13,7 +13,15 @@ import time
 
 import pytest
 
-from blocking_support import STOP, Counter, compute, compute_for_stats, serving, some
+from blocking_support import (
+    STOP,
+    Counter,
+    compute,
+    compute_for_stats,
+    serving,
+    some,
+    taker_in_time,
+)
 from completionport import CompletionPort, Handler, Operation, PortClosed, Server, Strand
 from support import (
     LONG,
@@ -60,10 +68,11 @@ class TestSayingSo:
     @needs_concurrency
     def test_another_thread_takes_the_place_at_once(self, make_port):
         port = make_port(1)
+        waiter, began = taker_in_time(port)
         port.post(1)
         port.post(2)
         take_one(port)
-        waiter = Background(port.get)
+        began.append(True)
         compute_for_stats(port, waiting=1, running=1)
         with port.blocking():
             assert waiter.outcome().transferred == 2
@@ -71,6 +80,7 @@ class TestSayingSo:
     @needs_concurrency
     def test_the_thread_counts_again_at_its_end(self, make_port):
         port = make_port(1)
+        waiter, began = taker_in_time(port, 0.02)
         other, end = queue.SimpleQueue(), threading.Event()
 
         def take_and_compute():
@@ -88,7 +98,7 @@ class TestSayingSo:
             assert other.get(timeout=LONG).transferred == 2
             wait_for_stats(port, running=1, blocked=1)
         compute_for_stats(port, running=2, blocked=0)  # over the concurrency
-        waiter = Background(port.get, 0.02)
+        began.append(True)
         compute_until(lambda: not waiter.is_alive())
         assert waiter.outcome() is None  # nobody else gets in
         end.set()
@@ -223,10 +233,11 @@ class TestSayingSo:
     @needs_to_be_told
     def test_it_is_told_how_often_a_thread_was_let_go_in_place_of_another(self, make_port):
         port = make_port(1)
+        waiter, began = taker_in_time(port)
         port.post(1)
         port.post(2)
         take_one(port)
-        waiter = Background(port.get)
+        began.append(True)
         compute_for_stats(port, waiting=1)
         assert port.stats()["replaced"] == 0
         with port.blocking():
@@ -667,6 +678,44 @@ def test_two_handles_of_one_terminal_make_no_thread_wait(engine):
         while time.monotonic() < end:
             reader.read(1).cancel()
         os._exit(0)
+        """,
+        timeout=30,
+    )
+
+
+@windows_has_no("terminal of this kind")
+def test_another_reader_of_a_terminal_makes_no_thread_wait(engine):
+    """What there was to read may be gone when it is read."""
+    run_python(
+        f"""
+        import os, pty, threading, time, tty
+        from completionport import CompletionPort
+
+        port = CompletionPort(engine={engine!r})
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        handle = port.associate(slave, "key")
+
+        def steal():
+            while True:
+                try:
+                    os.read(slave, 1)
+                except BlockingIOError:
+                    pass  # in the very moment in which the port reads
+
+        def write():
+            while True:
+                os.write(master, b"x")
+
+        for function in (steal, write):
+            threading.Thread(target=function, daemon=True).start()
+        end, count = time.monotonic() + 2, 0
+        while time.monotonic() < end:
+            handle.read(1)
+            while port.get(0.01) is None and time.monotonic() < end:
+                pass
+            count += 1
+        os._exit(count == 0)
         """,
         timeout=30,
     )

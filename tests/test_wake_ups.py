@@ -8,7 +8,15 @@ import time
 
 import pytest
 
-from blocking_support import GIL, STOP, Counter, compute_for_stats, processor_time, serving
+from blocking_support import (
+    GIL,
+    STOP,
+    Counter,
+    compute_for_stats,
+    processor_time,
+    serving,
+    taker_in_time,
+)
 from completionport import PortClosed
 from support import (
     LONG,
@@ -81,9 +89,10 @@ class TestCost:
     @needs_concurrency
     def test_a_returning_thread_wakes_nobody(self, make_port):
         port = make_port(1)
+        sleeper, began = taker_in_time(port)
         port.post("first")
         take_one(port)
-        sleeper = Background(port.get)
+        began.append(True)
         compute_for_stats(port, waiting=1, running=1)
         before = port.stats()["wakeups"]
         for number in range(200):
@@ -99,9 +108,10 @@ class TestCost:
     def test_a_returning_thread_takes_the_next_packet_without_a_context_switch(self, make_port):
         resource = pytest.importorskip("resource")
         port = make_port(1)
+        sleeper, began = taker_in_time(port)
         port.post("first")
         take_one(port)
-        sleeper = Background(port.get)
+        began.append(True)
         compute_for_stats(port, waiting=1, running=1)
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         for number in range(1000):

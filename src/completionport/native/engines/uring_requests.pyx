@@ -52,12 +52,14 @@ cdef enum:
 
 
 cdef bint is_native(Operation* operation) noexcept nogil:
-    if operation.code == CP_READ:
-        return operation.channel.kind != SOCKET and not operation.probe_only
-    if operation.code == CP_WRITE:
-        # The kernel writes to a terminal that has some room until all is written, in the thread that
-        # submits it.
-        return operation.channel.kind != SOCKET and not operation.channel.is_device
+    if operation.code == CP_READ or operation.code == CP_WRITE:
+        # The thread that submits a request for a terminal may have to wait in it, with the ring's lock:
+        # the kernel asks whether the terminal is ready and makes a call that waits. It writes until
+        # all is written; and what there was to read, or O_NONBLOCK, may be gone by then.
+        return (
+            operation.channel.kind != SOCKET and not operation.channel.is_device
+            and not operation.probe_only
+        )
     return operation.code == CP_ACCEPT or operation.zero_copy
 
 
