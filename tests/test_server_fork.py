@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from support import needs_fork, run_python
 
 pytestmark = needs_fork
@@ -106,5 +108,61 @@ with Server(Echo(), port=0) as server, socket.create_connection(server.address, 
             client.sendall(b"x")
             assert read_exactly(client, 1) == b"x"
 assert children == [0] * 3
+""",
+    )
+
+
+@pytest.mark.parametrize("ends", ["close", "abort"])
+def test_the_child_of_a_callback_calls_no_other_one(engine, ends):
+    run(
+        engine,
+        f"""
+class Echo(Handler):
+    def received(self, connection, data):
+        connection.{ends}()
+        child = os.fork()
+        if child == 0:
+            return
+        children.append(status_of(child))
+
+    def closed(self, connection, error):
+        os.write(told, b"closed ")
+        child = os.fork()
+        if child == 0:
+            return
+        children.append(status_of(child))
+
+children = []
+telling, told = os.pipe()
+with Server(Echo(), port=0) as server:
+    for _ in range(10):
+        with socket.create_connection(server.address, LONG) as client:
+            client.sendall(b"data")
+            assert read_to_end(client) == b""
+assert children == [0] * 20
+assert os.read(telling, 1000) == b"closed " * 10
+""",
+    )
+
+
+def test_the_child_of_a_datagrams_callback_ends(engine):
+    run(
+        engine,
+        """
+class Echo(DatagramHandler):
+    def received(self, endpoint, data, address):
+        child = os.fork()
+        if child == 0:
+            return
+        children.append(status_of(child))
+        endpoint.send(data, address)
+
+children = []
+with DatagramServer(Echo(), port=0) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+    client.settimeout(LONG)
+    for _ in range(10):
+        client.sendto(b"data", server.address)
+        assert client.recv(10) == b"data"
+assert children == [0] * 10
 """,
     )

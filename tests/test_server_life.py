@@ -100,6 +100,27 @@ class TestLimits:
             time.sleep(0.08)
         assert not connection.closing
 
+    def test_a_peer_that_takes_its_time_is_not_idle(self, serve, dial):
+        handler = Recorder()
+        client = dial(serve(handler, idle_timeout=1), buffer=65536)
+        data = pattern(20_000_000)
+        handler.first().send(data)
+        came = b""
+        while len(came) < len(data):
+            came += read_exactly(client, min(400_000, len(data) - len(came)))
+            time.sleep(0.06)
+        assert came == data
+
+    def test_a_closing_connection_whose_peer_takes_nothing_ends_too(self, serve, dial):
+        handler = Recorder()
+        client = dial(serve(handler, idle_timeout=0.2), buffer=4096)
+        connection = handler.first()
+        connection.send(bytes(20_000_000))
+        connection.close()
+        assert handler.end() is None
+        with contextlib.suppress(ConnectionResetError):
+            assert len(read_to_end(client)) < 20_000_000
+
     def test_no_timeout_means_no_timeout(self, serve, dial):
         client = dial(serve(Echo()))
         client.settimeout(0.5)

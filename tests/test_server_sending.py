@@ -20,9 +20,11 @@ from support import (
     read_exactly,
     read_to_end,
     reset,
+    run_python,
     shown,
     wait_for_stats,
     wait_until,
+    windows_has_no,
 )
 
 
@@ -178,6 +180,12 @@ class TestClose:
             read_to_end(client)
         handler.end()
         assert handler.count("received") == 1
+
+    @windows_has_no("limit to the handles of a process")
+    def test_what_a_closing_connection_has_received_is_let_go(self, engine):
+        """On io_uring what is received lies in a thousand buffers, for all connections."""
+        done = run_python(REFUSED_UPLOADS, engine=engine)
+        assert done.stderr == ""
 
     def test_close_in_connected(self, serve, dial):
         class Unfriendly(Recorder):
@@ -423,3 +431,45 @@ class TestBackpressure:
         for _ in range(10):
             polite.sendall(b"hello")
             assert read_exactly(polite, 5) == b"hello"
+
+
+REFUSED_UPLOADS = """
+import os, resource, socket
+from completionport import Handler, Server
+from support import LONG, read_exactly, wait_until
+
+COUNT = 1100
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+if soft < 5 * COUNT:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (5 * COUNT, hard))
+refusal = bytes(1_000_000)
+refused = 0
+
+class Refusing(Handler):
+    def received(self, connection, data):
+        global refused
+        if data.startswith(b"hello"):
+            connection.send(data)
+        else:
+            refused += 1
+            connection.send(refusal)
+            connection.close()
+
+listener = socket.create_server(("127.0.0.1", 0), backlog=COUNT)
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections take it over
+with Server(Refusing(), listener=listener, workers=1, concurrency=1) as server:
+    first = socket.create_connection(server.address, LONG)
+    uploads = []
+    for number in range(COUNT):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.address)
+        client.setblocking(False)
+        client.send(bytes(65536))
+        uploads.append(client)
+        wait_until(lambda: refused == number + 1)
+    for client in first, socket.create_connection(server.address, LONG):
+        client.sendall(b"hello")
+        assert read_exactly(client, 5) == b"hello"
+    server.stop(0)
+"""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
 from completionport import ConnectionClosed, DatagramHandler, DatagramServer
+from datagram_support import bound_socket
 from server_support import Recorder
-from support import LONG, Background, pattern, read_to_end, wait_until
+from support import LONG, Background, needs_unix_sockets, pattern, read_to_end, wait_until
 
 
 class Deliberate(Recorder):
@@ -142,6 +144,28 @@ class TestConnections:
         thread.outcome()
         assert handler.names() == ["connected", "closed"]
 
+    def test_so_does_drained(self, serve, dial):
+        class Drained(Deliberate):
+            def received(self, connection, data):
+                connection.send(pattern(8_000_000))
+
+            def drained(self, connection):
+                self.work(connection, lambda: connection.send(self.answer))
+
+        for workers in (1, 4):
+            handler = Drained()
+            server = serve(handler, workers=workers, concurrency=workers)
+            busy = dial(server)
+            busy.sendall(b"question")
+            reader = Background(read_to_end, busy)
+            assert handler.inside.wait(LONG)
+            began = time.monotonic()
+            thread = stopping(server, 2 * LONG)
+            handler.go_on.set()
+            thread.outcome()
+            assert time.monotonic() - began < LONG  # it did not wait for the end of the grace
+            assert reader.outcome() == pattern(8_000_000) + b"answer"
+
     def test_who_is_at_work_has_the_grace(self, serve, dial):
         handler = Deliberate()
         server = serve(handler, workers=4)
@@ -217,6 +241,32 @@ class TestDatagrams:
             handler.go_on.set()
             thread.outcome()
         assert isinstance(handler.refused, ConnectionClosed)
+
+    @needs_unix_sockets
+    def test_who_is_told_of_a_failure_sends_too(self, engine, nothing_left):
+        class Failures(DeliberateDatagrams):
+            def received(self, endpoint, data, address):
+                self.sent = sum(endpoint.send(bytes(1000), address) for _ in range(10))
+                self.events.append("sent")
+
+            def failed(self, endpoint, error):
+                if not self.inside.is_set():
+                    self.work(endpoint, lambda: endpoint.send(self.answer, other.getsockname()))
+
+        own, far, other = (bound_socket("unix") for _ in range(3))
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        handler = Failures()
+        with other, DatagramServer(handler, sock=own, engine=engine, workers=4) as server:
+            other.settimeout(LONG)
+            far.sendto(b"question", server.address)
+            wait_until(lambda: handler.events)
+            far.close()  # what is queued for it is refused
+            assert handler.inside.wait(LONG)
+            thread = stopping(server)
+            handler.go_on.set()
+            assert other.recv(100) == b"answer"
+            thread.outcome()
+        assert handler.refused is None
 
     def test_several_at_work_send_theirs(self, engine, client):
         handler = DeliberateDatagrams()

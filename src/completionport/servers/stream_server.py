@@ -88,7 +88,12 @@ class Connection(ServiceSocket):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Receive no more, and close when what is queued has gone out."""
+        """Receive no more, and close when what is queued has gone out.
+
+        A peer that goes on sending may lose the end of what it was sent: a system that closes a
+        socket with input that nobody has read resets the connection. Where that matters have it
+        send all first, up to `Handler.end_of_stream`.
+        """
 
     @abc.abstractmethod
     def abort(self) -> None:

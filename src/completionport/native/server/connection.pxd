@@ -1,6 +1,7 @@
 """One client of a server, and what it needs of the server's core."""
 
 from cpython.object cimport PyObject
+from libc.stdint cimport int64_t
 
 from ..channels.engine cimport Stream
 from .worker cimport WorkingCore
@@ -27,6 +28,7 @@ cdef class Connection:
     cdef bint paused
     cdef bint throttled          # more is queued than `send_limit`
     cdef bint retiring           # channel lock: it ends with the callback that is at work
+    cdef int64_t taken_before    # channel lock: what the peer had taken, see `made_progress`
     cdef bint end_told           # own worker only
     cdef unsigned char peer_size
     cdef char peer[ADDRESS_SIZE]
@@ -37,3 +39,5 @@ cdef class Connection:
     cdef void want_input(self) noexcept
     cdef int retire(self) except -1
     cdef int fail(self, error) except -1
+    cdef bint made_progress(self) noexcept
+    cdef int expire(self, double seconds) except -1

@@ -33,6 +33,30 @@ cdef extern from "sys/socket.h" nogil:
         pass
     int getsockname(int descriptor, sockaddr* address, unsigned int* size)
 
+cdef extern from * nogil:
+    """
+    #include <linux/sockios.h>
+    #include <netinet/in.h>
+    #include <sys/ioctl.h>
+    #include <sys/socket.h>
+    #ifndef TCP_INFO
+    #define TCP_INFO 11
+    #endif
+    /* Changes whenever the peer takes something. Of TCP the bytes that it has acknowledged, which lie
+       behind what older headers know (tcpi_bytes_acked of linux/tcp.h); else what waits for it. */
+    static inline long long cp_taken_by_peer(int descriptor)
+    {
+        unsigned long long info[16];
+        socklen_t size = sizeof info;
+        int left = 0;
+        if (getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, info, &size) == 0 && size == sizeof info)
+            return (long long)info[15];
+        ioctl(descriptor, SIOCOUTQ, &left);
+        return left;
+    }
+    """
+    int64_t cp_taken_by_peer(int descriptor)
+
 cdef enum:
     COPIED_AT_MOST = 256       # more is sent from the bytes object itself
     BATCHED_AT_MOST = 16384    # more is tried at once, whoever waits
@@ -257,8 +281,36 @@ cdef class Connection:
         ):
             stream.channel.engine.type.start_input(stream.channel.engine, stream)
 
+    cdef bint made_progress(self) noexcept:
+        """Whether the peer has taken something of what is queued, since this was asked last."""
+        cdef Stream* stream = self.stream
+        cdef int64_t taken = 0
+        cdef bint progress = False
+        if cp_peek_size(&stream.queued_bytes) == 0 or not enter(self.core.core.scheduler):
+            return False
+        cp_mutex_lock(&stream.channel.lock)
+        if not stream.channel.closing:
+            # A request of io_uring sends all of a block, and does not tell how far it has come.
+            taken = cp_taken_by_peer(stream.channel.descriptor)
+            progress = taken != self.taken_before
+            self.taken_before = taken
+        cp_mutex_unlock(&stream.channel.lock)
+        leave(self.core.core.scheduler)
+        return progress
+
+    cdef int expire(self, double seconds) except -1:
+        """Nothing went through for so long."""
+        if not self.closing:
+            self.fail(TimeoutError(f"nothing was received or sent for {seconds:g} s"))
+        else:
+            self.fail(None)
+        return 0
+
     cdef int fail(self, error) except -1:
         """End the connection now, for this reason."""
+        if self.core.core.forked():
+            # Its locks may be another thread's of the parent.
+            return 0
         with cython.critical_section(self):
             # The worker's, and that of the one that looks at the clock, may come at once.
             if self.failure is None:

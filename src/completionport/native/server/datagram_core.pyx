@@ -134,7 +134,7 @@ cdef class DatagramCore(WorkingCore):
     cdef int start_receiving(self) except -1:
         cdef Stream* stream = self.endpoint.stream
         cp_mutex_lock(&stream.channel.lock)
-        if not stream.channel.closing:
+        if not stream.channel.closing and not self.retiring:
             self.core.engine.type.start_input(self.core.engine, stream)
         cp_mutex_unlock(&stream.channel.lock)
         self.core.engine.type.submit(self.core.engine)
@@ -206,6 +206,7 @@ cdef class DatagramCore(WorkingCore):
         cdef DatagramHead* head
         cdef size_t before = sizeof(DatagramHead) + stream.datagrams.name_room
         cdef int64_t size
+        cdef bint told
         cdef bint gone = False
         cdef bint sent = False
         cdef bytes payload = None
@@ -215,13 +216,14 @@ cdef class DatagramCore(WorkingCore):
         if stream.channel.closing:
             size = -EBADF
         elif self.retiring:
-            size = -EAGAIN
+            size = -stream.error if stream.error != 0 else -EAGAIN
             sent = stream.close_when_sent and stream.first_block == NULL
         else:
             size = engine.type.next_input(engine, stream, NULL, 0, &data)
-            if size >= 0:
-                self.at_work += 1
-            elif size != -EAGAIN:
+        told = size != -EAGAIN and not stream.channel.closing
+        if told:
+            self.at_work += 1
+            if size < 0:
                 # Receiving has stopped; or a queued datagram was refused, and it goes on.
                 stream.error = 0
         cp_mutex_unlock(&stream.channel.lock)
@@ -240,9 +242,10 @@ cdef class DatagramCore(WorkingCore):
             # When the kernel holds nothing more the stream is not to be queued again.
             gone = stream.channel.in_kernel == 0
             stream.scheduled = gone
-        elif not self.retiring and (
-            stream.first_chunk != NULL or stream.error != 0 or (stream.readable and stream.wants_input)
-        ):
+        elif stream.error != 0 or (
+            not self.retiring
+            and (stream.first_chunk != NULL or (stream.readable and stream.wants_input))
+        ) or (stream.close_when_sent and stream.first_block == NULL):
             push(engine.scheduler, &stream.packet, True)
         else:
             stream.scheduled = False
@@ -255,10 +258,13 @@ cdef class DatagramCore(WorkingCore):
                 self.on_received(endpoint, payload, address)
             except BaseException:
                 logger.exception("%r: exception in received(), the datagram is lost", endpoint)
-        if size >= 0:
-            self.callback_is_over(stream)
-        elif size < 0 and size != -EAGAIN and size != -EBADF:
+        elif told and size < 0:
             self.receiving_failed(endpoint, <int> -size)
+        if self.core.forked():
+            # The callback has forked, and here another thread of the parent's may have any lock.
+            return 0
+        if told:
+            self.callback_is_over(stream)
         if gone:
             self.finish(endpoint)
         return 0

@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -162,7 +163,10 @@ cdef class ServerCore(ServerBase):
             (<Connection> connection).abort()
 
     def wait_closed(self, timeout=None):
-        return self.listener_gone.wait(timeout) and self.all_closed.wait(timeout)
+        began = time.monotonic()
+        return self.listener_gone.wait(timeout) and self.all_closed.wait(
+            None if timeout is None else max(began + timeout - time.monotonic(), 0)
+        )
 
     def stats(self):
         cdef int64_t packets = cp_peek_64(&self.received_packets)
@@ -186,6 +190,7 @@ cdef class ServerCore(ServerBase):
         """What is done by the clock: idle connections, and another try to accept."""
         cdef int64_t now = cp_now_ns()
         cdef Connection connection
+        cdef int64_t quiet
         cdef int64_t following = now + self.tick_length() if self.keeps_time else FOREVER
         # One worker does it. It must not write over the time that `accept_failed` has set meanwhile,
         # or nobody would accept again.
@@ -197,10 +202,11 @@ cdef class ServerCore(ServerBase):
             leave(self.core.scheduler)
         if self.keeps_time:
             for connection in list(self.connections):
-                if now - cp_peek_64(&connection.stream.active_ns) >= self.idle_ns and not connection.closing:
-                    connection.fail(
-                        TimeoutError(f"nothing was received or sent for {self.idle_ns / 1e9:g} s")
-                    )
+                quiet = now - cp_peek_64(&connection.stream.active_ns)
+                if quiet >= self.tick_length() and connection.made_progress():
+                    cp_set_64(&connection.stream.active_ns, now)
+                elif quiet >= self.idle_ns:
+                    connection.expire(self.idle_ns / 1e9)
         return 0
 
     # -- the listening socket
@@ -351,8 +357,12 @@ cdef class ServerCore(ServerBase):
         cdef bytes chunk = None
         while again and count < CHUNKS_AT_ONCE:
             cp_mutex_lock(&stream.channel.lock)
-            if stream.channel.closing or connection.retiring or stream.close_when_sent:
+            if stream.channel.closing:
                 size = -EBADF
+            elif connection.retiring or stream.close_when_sent:
+                size = -EBADF
+                # A peer that does not read may keep the connection for long, and they have buffers.
+                self.drop_chunks(stream)
             elif connection.held is not None and not (connection.paused or connection.throttled):
                 size = -EAGAIN
             else:
@@ -442,6 +452,9 @@ cdef class ServerCore(ServerBase):
                 return 0
         cp_mutex_lock(&stream.channel.lock)
         quiet = connection.paused or connection.throttled
+        if connection.retiring:
+            # Perhaps only now, and then it is left to this turn.
+            cp_set(&stream.close_when_sent, True)
         if stream.channel.closing:
             # When the kernel holds nothing more the stream is not to be queued again.
             gone = stream.channel.in_kernel == 0
@@ -476,6 +489,9 @@ cdef class ServerCore(ServerBase):
                 self.on_closed(connection, error)
             except BaseException:
                 logger.exception("%r: exception in closed()", connection)
+            if self.core.forked():
+                # The callback has forked, and here another thread of the parent's may have any lock.
+                return 0
         add_to_shared_stats(&self.sent_bytes, stream.sent_bytes)
         add_to_shared_stats(&self.received_bytes, stream.received_bytes)
         add_to_shared_stats(&self.received_packets, stream.received_packets)

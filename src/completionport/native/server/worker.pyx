@@ -50,7 +50,7 @@ cdef class WorkingCore:
         """`enter`, for the program; False when the port is closed. In a forked child it raises."""
         if enter(self.core.scheduler):
             return True
-        if self.core.forked():
+        if self.core.forked() and not self.core.unborn:
             raise PortForked
         return False
 

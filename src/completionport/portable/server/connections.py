@@ -284,6 +284,7 @@ class PortableConnection(Connection):
         except BaseException as error:
             logger.exception("%r: exception in a callback, the connection is closed", self)
             self.fail(error)
+        self._core.check_fork()
 
     # -- the lock is held in everything below
 

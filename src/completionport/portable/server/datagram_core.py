@@ -227,11 +227,15 @@ class DatagramCore(WorkingCore):
                 logger.exception(
                     "%r: exception in received(), the datagram is lost", self._endpoint
                 )
-            with self._changed:
-                self._at_work -= 1
-                self._close_when_idle()
+            self._callback_is_over()
         elif error is not None and not isinstance(error, OperationAborted):
             self._failed(error)
+
+    def _callback_is_over(self) -> None:
+        self.check_fork()
+        with self._changed:
+            self._at_work -= 1
+            self._close_when_idle()
 
     def _count_received(self, size: int) -> bool:
         """False for a datagram that is too long. Lock held."""
@@ -275,7 +279,10 @@ class DatagramCore(WorkingCore):
             self._handle.close()
 
     def _failed(self, error: OSError) -> None:
+        with self._changed:
+            self._at_work += 1
         try:
             self.handler.failed(self._endpoint, error)
         except BaseException:
             logger.exception("%r: exception in failed()", self._endpoint)
+        self._callback_is_over()
