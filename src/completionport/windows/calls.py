@@ -121,6 +121,8 @@ def finish(channel: ChannelState, flight: Flight, code: int) -> None:
     A second call gives the same as the first: it sets and does not add.
     """
     request = flight.request
+    if channel.closed and channel.is_socket and code in _CONNECTION_ENDED:
+        code = api.ERROR_OPERATION_ABORTED  # it was the close that has ended the connection
     try:
         finishes = _FINISHES if channel.is_socket or channel.is_regular else _PIPE_FINISHES
         finishes.get(request.operation, _finish_other)(channel, flight, code)
@@ -399,7 +401,11 @@ def _finish_accept(channel: ChannelState, flight: Flight, code: int) -> None:
     # Else the request is stopped, or it goes on with the next client.
 
 
-_CLIENT_HAS_GONE = (api.WSAECONNRESET, api.WSAENOTCONN, 10053)
+_CONNECTION_ENDED = frozenset(
+    (api.WSAECONNABORTED, api.WSAECONNRESET, api.WSAENOTCONN, api.WSAESHUTDOWN, api.WSAENOTSOCK)
+)
+
+_CLIENT_HAS_GONE = (api.WSAECONNRESET, api.WSAENOTCONN, api.WSAECONNABORTED)
 
 
 def _connect(channel: ChannelState, flight: Flight) -> Call:
