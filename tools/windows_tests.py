@@ -4,7 +4,8 @@
     python tools/windows_tests.py tests/test_order.py ...  these
 
 A file whose time is over is ended and run once more, which is told: a test that hangs by itself
-hangs again.
+hangs again. So is a file that fails, when all others are done: Wine has faults of its own that come
+and go (`wine_faults.py` shows some), and what was printed of the failure stays to be looked into.
 
 Exit status: 0 when all passed, 1 when not, 77 when no Windows CPython can be had here.
 """
@@ -31,6 +32,8 @@ NOTHING_COLLECTED = 5
 """pytest's status for a file of which not one test is for this system."""
 LONG = 45.0
 """Seconds after which the places of a test's threads are printed. No test takes as long."""
+FEW = 2
+"""So many files that fail may do so by chance."""
 LONGEST = [
     "test_server",
     "test_server_life",
@@ -90,16 +93,21 @@ class Runner:
         self._reasons: collections.Counter[str] = collections.Counter()  # _lock
         self._failed: list[Path] = []  # _lock
         self._took_too_long: list[Path] = []  # _lock
+        self._passed_alone: list[Path] = []  # once all others are done
 
     def run_all(self, paths: list[Path], workers: int) -> int:
         begun = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             list(pool.map(self.run, paths))
+        if len(self._failed) <= FEW:
+            self._run_failed_again()
         print(f"\nNot run, or expected to fail, of {len(paths)} files:")
         for reason, count in self._reasons.most_common():
             print(f"{count:5}  {reason}")
         for path in self._took_too_long:
             print(f"its time was over, and it was run once more: {name(path)}")
+        for path in self._passed_alone:
+            print(f"failed beside others, and passed alone: {name(path)}")
         for path in self._failed:
             print(f"FAILED: {name(path)}")
         print(f"{len(paths)} files in {time.monotonic() - begun:.0f} s", flush=True)
@@ -117,6 +125,14 @@ class Runner:
             if run.failed:
                 self._failed.append(path)
             self._show(run, run.numbers)
+
+    def _run_failed_again(self) -> None:
+        """Those that fail alone too have failed."""
+        failed, self._failed = self._failed, []
+        for path in failed:
+            run = self._once(path)
+            self._show(run, f"failed before, alone: {run.numbers}")
+            (self._failed if run.failed else self._passed_alone).append(path)
 
     def _once(self, path: Path) -> Run:
         begun = time.monotonic()
