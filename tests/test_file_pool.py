@@ -16,7 +16,8 @@ import pytest
 if sys.platform.startswith("linux"):
     import fcntl
 
-from completionport import OperationAborted
+from completionport import Operation, OperationAborted
+from completionport.portable.pool.file_calls import CALLS
 from support import (
     LONG,
     Background,
@@ -199,6 +200,31 @@ class TestOverlapOnEveryEngine:
         assert all(isinstance(operation.error, OperationAborted) for operation in operations)
         for _, file in leases:
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+class TestTheEndOfAPort:
+    def test_it_waits_for_what_the_pool_is_at_for_a_handle_that_was_closed_before(
+        self, port, engine, tmp_path, monkeypatch
+    ):
+        if engine not in ("selectors", "iocp"):
+            pytest.skip("there the slow file systems of test_slow_files.py show it")
+        began, over = threading.Event(), threading.Event()
+
+        def sync_slowly(descriptor, request):
+            began.set()
+            assert over.wait(LONG)
+
+        monkeypatch.setitem(CALLS, Operation.FSYNC, sync_slowly)
+        handle = port.associate(os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT), "key")
+        operation = handle.fsync()
+        assert began.wait(LONG)
+        handle.close()
+        closer = Background(port.close)
+        closer.join(1.3)  # longer than the kernel of Windows is given for what it has
+        assert closer.is_alive()
+        over.set()
+        closer.outcome()
+        assert isinstance(operation.error, OperationAborted)
 
 
 class TestHowManyThreads:

@@ -73,6 +73,11 @@ class IocpCore(Core):
             self.close_pool()
             self.scheduler.close()
 
+    def wait_for_pool(self, channels: list[Any]) -> None:
+        # Those of handles that were closed before are in no list any more.
+        flights = list(self.scheduler.flights.values())
+        super().wait_for_pool([*channels, *(flight.channel for flight in flights)])
+
     def numbers(self) -> dict[str, Any]:
         numbers = self.scheduler.numbers()
         numbers["pending"] += self.errands.pending()
