@@ -322,6 +322,21 @@ class Background(threading.Thread):
         return self._value
 
 
+def refuse_threads(monkeypatch: Any, after: int) -> list[threading.Thread]:
+    """Have the system refuse threads once so many were started; the list tells which those are."""
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if len(started) == after:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    return started
+
+
 def descriptors() -> dict[int, str]:
     """The descriptors of this process and what they stand for; on Windows files and ports."""
     found = {}

@@ -17,6 +17,7 @@ from support import (
     Background,
     needs_concurrency,
     read_exactly,
+    refuse_threads,
     take,
     take_one,
     wait_for_stats,
@@ -423,15 +424,7 @@ class TestTheEnd:
     def test_threads_that_the_system_refuses_undo_the_start(self, make_port, monkeypatch):
         port = make_port(2)
         pool = WorkerPool(port, Target(), 3)
-        start, started = threading.Thread.start, []
-
-        def refuse(thread):
-            if len(started) == 2:
-                raise RuntimeError("can't start new thread")
-            started.append(thread)
-            start(thread)
-
-        monkeypatch.setattr(threading.Thread, "start", refuse)
+        started = refuse_threads(monkeypatch, after=2)
         with pytest.raises(RuntimeError, match="can't start"):
             pool.start()
         assert not any(thread.is_alive() for thread in started)

@@ -29,6 +29,7 @@ from support import (
     python_process,
     read_exactly,
     read_to_end,
+    refuse_threads,
     run_python,
     send_signal,
     shown,
@@ -439,15 +440,7 @@ class TestStop:
         self, engine, nothing_left, monkeypatch
     ):
         server = Server(Echo(), port=0, workers=4, engine=engine)
-        start, started = threading.Thread.start, []
-
-        def refuse(thread):
-            if len(started) == 2:
-                raise RuntimeError("can't start new thread")
-            started.append(thread)
-            start(thread)
-
-        monkeypatch.setattr(threading.Thread, "start", refuse)
+        started = refuse_threads(monkeypatch, after=2)
         with pytest.raises(RuntimeError, match=r"can't start new thread: .* 3 of 4 workers"):
             server.start()
         assert not any(thread.is_alive() for thread in started)

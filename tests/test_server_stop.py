@@ -74,6 +74,15 @@ def stopping(server, grace=LONG):
     return thread
 
 
+def ask(handler, serve, dial, **options):
+    """A server, and a client with whose question a callback is at work."""
+    server = serve(handler, workers=4)
+    busy = dial(server, **options)
+    busy.sendall(b"question")
+    assert handler.inside.wait(LONG)
+    return server, busy
+
+
 class TestConnections:
     def test_a_callback_at_work_sends_its_answer(self, serve, dial):
         handler = Deliberate()
@@ -93,10 +102,7 @@ class TestConnections:
 
     def test_a_long_answer_goes_out_whole(self, serve, dial):
         handler = Deliberate(pattern(5_000_000))
-        server = serve(handler, workers=4)
-        busy = dial(server, buffer=65536)
-        busy.sendall(b"question")
-        assert handler.inside.wait(LONG)
+        server, busy = ask(handler, serve, dial, buffer=65536)
         thread = stopping(server)
         handler.go_on.set()
         assert read_to_end(busy) == handler.answer
@@ -104,10 +110,7 @@ class TestConnections:
 
     def test_what_has_come_meanwhile_is_not_received(self, serve, dial):
         handler = Deliberate()
-        server = serve(handler, workers=4)
-        busy = dial(server)
-        busy.sendall(b"question")
-        assert handler.inside.wait(LONG)
+        server, busy = ask(handler, serve, dial)
         busy.sendall(b"another one")
         thread = stopping(server)
         handler.go_on.set()
@@ -122,10 +125,7 @@ class TestConnections:
                 where.resume()
 
         handler = Paused()
-        server = serve(handler, workers=4)
-        busy = dial(server)
-        busy.sendall(b"question")
-        assert handler.inside.wait(LONG)
+        server, busy = ask(handler, serve, dial)
         thread = stopping(server)
         busy.sendall(b"another one")
         handler.go_on.set()
@@ -168,10 +168,7 @@ class TestConnections:
 
     def test_who_is_at_work_has_the_grace(self, serve, dial):
         handler = Deliberate()
-        server = serve(handler, workers=4)
-        busy = dial(server)
-        busy.sendall(b"question")
-        assert handler.inside.wait(LONG)
+        server, busy = ask(handler, serve, dial)
         thread = stopping(server, 0.1)
         with contextlib.suppress(ConnectionResetError):
             assert read_to_end(busy) == b""
@@ -182,10 +179,7 @@ class TestConnections:
     def test_a_callback_may_close_and_abort(self, serve, dial):
         for name in ("close", "abort"):
             handler = Deliberate()
-            server = serve(handler, workers=4)
-            busy = dial(server)
-            busy.sendall(b"question")
-            assert handler.inside.wait(LONG)
+            server, busy = ask(handler, serve, dial)
             thread = stopping(server)
             getattr(handler.first(), name)()
             assert handler.first().closing
@@ -201,10 +195,7 @@ class TestConnections:
                 raise ValueError("a mistake")
 
         handler = Failing()
-        server = serve(handler, workers=4)
-        busy = dial(server)
-        busy.sendall(b"question")
-        assert handler.inside.wait(LONG)
+        server, _busy = ask(handler, serve, dial)
         thread = stopping(server)
         handler.go_on.set()
         thread.outcome()

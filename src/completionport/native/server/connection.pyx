@@ -300,10 +300,10 @@ cdef class Connection:
 
     cdef int expire(self, double seconds) except -1:
         """Nothing went through for so long."""
-        if not self.closing:
-            self.fail(TimeoutError(f"nothing was received or sent for {seconds:g} s"))
-        else:
-            self.fail(None)
+        self.fail(
+            None if self.closing
+            else TimeoutError(f"nothing was received or sent for {seconds:g} s")
+        )
         return 0
 
     cdef int fail(self, error) except -1:
