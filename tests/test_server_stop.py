@@ -148,15 +148,18 @@ class TestConnections:
         class Drained(Deliberate):
             def received(self, connection, data):
                 connection.send(pattern(8_000_000))
+                sent.set()
 
             def drained(self, connection):
                 self.work(connection, lambda: connection.send(self.answer))
 
         for workers in (1, 4):
-            handler = Drained()
+            handler, sent = Drained(), threading.Event()
             server = serve(handler, workers=workers, concurrency=workers)
-            busy = dial(server)
+            busy = dial(server, buffer=65536)
             busy.sendall(b"question")
+            # Before it reads: a quick reader makes room for all at once, and nothing is drained.
+            assert sent.wait(LONG)
             reader = Background(read_to_end, busy)
             assert handler.inside.wait(LONG)
             began = time.monotonic()
