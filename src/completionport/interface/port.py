@@ -290,11 +290,13 @@ class CompletionPort(Unique):
         *,
         key: Any = None,
         overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         """Look a host and a service up, on the pool (``GetAddrInfoEx``).
 
         The arguments and ``overlapped.result()`` are those of `socket.getaddrinfo`; a failure is
         the packet's ``error``, a `socket.gaierror`.
+        ``key``, ``overlapped`` and ``strand`` are as for `submit`.
 
         A lookup can't be interrupted. One that is cancelled, or whose port is closed, gives its
         packet at once all the same: its thread is left behind, and ends by itself when the name
@@ -310,6 +312,7 @@ class CompletionPort(Unique):
         *,
         key: Any = None,
         overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         """Open a file without waiting for the disk (``CreateFile``).
 
@@ -317,7 +320,7 @@ class CompletionPort(Unique):
         not inheritable, which is the program's once the packet was taken: `associate` it, and
         close it with the handle. That of a packet that is never taken is closed. A named pipe
         waits for its other side. The `OSError` of one that fails has the path as its ``filename``,
-        as text.
+        as text. ``key``, ``overlapped`` and ``strand`` are as for `submit`.
 
         An open that is cancelled, or whose port is closed, gives its packet at once. Its thread of
         the pool is left behind, and closes what it may still come to open; with ``os.O_CREAT`` the
@@ -332,11 +335,13 @@ class CompletionPort(Unique):
         follow_symlinks: bool = True,
         key: Any = None,
         overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         """Ask for the size, times and so on of what has this name (``GetFileAttributesEx``).
 
         ``overlapped.result()`` is an `os.stat_result`; ``follow_symlinks`` as for `os.stat`. The
-        `OSError` of one that fails has the path as its ``filename``, as text.
+        `OSError` of one that fails has the path as its ``filename``, as text. ``key``,
+        ``overlapped`` and ``strand`` are as for `submit`.
         """
         raise NotImplementedError
 
@@ -348,6 +353,7 @@ class CompletionPort(Unique):
         at_most: int = 2**63 - 1,
         key: Any = None,
         overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         """Copy a file under another name, in one go and without the GIL (``CopyFileEx``).
 
@@ -361,7 +367,8 @@ class CompletionPort(Unique):
 
         It is for the many small files of a tree: a packet for each, where `open`, reads and writes
         would be six. ``at_most``: a file of more bytes is not begun and fails with ``EFBIG``; a
-        program that shows how far it is copies that one in pieces.
+        program that shows how far it is copies that one in pieces. ``key``, ``overlapped`` and
+        ``strand`` are as for `submit`.
 
         A thread of the pool (``pool_threads``) carries it out on every engine. One that fails, or
         is cancelled before it is over, leaves no target; a large file is looked at for that every
@@ -370,11 +377,17 @@ class CompletionPort(Unique):
         raise NotImplementedError
 
     def close_descriptor(
-        self, fd: int, *, key: Any = None, overlapped: Overlapped | None = None
+        self,
+        fd: int,
+        *,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         """Close a descriptor that belongs to no handle, without waiting for the disk.
 
         ``fd``: its number. It must not be used any more, whatever the packet says.
+        ``key``, ``overlapped`` and ``strand`` are as for `submit`.
         """
         raise NotImplementedError
 

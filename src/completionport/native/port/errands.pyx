@@ -46,7 +46,7 @@ cdef class Errand(HandleBase):
         return count
 
 
-cdef OverlappedBase prepare(Core core, int code, key, overlapped, strand=None):
+cdef OverlappedBase prepare(Core core, int code, key, overlapped, strand):
     cdef OverlappedBase operation
     cdef Errand errand
     if overlapped is None:
@@ -95,9 +95,10 @@ cdef object start_call(Core core, int code, function, tuple args, key, overlappe
 
 
 cdef object start_lookup(
-    Core core, bytes host, bytes service, int family, int type, int proto, int flags, key, overlapped
+    Core core, bytes host, bytes service, int family, int type, int proto, int flags, key, overlapped,
+    strand
 ):
-    cdef OverlappedBase operation = prepare(core, CP_RESOLVE, key, overlapped)
+    cdef OverlappedBase operation = prepare(core, CP_RESOLVE, key, overlapped, strand)
     try:
         operation.operation_.lookup = lookup_new(host, service, family, type, proto, flags)
     except BaseException:
@@ -106,8 +107,8 @@ cdef object start_lookup(
     return launch(core, operation)
 
 
-cdef object start_open(Core core, bytes path, int flags, unsigned mode, key, overlapped):
-    cdef OverlappedBase operation = prepare(core, CP_OPEN, key, overlapped)
+cdef object start_open(Core core, bytes path, int flags, unsigned mode, key, overlapped, strand):
+    cdef OverlappedBase operation = prepare(core, CP_OPEN, key, overlapped, strand)
     try:
         operation.set_path(path, False)
     except BaseException:
@@ -118,8 +119,8 @@ cdef object start_open(Core core, bytes path, int flags, unsigned mode, key, ove
     return launch(core, operation)
 
 
-cdef object start_stat(Core core, bytes path, bint follow_symlinks, key, overlapped):
-    cdef OverlappedBase operation = prepare(core, CP_STAT, key, overlapped)
+cdef object start_stat(Core core, bytes path, bint follow_symlinks, key, overlapped, strand):
+    cdef OverlappedBase operation = prepare(core, CP_STAT, key, overlapped, strand)
     try:
         operation.set_path(path, True)
     except BaseException:
@@ -130,9 +131,9 @@ cdef object start_stat(Core core, bytes path, bint follow_symlinks, key, overlap
 
 
 cdef object start_copy(
-    Core core, bytes source, bytes target, int64_t at_most, key, overlapped
+    Core core, bytes source, bytes target, int64_t at_most, key, overlapped, strand
 ):
-    cdef OverlappedBase operation = prepare(core, CP_COPY, key, overlapped)
+    cdef OverlappedBase operation = prepare(core, CP_COPY, key, overlapped, strand)
     try:
         operation.set_paths(source, target)
     except BaseException:
@@ -142,8 +143,8 @@ cdef object start_copy(
     return launch(core, operation)
 
 
-cdef object start_close(Core core, int descriptor, key, overlapped):
-    cdef OverlappedBase operation = prepare(core, CP_CLOSE, key, overlapped)
+cdef object start_close(Core core, int descriptor, key, overlapped, strand):
+    cdef OverlappedBase operation = prepare(core, CP_CLOSE, key, overlapped, strand)
     operation.operation_.offset = descriptor
     return launch(core, operation)
 

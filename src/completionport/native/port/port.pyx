@@ -344,31 +344,37 @@ cdef class Port:
         return start_call(self.core, CP_CALL, function, args, key, overlapped, strand)
 
     def getaddrinfo(
-        self, host, service, family=0, type=0, proto=0, flags=0, *, key=None, overlapped=None
+        self, host, service, family=0, type=0, proto=0, flags=0, *, key=None, overlapped=None,
+        strand=None
     ):
+        check_strand(strand, self)
         host, service = check_lookup(host, service, family, type, proto, flags)
         return start_lookup(
-            self.core, host, service, family, type, proto, flags, key, overlapped
+            self.core, host, service, family, type, proto, flags, key, overlapped, strand
         )
 
-    def open(self, path, flags=O_RDONLY, mode=0o666, *, key=None, overlapped=None):
+    def open(self, path, flags=O_RDONLY, mode=0o666, *, key=None, overlapped=None, strand=None):
+        check_strand(strand, self)
         check_open(flags, mode)
-        return start_open(self.core, bytes_of(path), flags, mode, key, overlapped)
+        return start_open(self.core, bytes_of(path), flags, mode, key, overlapped, strand)
 
-    def stat(self, path, *, follow_symlinks=True, key=None, overlapped=None):
-        return start_stat(self.core, bytes_of(path), bool(follow_symlinks), key, overlapped)
+    def stat(self, path, *, follow_symlinks=True, key=None, overlapped=None, strand=None):
+        check_strand(strand, self)
+        return start_stat(self.core, bytes_of(path), bool(follow_symlinks), key, overlapped, strand)
 
     def copy_file(
-        self, source, target, *, at_most=LARGEST_OFFSET, key=None, overlapped=None
+        self, source, target, *, at_most=LARGEST_OFFSET, key=None, overlapped=None, strand=None
     ):
+        check_strand(strand, self)
         check_count("at_most", at_most, 0, LARGEST_OFFSET)
         return start_copy(
-            self.core, bytes_of(source), bytes_of(target), at_most, key, overlapped
+            self.core, bytes_of(source), bytes_of(target), at_most, key, overlapped, strand
         )
 
-    def close_descriptor(self, fd, *, key=None, overlapped=None):
+    def close_descriptor(self, fd, *, key=None, overlapped=None, strand=None):
+        check_strand(strand, self)
         check_count("fd", fd, 0, LARGEST_DESCRIPTOR)
-        return start_close(self.core, fd, key, overlapped)
+        return start_close(self.core, fd, key, overlapped, strand)
 
     def stats(self):
         cdef Scheduler* s = self.initialised().scheduler

@@ -32,7 +32,7 @@ def new_request(
     operation: Operation,
     key: Any,
     overlapped: Overlapped | None,
-    strand: PortableStrand | None = None,
+    strand: PortableStrand | None,
 ) -> Request:
     """A request that has claimed its Overlapped; `start` comes next."""
     check_overlapped(overlapped)

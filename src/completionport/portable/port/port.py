@@ -196,10 +196,11 @@ class PortablePort(CompletionPort):
         *,
         key: Any = None,
         overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         checked = check_lookup(host, service, family, type, proto, flags)
         call = partial(_look_up, *checked, family, type, proto, flags)
-        return self._call(Operation.RESOLVE, call, key, overlapped, None)
+        return self._call(Operation.RESOLVE, call, key, overlapped, self._own(strand))
 
     def _call(
         self,
@@ -223,11 +224,12 @@ class PortablePort(CompletionPort):
         *,
         key: Any = None,
         overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         check_open(flags, mode)
         core, name = self._inside, path_bytes(path)
         core.check()
-        request = new_request(core.errands, Operation.OPEN, key, overlapped)
+        request = new_request(core.errands, Operation.OPEN, key, overlapped, self._own(strand))
         request.path, request.flags, request.extent = os.fsdecode(name), flags, mode
         return start(core.errands, request)
 
@@ -238,10 +240,11 @@ class PortablePort(CompletionPort):
         follow_symlinks: bool = True,
         key: Any = None,
         overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         core, name = self._inside, path_bytes(path)
         core.check()
-        request = new_request(core.errands, Operation.STAT, key, overlapped)
+        request = new_request(core.errands, Operation.STAT, key, overlapped, self._own(strand))
         request.path, request.flags = os.fsdecode(name), not follow_symlinks
         return start(core.errands, request)
 
@@ -253,11 +256,12 @@ class PortablePort(CompletionPort):
         at_most: int = LARGEST_OFFSET,
         key: Any = None,
         overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         check_count("at_most", at_most, 0, LARGEST_OFFSET)
         core, names = self._inside, (path_bytes(source), path_bytes(target))
         core.check()
-        request = new_request(core.errands, Operation.COPY, key, overlapped)
+        request = new_request(core.errands, Operation.COPY, key, overlapped, self._own(strand))
         request.path, request.address = map(os.fsdecode, names)
         request.extent = at_most
         request.call = self._system_copy
@@ -267,12 +271,17 @@ class PortablePort(CompletionPort):
     """How the operating system copies a file."""
 
     def close_descriptor(
-        self, fd: int, *, key: Any = None, overlapped: Overlapped | None = None
+        self,
+        fd: int,
+        *,
+        key: Any = None,
+        overlapped: Overlapped | None = None,
+        strand: Strand | None = None,
     ) -> Overlapped:
         check_count("fd", fd, 0, LARGEST_DESCRIPTOR)
         core = self._inside
         core.check()
-        request = new_request(core.errands, Operation.CLOSE, key, overlapped)
+        request = new_request(core.errands, Operation.CLOSE, key, overlapped, self._own(strand))
         request.offset = fd
         return start(core.errands, request)
 
