@@ -94,8 +94,7 @@ def render() -> str:
         if isinstance(cls, type) and issubclass(cls, Exception):
             parts.append(f"### {name}\n\n{text(cls)}\n")
     parts.append(f"## completionport.win32\n\n{text(win32)}\n")
-    names = set(win32.__all__) - set(win32.constants.__all__)
-    for name in sorted(names, key=lambda name: (name.lower(), name)):
+    for name in sorted(win32.__all__, key=lambda name: (name.lower(), name)):
         thing = getattr(win32, name)
         if inspect.isfunction(thing):
             parts.append(f"### `{signature(name, thing)}`\n\n{text(thing)}\n")

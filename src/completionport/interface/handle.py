@@ -19,6 +19,8 @@ from .unique import Unique
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
 Buffers: TypeAlias = "Buffer | Sequence[Buffer]"
+WritableBuffer: TypeAlias = "bytearray | memoryview | array[Any] | mmap"
+WritableBuffers: TypeAlias = "WritableBuffer | Sequence[WritableBuffer]"
 Path: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 Ancillary: TypeAlias = "Iterable[tuple[int, int, Buffer]]"
 
@@ -175,7 +177,10 @@ class Handle(Unique):
         raise NotImplementedError
 
     def recv(
-        self, size_or_buffers: int | Buffers, flags: int = 0, overlapped: Overlapped | None = None
+        self,
+        size_or_buffers: int | WritableBuffers,
+        flags: int = 0,
+        overlapped: Overlapped | None = None,
     ) -> Overlapped:
         """Receive from the socket (``WSARecv``).
 
@@ -194,7 +199,10 @@ class Handle(Unique):
         raise NotImplementedError
 
     def recvfrom(
-        self, size_or_buffers: int | Buffers, flags: int = 0, overlapped: Overlapped | None = None
+        self,
+        size_or_buffers: int | WritableBuffers,
+        flags: int = 0,
+        overlapped: Overlapped | None = None,
     ) -> Overlapped:
         """Receive one datagram and who sent it (``WSARecvFrom``).
 
@@ -210,7 +218,7 @@ class Handle(Unique):
 
     def recvmsg(
         self,
-        size_or_buffers: int | Buffers,
+        size_or_buffers: int | WritableBuffers,
         ancillary_size: int = 0,
         flags: int = 0,
         overlapped: Overlapped | None = None,
@@ -352,7 +360,7 @@ class Handle(Unique):
 
     def read(
         self,
-        size_or_buffers: int | Buffers,
+        size_or_buffers: int | WritableBuffers,
         offset: int | None = None,
         overlapped: Overlapped | None = None,
     ) -> Overlapped:

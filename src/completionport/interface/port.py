@@ -13,7 +13,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVarTuple, overload
 
 from .handle import Handle, HasFileno, Overlapped, Path
 from .timer import Timer
@@ -22,13 +22,27 @@ from .unique import Unique
 if TYPE_CHECKING:
     import subprocess
 
+    # Known to type checkers without being installed. `typing.TypeVar` takes a default from Python
+    # 3.13 on only.
+    from typing_extensions import TypeVar
 
-class Completion(NamedTuple):
-    """One packet taken from a port; unpacks as transferred, key, overlapped, error."""
+    K = TypeVar("K", default=Any)
+else:
+    from typing import TypeVar
+
+    K = TypeVar("K")
+Arguments = TypeVarTuple("Arguments")
+
+
+class Completion(NamedTuple, Generic[K]):
+    """One packet taken from a port; unpacks as transferred, key, overlapped, error.
+
+    ``Completion[str]`` says to a type checker of what type the key is.
+    """
 
     transferred: Any
     """Bytes moved, or what was posted."""
-    key: Any
+    key: K
     """The key given to `CompletionPort.associate`, or what was posted."""
     overlapped: Any
     """The Overlapped of the operation, or what was posted."""
@@ -146,6 +160,10 @@ class CompletionPort(Unique):
         """
         raise NotImplementedError
 
+    @overload
+    def get(self, timeout: None = None) -> Completion: ...
+    @overload
+    def get(self, timeout: float | None) -> Completion | None: ...
     def get(self, timeout: float | None = None) -> Completion | None:
         """Take the packet that has waited longest, waiting for one if need be.
 
@@ -251,9 +269,9 @@ class CompletionPort(Unique):
 
     def submit(
         self,
-        function: Callable[..., Any],
+        function: Callable[[*Arguments], Any],
         /,
-        *args: Any,
+        *args: *Arguments,
         key: Any = None,
         overlapped: Overlapped | None = None,
         strand: Strand | None = None,

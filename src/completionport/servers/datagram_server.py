@@ -8,7 +8,7 @@ from typing import Any
 
 from ..interface.handle import Buffers
 from ..shared.arguments import LARGEST_WORKERS, check_count
-from .service import Service, ServiceSocket, bound_socket
+from .service import S, Service, ServiceSocket, bound_socket
 
 LONGEST = 1 << 16
 """No UDP datagram is longer, bytes."""
@@ -30,7 +30,7 @@ class DatagramHandler:
         """Receiving failed, or a datagram that was queued could not be sent. The server goes on."""
 
 
-class Endpoint(ServiceSocket):
+class Endpoint(ServiceSocket[S]):
     """The socket of a `DatagramServer`. Every method may be called from any thread, at any time."""
 
     __slots__ = ()

@@ -12,13 +12,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self
 
 from ..interface.error_codes import add_codes
 from ..interface.errors import PortForked
 from ..interface.port import CompletionPort
 from ..interface.unique import Unique
 from ..shared.arguments import LARGEST_WORKERS, check_seconds
+
+if TYPE_CHECKING:
+    # Known to type checkers without being installed. `typing.TypeVar` takes a default from Python
+    # 3.13 on only.
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", default=Any)
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
 
 FEWEST_WORKERS = 8
 """Of a server that was told no number: so many callbacks may block before others wait for them."""
@@ -37,12 +48,12 @@ _PORT_NUMBERS = (
 """What a server tells of its port."""
 
 
-class ServiceSocket(Unique, abc.ABC):
+class ServiceSocket(Unique, abc.ABC, Generic[S]):
     """A socket of a server, as its handler sees it."""
 
     __slots__ = ()
 
-    state: Any
+    state: S
     """Yours: any object (per-handle data). None at first."""
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 from ..interface.handle import Buffers
 from ..shared.arguments import LARGEST_WORKERS, check_count
 from ..shared.association import refuse_tls
-from .service import Service, ServiceSocket, bound_socket
+from .service import S, Service, ServiceSocket, bound_socket
 
 # On Windows SO_REUSEADDR would let any program take the address away.
 SO_ADDRESS: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
@@ -52,8 +52,10 @@ class Handler:
         """
 
 
-class Connection(ServiceSocket):
+class Connection(ServiceSocket[S]):
     """One client of a `Server`. Every method may be called from any thread, at any time.
+
+    ``Connection[Client]`` says to a type checker of what type its ``state`` is.
 
     In the child of a ``fork()`` each raises `PortForked`: the connection is the parent's.
     """

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..shared.arguments import check_count
 from .arguments import check_dword, check_handle, check_overlapped, succeed
+from .constants import NULL
 from .last_error import SetLastError
 from .structures import HANDLE, INVALID_HANDLE_VALUE, OVERLAPPED, OVERLAPPED_ENTRY
 from .system import system
@@ -17,7 +18,7 @@ def CreateIoCompletionPort(
     ExistingCompletionPort: HANDLE | None,
     CompletionKey: Any,
     NumberOfConcurrentThreads: int,
-) -> HANDLE | None:
+) -> HANDLE:
     """Create a completion port, or bind a file to one.
 
     ``FileHandle``: ``INVALID_HANDLE_VALUE`` creates a port; else a socket or a file's handle, which
@@ -26,8 +27,9 @@ def CreateIoCompletionPort(
     ``NumberOfConcurrentThreads``: how many threads that have taken packets may run at a time; 0
     means as many as there are processors. It counts where a port is created.
 
-    Returned: the port, or None and the last error. ``ERROR_INVALID_PARAMETER``: the file has a port
-    already, or it is not overlapped. ``ERROR_INVALID_HANDLE``: the file or the port is closed.
+    Returned: the port, or ``NULL`` (which is None) and the last error.
+    ``ERROR_INVALID_PARAMETER``: the file has a port already, or it is not overlapped.
+    ``ERROR_INVALID_HANDLE``: the file or the port is closed.
 
     Operations that are under way already, and complete from now on, give packets too.
     """
@@ -48,7 +50,7 @@ def CreateIoCompletionPort(
     code = system.associate(FileHandle, port, CompletionKey)
     if code and ExistingCompletionPort is None:
         system.close(port)
-    return port if succeed(code) else None
+    return port if succeed(code) else NULL
 
 
 def GetQueuedCompletionStatus(

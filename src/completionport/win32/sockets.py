@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import socket as _socket
-from typing import Any
+from typing import Any, Final
 
 from .arguments import check_dword, check_handle, check_overlapped, succeed
 from .constants import (
-    INVALID_SOCKET,
     SD_BOTH,
     SO_UPDATE_ACCEPT_CONTEXT,
     SO_UPDATE_CONNECT_CONTEXT,
@@ -39,6 +38,15 @@ class SOCKET(_socket.socket):
 
     def close(self) -> None:
         system.close_socket(self)
+
+    def __repr__(self) -> str:
+        return "<INVALID_SOCKET>" if self is INVALID_SOCKET else super().__repr__()
+
+
+INVALID_SOCKET: Final = SOCKET(_socket.AF_INET, _socket.SOCK_STREAM)
+"""What is returned in the place of a socket: a closed one, so that each call with it fails with
+``WSAENOTSOCK``."""
+_socket.socket.close(INVALID_SOCKET)
 
 
 AnySocket = _socket.socket
@@ -77,7 +85,7 @@ def WSASocket(
     lpProtocolInfo: None = None,
     g: int = 0,
     dwFlags: int = WSA_FLAG_OVERLAPPED,
-) -> SOCKET | None:
+) -> SOCKET:
     """A new socket, or ``INVALID_SOCKET``.
 
     ``af``, ``type``, ``protocol``: ``AF_INET``, ``SOCK_STREAM`` and the like.
@@ -98,7 +106,7 @@ def WSASocket(
     return sock
 
 
-def socket(af: int, type: int, protocol: int = 0) -> SOCKET | None:
+def socket(af: int, type: int, protocol: int = 0) -> SOCKET:
     """A new socket, overlapped as Winsock's ``socket`` makes them, or ``INVALID_SOCKET``."""
     return WSASocket(af, type, protocol)
 
@@ -118,7 +126,7 @@ def listen(s: AnySocket, backlog: int) -> int:
     return _do(lambda: s.listen(min(backlog, 0x7FFFFFFF)))
 
 
-def WSAAccept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET | None:
+def WSAAccept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET:
     """The next connection of a listening socket, or ``INVALID_SOCKET``. It waits for one.
 
     ``addr``: a structure that is filled in with the client's address.
@@ -139,7 +147,7 @@ def WSAAccept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET | None:
     return connection
 
 
-def accept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET | None:
+def accept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET:
     """As `WSAAccept`."""
     return WSAAccept(s, addr)
 

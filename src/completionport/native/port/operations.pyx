@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from operator import index
+from types import GenericAlias
 
 cimport cython
 from cpython.buffer cimport (
@@ -609,6 +610,10 @@ cdef class Completion:
         self.key = key
         self.overlapped = overlapped
         self.error = error
+
+    @classmethod
+    def __class_getitem__(cls, key):
+        return GenericAlias(cls, key)
 
     def __iter__(self):
         return iter((self.transferred, self.key, self.overlapped, self.error))

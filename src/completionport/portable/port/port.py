@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from ...interface.error_codes import add_codes
 from ...interface.errors import NOT_INITIALISED
 from ...interface.handle import Handle, HasFileno, Overlapped
 from ...interface.operation import Operation
 from ...interface.port import (
+    Arguments,
     Completion,
     CompletionPort,
     SignalWatch,
@@ -107,6 +108,10 @@ class PortablePort(CompletionPort):
     def _associate_skipping(self, file: HasFileno | int, key: Any) -> Handle:
         return self._inside.associate(file, key, None, True)
 
+    @overload
+    def get(self, timeout: None = None) -> Completion: ...
+    @overload
+    def get(self, timeout: float | None) -> Completion | None: ...
     def get(self, timeout: float | None = None) -> Completion | None:
         packets = self._take(1, timeout)
         return packets[0] if packets else None
@@ -174,9 +179,9 @@ class PortablePort(CompletionPort):
 
     def submit(
         self,
-        function: Callable[..., Any],
+        function: Callable[[*Arguments], Any],
         /,
-        *args: Any,
+        *args: *Arguments,
         key: Any = None,
         overlapped: Overlapped | None = None,
         strand: Strand | None = None,
