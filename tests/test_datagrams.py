@@ -639,3 +639,50 @@ class TestArguments:
             take(port, 2)
             assert operations[0].result()[0] == b"one"
             assert operations[1].result() == b"two"
+
+
+RECEIVES = ["recv", "recvfrom", "recvmsg"]
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["it is there", "it comes"])
+@pytest.mark.parametrize("name", RECEIVES)
+def test_a_stream_takes_no_receive_that_fills_nothing(port, pair, name, is_there):
+    """Of a TCP stream MSG_TRUNC throws bytes away, and memory that nobody wrote was shown."""
+    near, far = pair
+    with port.associate(near, "key") as handle:
+        if is_there:
+            far.sendall(b"hello")
+        buffers = [bytearray(b"x" * 50), bytearray(b"x" * 50)]
+        for target in (4096, 0, bytearray(100), buffers):
+            for more in (0, socket.MSG_PEEK, socket.MSG_OOB):
+                with pytest.raises(OSError, match=rf"{name}\(\) takes MSG_TRUNC for") as raised:
+                    getattr(handle, name)(target, flags=socket.MSG_TRUNC | more)
+                assert raised.value.errno == errno.EOPNOTSUPP
+        if not is_there:
+            far.sendall(b"hello")
+        operation = handle.recv(10)
+        take_one(port)
+        assert operation.result() == b"hello"
+        assert_quiet(port)
+
+
+@needs_ancillary
+@needs_unix_sockets
+@pytest.mark.parametrize("is_there", [True, False], ids=["it is there", "it comes"])
+@pytest.mark.parametrize("kind", ["SOCK_DGRAM", "SOCK_SEQPACKET"])
+@pytest.mark.parametrize("name", RECEIVES)
+def test_a_message_that_is_longer_shows_its_own_bytes_only(
+    port, nothing_left, name, kind, is_there
+):
+    near, far = socket.socketpair(socket.AF_UNIX, getattr(socket, kind))
+    with far, near, port.associate(near, "key") as handle:
+        for size in (3, 5, 8):
+            if is_there:
+                far.send(b"01234")
+            operation = getattr(handle, name)(size, flags=socket.MSG_TRUNC)
+            if not is_there:
+                far.send(b"01234")
+            take_one(port)
+            value = operation.result()
+            assert (value if name == "recv" else value[0]) == b"01234"[:size]
+        assert_quiet(port)

@@ -195,6 +195,9 @@ class Handle(Unique):
 
         On a datagram socket it takes one datagram, which may be empty; what does not fit is lost.
         ``MSG_WAITALL`` makes no difference there.
+
+        Raised: `OSError` (``EOPNOTSUPP``) for ``MSG_TRUNC`` on a stream, in `recvfrom` and
+        `recvmsg` too: it throws bytes away and fills no memory (tcp(7)).
         """
         raise NotImplementedError
 

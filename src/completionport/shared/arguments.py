@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 import os
 import socket
 from typing import Any
+
+from ..interface.errors import system_error
 
 LARGEST_DESCRIPTOR = 2**31 - 1
 LARGEST_CONCURRENCY = 2**31 - 1
@@ -77,6 +80,18 @@ def message_flags(flags: int, caller: str) -> int:
     if flags & socket.MSG_WAITALL:
         raise ValueError(f"{caller}() takes one message as it comes: MSG_WAITALL is for recv()")
     return flags
+
+
+MSG_TRUNC = int(getattr(socket, "MSG_TRUNC", 0))
+
+
+def refuse_discarding(caller: str) -> None:
+    """MSG_TRUNC on a stream counts bytes that were thrown away and written nowhere (tcp(7))."""
+    raise system_error(
+        errno.EOPNOTSUPP,
+        f"{caller}() takes MSG_TRUNC for datagrams only: on a stream it throws bytes away and "
+        "fills no memory; receive them, and drop them",
+    )
 
 
 LONGEST_DELAY = 3.2e9

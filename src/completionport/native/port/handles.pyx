@@ -68,6 +68,7 @@ from ...shared.arguments import (
     check_shutdown,
     check_zero_copy,
     message_flags,
+    refuse_discarding,
 )
 from .overlapped import Overlapped
 
@@ -78,7 +79,7 @@ cdef object close_number = association.close_number
 cdef extern from "sys/socket.h" nogil:
     int getsockopt(int descriptor, int level, int option, void* value, unsigned int* size)
     enum:
-        AF_INET, AF_INET6, MSG_OOB, MSG_PEEK, MSG_WAITALL
+        AF_INET, AF_INET6, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL
         SO_ACCEPTCONN, SO_DOMAIN, SO_TYPE, SOCK_STREAM, SOL_SOCKET
 
 cdef extern from "errno.h" nogil:
@@ -334,13 +335,19 @@ cdef class Handle(HandleBase):
             operation.withdraw()
             raise
 
+    cdef int receive_flags(self, flags, str caller) except? -1:
+        cdef int bits = flags_of(flags)
+        if bits & MSG_TRUNC and not self.channel.keeps_messages:
+            refuse_discarding(caller)
+        return bits
+
     def recv(self, size_or_buffers, flags=0, overlapped=None):
         cdef OverlappedBase operation = self.prepare(overlapped, CP_RECV)
         cdef int bits
         try:
             self.need_socket()
             operation.pin_input(size_or_buffers, "recv")
-            bits = flags_of(flags)
+            bits = self.receive_flags(flags, "recv")
             operation.operation_.flags = bits & ~MSG_WAITALL
             operation.operation_.fill = (
                 bits & MSG_WAITALL != 0 and bits & (MSG_PEEK | MSG_OOB) == 0
@@ -375,7 +382,7 @@ cdef class Handle(HandleBase):
     ) except -1:
         self.need_socket()
         operation.pin_input(size_or_buffers, caller)
-        operation.operation_.flags = message_flags(flags_of(flags), caller)
+        operation.operation_.flags = message_flags(self.receive_flags(flags, caller), caller)
         operation.make_envelope(ancillary_size)
         return 0
 

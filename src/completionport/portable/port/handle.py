@@ -16,10 +16,12 @@ from ...shared import addresses
 from ...shared.arguments import (
     LARGEST_ANCILLARY,
     LARGEST_OFFSET,
+    MSG_TRUNC,
     check_count,
     check_shutdown,
     check_zero_copy,
     message_flags,
+    refuse_discarding,
 )
 from ...watches.changes import read_changes
 from ..channels.messages import prepared
@@ -102,7 +104,7 @@ class PortableHandle(Handle):
         self, size_or_buffers: Any, flags: int = 0, overlapped: Overlapped | None = None
     ) -> Overlapped:
         request = self._request(Operation.RECV, overlapped)
-        request.flags = _checked_flags(flags)
+        request.flags = self._receive_flags(flags, "recv")
         request.prepare_input(size_or_buffers)
         return self._start(request, overlapped)
 
@@ -120,11 +122,17 @@ class PortableHandle(Handle):
         request.prepare_output(data_or_buffers)
         return self._start(request, overlapped)
 
+    def _receive_flags(self, flags: int, caller: str) -> int:
+        bits = _checked_flags(flags)
+        if bits & MSG_TRUNC and self._channel.family()[1] == socket.SOCK_STREAM:
+            refuse_discarding(caller)
+        return bits
+
     def recvfrom(
         self, size_or_buffers: Any, flags: int = 0, overlapped: Overlapped | None = None
     ) -> Overlapped:
         request = self._request(Operation.RECVFROM, overlapped)
-        request.flags = message_flags(_checked_flags(flags), "recvfrom")
+        request.flags = message_flags(self._receive_flags(flags, "recvfrom"), "recvfrom")
         request.prepare_input(size_or_buffers)
         return self._start(request, overlapped)
 
@@ -138,7 +146,7 @@ class PortableHandle(Handle):
         request = self._request(Operation.RECVMSG, overlapped)
         check_count("ancillary_size", ancillary_size, 0, LARGEST_ANCILLARY)
         request.ancillary_size = ancillary_size
-        request.flags = message_flags(_checked_flags(flags), "recvmsg")
+        request.flags = message_flags(self._receive_flags(flags, "recvmsg"), "recvmsg")
         request.prepare_input(size_or_buffers)
         return self._start(request, overlapped)
 
