@@ -14,6 +14,7 @@ from .interface.errors import (
     OperationPending,
     PortClosed,
     PortForked,
+    PortOwned,
 )
 from .interface.handle import Handle
 from .interface.histogram import Histogram
@@ -48,6 +49,7 @@ __all__ = [
     "Overlapped",
     "PortClosed",
     "PortForked",
+    "PortOwned",
     "Server",
     "SignalWatch",
     "Strand",

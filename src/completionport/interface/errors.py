@@ -101,6 +101,28 @@ class PortForked(CompletionPortError, RuntimeError):
         return type(self), (), vars(self)
 
 
+class PortOwned(CompletionPortError, RuntimeError):
+    """Packets were to be put on, or taken from, the port that a server made for itself.
+
+    The server's workers take every packet of that port and know only the server's own, so the
+    program's would be lost, and the server would miss what the program takes. ``what`` was asked
+    for; ``owner`` says whose port it is.
+    """
+
+    def __init__(self, what: str, owner: str) -> None:
+        super().__init__(
+            f"{what} can't be had of the port that belongs to {owner}: its workers take every "
+            "packet and know only the server's. Make a CompletionPort of your own for this, with a "
+            "WorkerPool or threads in get() for its packets; a server's port is for blocking(), "
+            "stats() and close()"
+        )
+        self.what = what
+        self.owner = owner
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.owner), vars(self)
+
+
 class EngineUnavailable(CompletionPortError, RuntimeError):
     """An engine asked for by name can't run here: why, and what to do.
 

@@ -19,6 +19,7 @@ from ..interface.errors import PortForked
 from ..interface.port import CompletionPort
 from ..interface.unique import Unique
 from ..shared.arguments import LARGEST_WORKERS, check_seconds
+from .own_port import OwnPort
 
 if TYPE_CHECKING:
     # Known to type checkers without being installed. `typing.TypeVar` takes a default from Python
@@ -101,7 +102,11 @@ class Service(Unique):
     address: Any
     """The address that it serves, as ``getsockname()`` gives it."""
     completion_port: CompletionPort
-    """The port that its workers wait at."""
+    """The port that its workers wait at, for ``stats()`` and ``blocking()``; ``close()`` is `stop`.
+
+    What would put packets of the program's there, or take some, raises `PortOwned`: the workers
+    take them all and know only the server's. The program makes a `CompletionPort` of its own.
+    """
     _core_class: ClassVar[Callable[[CompletionPort], Callable[..., Core]]]
     """What makes the core for a port: `completionport.engines` gives it to each kind of server."""
 
@@ -117,16 +122,17 @@ class Service(Unique):
         """``own_socket``: it was made for this service, and is closed if that fails."""
         self._socket = sock
         try:
-            self.completion_port = CompletionPort(concurrency, engine=engine)
+            self._port = CompletionPort(concurrency, engine=engine)
             try:
-                self._core = make_core(self.completion_port)
+                self._core = make_core(self._port)
             except BaseException:
-                self.completion_port.close()
+                self._port.close()
                 raise
         except BaseException:
             if own_socket:
                 sock.close()
             raise
+        self.completion_port = OwnPort(self._port, self)
         self.address = sock.getsockname()
         self._threads = [
             threading.Thread(target=self._core.work, name=f"completionport-worker-{number}")
@@ -143,10 +149,10 @@ class Service(Unique):
         self._stopped = threading.Event()
 
     def _default_workers(self) -> int:
-        return min(max(FEWEST_WORKERS, 2 * self.completion_port.concurrency), LARGEST_WORKERS)
+        return min(max(FEWEST_WORKERS, 2 * self._port.concurrency), LARGEST_WORKERS)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.address} on {self.completion_port.engine}>"
+        return f"<{type(self).__name__} {self.address} on {self._port.engine}>"
 
     def _prepare(self) -> None:
         """What is to be done before there are threads."""
@@ -251,12 +257,12 @@ class Service(Unique):
                         thread.join()
         finally:
             self._socket.close()
-            self.completion_port.close()
+            self._port.close()
             self._stopped.set()
 
     def stats(self) -> dict[str, Any]:
         """The core's numbers, and those of the port that tell of the workers."""
-        port = self.completion_port.stats()
+        port = self._port.stats()
         return {**self._core.stats(), **{name: port[name] for name in _PORT_NUMBERS}}
 
     def __enter__(self) -> Self:

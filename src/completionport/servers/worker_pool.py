@@ -12,6 +12,7 @@ from ..interface.errors import PortClosed
 from ..interface.port import Completion, CompletionPort
 from ..interface.unique import Unique
 from ..shared.arguments import LARGEST_WORKERS, check_count, check_seconds
+from .own_port import OwnPort
 
 logger = logging.getLogger("completionport")
 
@@ -112,7 +113,7 @@ class WorkerPool(Unique):
     the thread goes on with the next packet. If the program has set `threading.excepthook`, that is
     called in place of the log. When the port is closed, the threads end.
 
-    Raised: `TypeError` and `ValueError` for wrong arguments.
+    Raised: `TypeError` and `ValueError` for wrong arguments, `PortOwned` for the port of a server.
 
     Use it as a context manager, or call `start` and `stop`.
     Win32: ``CreateThreadpoolIo``, ``BindIoCompletionCallback``, ``SetThreadpoolThreadMaximum``.
@@ -131,6 +132,8 @@ class WorkerPool(Unique):
     ) -> None:
         if not isinstance(port, CompletionPort):
             raise TypeError(f"port must be a CompletionPort, not {type(port).__name__}")
+        if isinstance(port, OwnPort):
+            port.refuse("a WorkerPool")
         if not callable(target):
             raise TypeError(
                 f"target must be callable with a Completion, {type(target).__name__} is not"

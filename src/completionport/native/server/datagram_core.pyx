@@ -84,6 +84,7 @@ cdef class DatagramCore(WorkingCore):
 
     def __init__(self, port, handler, server, *, buffer_size, send_limit):
         cdef int error
+        self.port = port
         self.core = port.core_
         self.server = server
         self.handler = handler

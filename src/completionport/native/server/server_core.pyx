@@ -85,6 +85,7 @@ cdef class ServerCore(ServerBase):
         self, port, handler, server, *, buffer_size, max_connections, idle_timeout, send_limit
     ):
         cdef int error
+        self.port = port
         self.core = port.core_
         self.server = server
         self.handler = handler

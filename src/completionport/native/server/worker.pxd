@@ -7,6 +7,7 @@ from ..port.core cimport Core
 
 cdef class WorkingCore:
     # Constant after creation.
+    cdef object port             # the completion port itself: the server's is a face of it
     cdef Core core
     cdef readonly object server
     cdef size_t scratch_size

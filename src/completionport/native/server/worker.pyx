@@ -67,7 +67,7 @@ cdef class WorkingCore:
         raise NotImplementedError
 
     def post_stop(self):
-        self.server.completion_port.post(0, STOP, None)
+        self.port.post(0, STOP, None)
 
     def work(self):
         cdef Scheduler* scheduler = self.core.scheduler

@@ -1,0 +1,82 @@
+"""The port that a server made for itself, as the program sees it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, Protocol
+
+from ..interface.errors import PortOwned
+from ..interface.port import CompletionPort
+
+
+class Owner(Protocol):
+    """The server."""
+
+    def stop(self, grace: float = 5.0) -> None:
+        """End it, and with it the port."""
+
+
+class OwnPort(CompletionPort):
+    """What a server's port can be asked for; all else raises `PortOwned`.
+
+    Its workers take every packet of the port, and know only the server's. So the port itself is
+    known to the server alone: nobody takes a packet of its connections, and no packet of the
+    program's comes in, where nobody would know it.
+    """
+
+    def __new__(cls, port: CompletionPort, server: Owner) -> OwnPort:
+        return object.__new__(cls)
+
+    def __init__(self, port: CompletionPort, server: Owner) -> None:
+        self._port = port
+        self._server = server
+
+    @property
+    def concurrency(self) -> int:
+        return self._port.concurrency
+
+    @property
+    def engine(self) -> str:
+        return self._port.engine
+
+    @property
+    def closed(self) -> bool:
+        return self._port.closed
+
+    def stats(self) -> dict[str, Any]:
+        return self._port.stats()
+
+    def blocking(self) -> AbstractContextManager[None]:
+        return self._port.blocking()
+
+    def close(self) -> None:
+        """``stop(0)`` of the server."""
+        self._server.stop(0)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise what the program is told that asks for ``what``."""
+        raise PortOwned(what, repr(self._server))
+
+    def __repr__(self) -> str:
+        return repr(self._port)
+
+
+def _refusing(name: str, what: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(CompletionPort, name))
+    def refuse(self: OwnPort, *_: Any, **__: Any) -> NoReturn:
+        self.refuse(what)
+
+    return refuse
+
+
+def _refuse_the_rest() -> None:
+    """Whatever a port can do, also what it learns later; what is named above stays."""
+    for name, value in vars(CompletionPort).items():
+        if callable(value) and not name.startswith("_") and name not in vars(OwnPort):
+            setattr(OwnPort, name, _refusing(name, f"{name}()"))
+    OwnPort._new_strand = _refusing("_new_strand", "Strand()")  # type: ignore[method-assign]
+
+
+_refuse_the_rest()
