@@ -10,6 +10,13 @@ from completionport import Handler
 from support import LONG, wait_until
 
 
+class Silent(Handler):
+    """Takes what comes, and says nothing."""
+
+    def received(self, connection, data):
+        pass
+
+
 class Recorder(Handler):
     """Writes down every callback."""
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from completionport import Handler, Server
-from server_support import Echo, Recorder
+from server_support import Echo, Recorder, Silent
 from support import (
     LONG,
     STOP_SIGNALS,
@@ -459,7 +459,7 @@ class TestStop:
         self, engine, nothing_left, monkeypatch
     ):
         monkeypatch.setattr("completionport.servers.service.LARGEST_WORKERS", 16)
-        server = Server(Handler(), port=0, concurrency=2**31 - 1, engine=engine)
+        server = Server(Silent(), port=0, concurrency=2**31 - 1, engine=engine)
         assert len(server._threads) == 16
         server.stop()
 
@@ -529,7 +529,9 @@ class TestStop:
             """
             import threading, _thread
             from completionport import Handler, Server
-            server = Server(Handler(), port=0)
+            class Silent(Handler):
+                def received(self, connection, data): pass
+            server = Server(Silent(), port=0)
             threading.Timer(0.2, server.stop).start()
             server.start()
             print("end of the program")
@@ -592,7 +594,7 @@ class TestArguments:
     def test_wrong_arguments_raise_and_leave_nothing(self, engine, options, error, message):
         before = descriptors()
         with pytest.raises(error, match=message):
-            Server(Handler(), **{"port": 0, "engine": engine, **options})
+            Server(Silent(), **{"port": 0, "engine": engine, **options})
         assert descriptors() == before
 
     @pytest.mark.parametrize("handler", [None, object(), Handler, Echo], ids=shown)
@@ -603,7 +605,7 @@ class TestArguments:
     def test_an_unknown_engine(self):
         before = descriptors()
         with pytest.raises(ValueError, match="unknown engine"):
-            Server(Handler(), port=0, engine="kqueue")
+            Server(Silent(), port=0, engine="kqueue")
         assert descriptors() == before
 
     @pytest.mark.parametrize("grace", [-1, float("nan"), "5", None], ids=shown)
@@ -612,8 +614,8 @@ class TestArguments:
         with pytest.raises((TypeError, ValueError), match="grace"):
             server.stop(grace)
 
-    def test_a_handler_without_methods_of_its_own_serves(self, serve, dial):
-        client = dial(serve(Handler()))
+    def test_a_handler_that_has_only_received_serves(self, serve, dial):
+        client = dial(serve(Silent()))
         client.sendall(b"ignored")
         client.shutdown(socket.SHUT_WR)
         assert read_to_end(client) == b""

@@ -12,7 +12,7 @@ import weakref
 import pytest
 
 from completionport import ConnectionClosed, Handler
-from server_support import Echo, Recorder, fill
+from server_support import Echo, Recorder, Silent, fill
 from support import (
     Background,
     descriptors,
@@ -142,7 +142,7 @@ class TestSend:
             connection.send(b"x")
 
     def test_sending_from_connected(self, serve, dial):
-        class Greeter(Handler):
+        class Greeter(Silent):
             def connected(self, connection):
                 connection.send(b"welcome")
 
@@ -294,7 +294,7 @@ class TestClose:
     def test_a_closed_connection_is_let_go(self, serve, dial):
         alive = []
 
-        class Weak(Handler):
+        class Weak(Silent):
             def connected(self, connection):
                 connection.state = Recorder()
                 alive.append(weakref.ref(connection.state))

@@ -282,7 +282,12 @@ class TestACopy:
         client.sendall(b"hello")
         assert client.recv(5)
         assert "can't be copied or pickled" in refused[0]
-        with DatagramServer(DatagramHandler(), "127.0.0.1", 0, engine=engine) as datagrams:
+
+        class Answers(DatagramHandler):
+            def received(self, endpoint, data, address):
+                pass
+
+        with DatagramServer(Answers(), "127.0.0.1", 0, engine=engine) as datagrams:
             for thing in (server, datagrams):
                 with pytest.raises(TypeError, match="can't be copied or pickled"):
                     duplicate(thing)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..interface.handle import Buffers
 from ..shared.arguments import LARGEST_WORKERS, check_count
+from .callbacks import check_handler
 from .service import S, Service, ServiceSocket, bound_socket
 
 LONGEST = 1 << 16
@@ -101,8 +102,7 @@ class DatagramServer(Service):
         reuse_port: bool = False,
         sock: socket.socket | None = None,
     ) -> None:
-        if not isinstance(handler, DatagramHandler):
-            raise TypeError(f"handler must be a DatagramHandler, not {type(handler).__name__}")
+        check_handler(handler, DatagramHandler)
         check_count("workers", workers, 1, LARGEST_WORKERS, optional=True)
         check_count("buffer_size", buffer_size, 64, LONGEST)
         check_count("receive_buffer", receive_buffer, 1, optional=True)

@@ -12,6 +12,7 @@ from typing import Any
 from ..interface.handle import Buffers
 from ..shared.arguments import LARGEST_WORKERS, check_count
 from ..shared.association import refuse_tls
+from .callbacks import check_handler
 from .service import S, Service, ServiceSocket, bound_socket
 
 # On Windows SO_REUSEADDR would let any program take the address away.
@@ -28,13 +29,18 @@ class Handler:
     come in order and never at the same time; those of different connections may run on
     different workers at the same time. An exception in a callback is logged with its
     traceback, and closes that connection only.
+
+    They are plain functions: nobody would run what a coroutine function returns.
     """
 
     def connected(self, connection: Connection) -> None:
         """A client has connected."""
 
     def received(self, connection: Connection, data: bytes) -> None:
-        """``data`` has come: 1 to ``buffer_size`` bytes, however the peer had divided them."""
+        """``data`` has come: 1 to ``buffer_size`` bytes, however the peer had divided them.
+
+        It must be overridden; a server that only talks does so with ``pass``.
+        """
 
     def end_of_stream(self, connection: Connection) -> None:
         """The peer will send no more. Unless overridden, this closes the connection."""
@@ -113,7 +119,7 @@ class Connection(ServiceSocket[S]):
 class Server(Service):
     """A TCP server on a completion port.
 
-    ``handler``: a `Handler`; one object for all connections.
+    ``handler``: a `Handler` with a `Handler.received` of its own; one object for all connections.
     ``host``, ``port``: where to listen; port 0 takes a free one, see `address`. ``listener``, a
     listening socket of your own, takes their place; it is closed with the server.
     ``workers``: threads, 1 to 32768; None for 8, or twice ``concurrency`` where that is more. At
@@ -151,8 +157,7 @@ class Server(Service):
         reuse_port: bool = False,
         listener: socket.socket | None = None,
     ) -> None:
-        if not isinstance(handler, Handler):
-            raise TypeError(f"handler must be a Handler, not {type(handler).__name__}")
+        check_handler(handler, Handler)
         check_count("workers", workers, 1, LARGEST_WORKERS, optional=True)
         check_count("backlog", backlog, 0)
         check_count("buffer_size", buffer_size, 64, 1 << 20)

@@ -12,6 +12,7 @@ from ..interface.errors import PortClosed
 from ..interface.port import Completion, CompletionPort
 from ..interface.unique import Unique
 from ..shared.arguments import LARGEST_WORKERS, check_count, check_seconds
+from .callbacks import check_callback
 from .own_port import OwnPort
 
 logger = logging.getLogger("completionport")
@@ -138,6 +139,7 @@ class WorkerPool(Unique):
             raise TypeError(
                 f"target must be callable with a Completion, {type(target).__name__} is not"
             )
+        check_callback("target", target)
         check_count("threads", threads, 1, LARGEST_WORKERS)
         check_count("maximum", maximum, threads, optional=True)
         check_seconds("idle_timeout", idle_timeout, positive=True)
