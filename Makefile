@@ -30,6 +30,7 @@ lint: $(VENV)/linted
 	$(BIN)/mypy --platform win32 -p completionport.win32
 	MYPYPATH=src $(BIN)/mypy --config-file= --strict --platform win32 --follow-imports=silent \
 		-p completionport.windows
+	$(BIN)/python tools/check_types.py
 
 format: $(VENV)/linted
 	$(BIN)/ruff check --fix .
@@ -59,7 +60,7 @@ $(VENV)/tested: $(VENV)/built
 	touch $@
 
 $(VENV)/linted: $(VENV)/built
-	$(BIN)/python -m pip install --quiet 'ruff>=0.6' 'mypy>=1.11'
+	$(BIN)/python -m pip install --quiet 'ruff>=0.6' 'mypy>=1.11' 'pyright[nodejs]>=1.1.380'
 	touch $@
 
 $(VENV)/benched: $(VENV)/built

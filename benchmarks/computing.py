@@ -60,7 +60,7 @@ def measure(engine: str, seconds: float) -> dict[str, list[float]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_engines(parser)
     parser.add_argument("--seconds", type=duration, default=3.0)
     options = parser.parse_args()

@@ -72,7 +72,7 @@ def seconds(command: list[str], target: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--engine", choices=ENGINES, default="io_uring")
     parser.add_argument("--rounds", type=whole(), default=7)
     parser.add_argument("--cold", action="store_true", help="the source is read from the disk")

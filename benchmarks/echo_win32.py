@@ -38,7 +38,7 @@ def serve(port: win32.HANDLE) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--engine", help="the best one here when left out")
     parser.add_argument("--buffer-size", type=int, default=1024)

@@ -90,7 +90,7 @@ def two_threads(rounds: int = 7) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", action="store_true", help="two threads against one")
     print(json.dumps(two_threads() if parser.parse_args().threads else calibrate()))
 

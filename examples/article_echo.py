@@ -66,7 +66,7 @@ def worker(port: CompletionPort, connections: set[PerHandleData]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, default=5050)
     parser.add_argument("--engine")
     options = parser.parse_args()

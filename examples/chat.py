@@ -56,7 +56,7 @@ class Chat(Handler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, default=5050)
     parser.add_argument("--engine")
     options = parser.parse_args()

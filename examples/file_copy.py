@@ -211,7 +211,8 @@ class LargeFile:
         piece.offset = self.next_offset
         piece.size = min(PIECE, self.status.st_size - self.next_offset)
         self.next_offset += piece.size
-        self.port.submit(copy_piece, *self.files, piece.offset, piece.size, overlapped=piece)
+        source, target = self.files
+        self.port.submit(copy_piece, source, target, piece.offset, piece.size, overlapped=piece)
         return True
 
     def piece_copied(self, piece: Piece) -> None:
@@ -313,7 +314,9 @@ class LargeFile:
                 and len(self.files) == 2
                 and os.path.samestat(os.lstat(self.names[1]), os.fstat(self.files[1].fileno()))
             )
-        for file in (*self.handles, *self.files):
+        for handle in self.handles:
+            handle.close()
+        for file in self.files:
             file.close()
         if is_there:
             os.unlink(self.names[1])
@@ -379,8 +382,11 @@ class Copier:
             if step is None:
                 number = done.transferred
                 raise Failed(f"stopped by {signal.Signals(number).name}", 128 + number)
-            if done.error is not None and done.error.errno not in step.expected:
-                raise Failed(f"{step.what}: {done.error.strerror}")
+            if isinstance(done.error, OSError):
+                if done.error.errno not in step.expected:
+                    raise Failed(f"{step.what}: {done.error.strerror}")
+            elif done.error is not None:
+                raise done.error
             step.after(step)
 
     def start_large(self, file: LargeFile) -> None:
@@ -551,7 +557,7 @@ def be_patient() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source")
     parser.add_argument("target")
     parser.add_argument("--engine", help="the best one here when left out")

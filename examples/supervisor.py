@@ -35,7 +35,7 @@ if sys.platform == "win32":
     OPTIONS: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 else:
     STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    OPTIONS = {"start_new_session": True}
+    OPTIONS: dict[str, Any] = {"start_new_session": True}
 
 
 def make_pipe() -> tuple[Any, int]:
@@ -240,7 +240,7 @@ def program(text: str) -> Program:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("program", nargs="+", type=program, metavar="NAME=COMMAND")
     parser.add_argument("--restart", choices=["always", "on-failure", "never"], default="always")
     times = {
@@ -267,7 +267,7 @@ def main() -> int:
                     run.kill()
     except BrokenPipeError:
         # Nothing must be left to be written at the end of the program.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print("supervisor: nobody reads the output any more: all are ended", file=sys.stderr)
         return 1
     except (OSError, RuntimeError, ValueError) as error:

@@ -37,18 +37,18 @@ else:
 
 def open_file(path: str) -> int:
     """A descriptor to read from."""
-    if sys.platform != "win32":
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    # os.open would keep others from renaming and deleting the file.
-    create = ctypes.WinDLL("kernel32", use_last_error=True).CreateFileW
-    create.restype = ctypes.c_void_p
-    create.argtypes = [ctypes.c_wchar_p, *[ctypes.c_uint32] * 2, ctypes.c_void_p]
-    create.argtypes += [ctypes.c_uint32] * 2 + [ctypes.c_void_p]
-    read, share_all, open_existing, normal = 0x80000000, 7, 3, 0x80
-    handle = create(path, read, share_all, None, open_existing, normal, None)
-    if handle == ctypes.c_void_p(-1).value:
-        raise OSError(0, "", path, ctypes.get_last_error())
-    return msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_NOINHERIT)
+    if sys.platform == "win32":
+        # os.open would keep others from renaming and deleting the file.
+        create = ctypes.WinDLL("kernel32", use_last_error=True).CreateFileW
+        create.restype = ctypes.c_void_p
+        create.argtypes = [ctypes.c_wchar_p, *[ctypes.c_uint32] * 2, ctypes.c_void_p]
+        create.argtypes += [ctypes.c_uint32] * 2 + [ctypes.c_void_p]
+        read, share_all, open_existing, normal = 0x80000000, 7, 3, 0x80
+        handle = create(path, read, share_all, None, open_existing, normal, None)
+        if handle == ctypes.c_void_p(-1).value:
+            raise OSError(0, "", path, ctypes.get_last_error())
+        return msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_NOINHERIT)
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
 
 class File:
@@ -151,8 +151,10 @@ class Tail:
         elif packet.error is None:
             self.print(packet.key, packet.overlapped.result())
             packet.key.have_read(self.port, packet.overlapped.result())
-        else:
+        elif isinstance(packet.error, OSError):
             raise OSError(packet.error.errno, packet.error.strerror, packet.key.path)
+        else:
+            raise packet.error
 
     def watch(self, directory: str) -> None:
         """Be told what changes in it."""
@@ -177,10 +179,10 @@ class Tail:
                 for change in packet.overlapped.result()
                 if change.action is not ChangeAction.RENAMED_OLD_NAME
             }
-        elif packet.error.errno == errno.ENOENT:
+        elif isinstance(packet.error, OSError) and packet.error.errno == errno.ENOENT:
             self.lost(packet.overlapped.handle)
             return
-        elif packet.error.errno != errno.EOVERFLOW:
+        elif not isinstance(packet.error, OSError) or packet.error.errno != errno.EOVERFLOW:
             raise packet.error
         for file in self.files:
             # With changes lost, all are looked at.
@@ -249,7 +251,7 @@ def seconds(text: str) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", nargs="+", metavar="FILE")
     parser.add_argument("-n", dest="lines", type=whole_number, default=10, help="lines of the end")
     parser.add_argument(
@@ -269,7 +271,7 @@ def main() -> int:
             tail.run()
     except BrokenPipeError:
         # Who read it has gone: nothing is left to be said, at the end of the program neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except (OSError, RuntimeError, ValueError) as error:
         with contextlib.suppress(BrokenPipeError):
             print(f"tail: {error}", file=sys.stderr)

@@ -115,16 +115,17 @@ def host_and_port(text: str) -> tuple[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", required=True, type=host_and_port, metavar="HOST:PORT")
     parser.add_argument("--port", type=int, default=5050)
     parser.add_argument("--engine")
     options = parser.parse_args()
     # Once, and not for each client: it may take long, and one thread serves them all.
+    host, number = options.target
     try:
-        found = socket.getaddrinfo(*options.target, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
     except OSError as error:
-        sys.exit(f"tcp_proxy: can't find {options.target[0]}: {error.strerror}")
+        sys.exit(f"tcp_proxy: can't find {host}: {error.strerror}")
     family, *_, target = found[0]
 
     def interrupt(*_: object) -> None:

@@ -52,11 +52,11 @@ class PER_IO_OPERATION_DATA(OVERLAPPED):
         self.OperationType = RECV_POSTED
 
 
-Clients = set()  # slip 4; each step on it is atomic
+Clients: set[SOCKET] = set()  # slip 4; each step on it is atomic
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("port", metavar="PORT", nargs="?", type=PortNumber, default=PORT)
     options = parser.parse_args()
 

@@ -186,7 +186,7 @@ WHAT = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=[*WHAT, "all"], nargs="?")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--costs", type=Path, help="what measure_costs.py --json wrote")

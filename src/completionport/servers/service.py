@@ -54,8 +54,14 @@ class ServiceSocket(Unique, abc.ABC, Generic[S]):
 
     __slots__ = ()
 
-    state: S
-    """Yours: any object (per-handle data). None at first."""
+    @property
+    @abc.abstractmethod
+    def state(self) -> S:
+        """Yours: any object (per-handle data), to be set as you like. None at first."""
+
+    @state.setter
+    @abc.abstractmethod
+    def state(self, value: S) -> None: ...
 
     @property
     @abc.abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import socket as _socket
 from typing import Any, Final
 
 TRUE: Final = True
@@ -111,23 +111,23 @@ SOMAXCONN: Final = 0x7FFFFFFF
 SD_RECEIVE: Final = 0
 SD_SEND: Final = 1
 SD_BOTH: Final = 2
-AF_INET: Final = int(socket.AF_INET)
-AF_INET6: Final = int(socket.AF_INET6)
-SOCK_STREAM: Final = int(socket.SOCK_STREAM)
-SOCK_DGRAM: Final = int(socket.SOCK_DGRAM)
-IPPROTO_TCP: Final = int(socket.IPPROTO_TCP)
-IPPROTO_UDP: Final = int(socket.IPPROTO_UDP)
-TCP_NODELAY: Final = int(socket.TCP_NODELAY)
-SOL_SOCKET: Final = int(socket.SOL_SOCKET)
-SO_REUSEADDR: Final = int(socket.SO_REUSEADDR)
-SO_LINGER: Final = int(socket.SO_LINGER)
-SO_RCVBUF: Final = int(socket.SO_RCVBUF)
-SO_SNDBUF: Final = int(socket.SO_SNDBUF)
+AF_INET: Final = int(_socket.AF_INET)
+AF_INET6: Final = int(_socket.AF_INET6)
+SOCK_STREAM: Final = int(_socket.SOCK_STREAM)
+SOCK_DGRAM: Final = int(_socket.SOCK_DGRAM)
+IPPROTO_TCP: Final = int(_socket.IPPROTO_TCP)
+IPPROTO_UDP: Final = int(_socket.IPPROTO_UDP)
+TCP_NODELAY: Final = int(_socket.TCP_NODELAY)
+SOL_SOCKET: Final = int(_socket.SOL_SOCKET)
+SO_REUSEADDR: Final = int(_socket.SO_REUSEADDR)
+SO_LINGER: Final = int(_socket.SO_LINGER)
+SO_RCVBUF: Final = int(_socket.SO_RCVBUF)
+SO_SNDBUF: Final = int(_socket.SO_SNDBUF)
 SO_UPDATE_ACCEPT_CONTEXT: Final = 0x700B
 SO_UPDATE_CONNECT_CONTEXT: Final = 0x7010
-MSG_OOB: Final = int(socket.MSG_OOB)
-MSG_PEEK: Final = int(socket.MSG_PEEK)
-MSG_WAITALL: Final = int(getattr(socket, "MSG_WAITALL", 8))
+MSG_OOB: Final = int(_socket.MSG_OOB)
+MSG_PEEK: Final = int(_socket.MSG_PEEK)
+MSG_WAITALL: Final = int(getattr(_socket, "MSG_WAITALL", 8))
 TF_DISCONNECT: Final = 0x01
 TF_REUSE_SOCKET: Final = 0x02
 
