@@ -1,4 +1,4 @@
-"""The sixteen rules of a port, for everything that a port takes, on every engine.
+"""The seventeen rules of a port, for everything that a port takes, on every engine.
 
 `rows` describes what there is; each test here is one rule for all of it. What a rule says of one
 kind of operation alone (partial sends, the end of a stream) has tests of its own, which
@@ -12,6 +12,7 @@ import itertools
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -651,4 +652,96 @@ def test_one_object_can_be_used_again(row):
         assert done.overlapped is mine
         assert row.value(done) == row.expected(number)
     row.check_end(3)
+    row.assert_quiet()
+
+
+# -- 17: its turn comes ---------------------------------------------------------------------------
+
+
+TURNS = 2000
+"""Of other packets, so many may be taken at most once the kernel knows that it is over. An engine
+looks after some sixty; the rest is for what ends a moment later, as a process does."""
+
+
+class Storm:
+    """Packets that never end: for each that is taken there is one more."""
+
+    KEY = "the storm's key"
+
+    def __init__(self, port: CompletionPort, kind: str) -> None:
+        self.port = port
+        self.another: Callable[[], Any] = getattr(self, kind)
+        self.taken = 0
+        self.near, self.far = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(2))
+        self.near.bind(("127.0.0.1", 0))
+        self.near.setblocking(False)
+        self.far.bind(("127.0.0.1", 0))
+        self.far.sendto(b"it stays", self.near.getsockname())
+        self.handle = port.associate(self.near, self.KEY)
+
+    def post(self) -> None:
+        self.port.post(0, self.KEY)
+
+    def full_queue(self) -> None:
+        """A hundred at the start; then always one for one."""
+        for _ in range(1 if self.taken else 100):
+            self.port.post(0, self.KEY)
+
+    def timer(self) -> None:
+        self.port.post_after(0, 0, self.KEY)
+
+    def write(self) -> None:
+        """Nobody reads it, and the system drops what is too much: there is always room."""
+        self.handle.sendto(b"data", self.far.getsockname())
+
+    def read(self) -> None:
+        """A size of 0 takes nothing: there is always something to receive."""
+        self.handle.recv(0)
+
+    def __enter__(self) -> Storm:
+        self.another()
+        return self
+
+    def is_mine(self, done: Any) -> bool:
+        if done.key != self.KEY:
+            return False
+        self.taken += 1
+        return True
+
+    def end(self) -> None:
+        """Take what is left of it."""
+        self.handle.close()
+        wait_until(lambda: self.port.get(0.02) is None, "the storm is over")
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.handle.close()
+        self.far.close()
+
+
+@rule(17)
+@pytest.mark.parametrize("storm", ["post", "full_queue", "timer", "write", "read"])
+def test_its_turn_comes(port, row, storm):
+    """While other packets keep coming it is heard of within a bounded number of them"""
+    with Storm(port, storm) as others:
+        row.start()
+        other = Background(row.complete)
+        aside = {id(one) for one in row.asides}
+        end = time.monotonic() + LONG
+        turns = 0
+        while True:
+            done = port.get(LONG)
+            if others.is_mine(done):
+                others.another()
+                if other.is_alive():
+                    assert time.monotonic() < end, "it does not go on"
+                else:
+                    turns += 1
+                    assert turns < TURNS, "it is not heard of"
+                    time.sleep(0.0002)
+            elif id(done.overlapped) not in aside:
+                break
+        other.outcome()
+        assert (done.key, done.error) == (KEY, None)
+        assert row.value(done) == row.expected(0)
+        others.end()
     row.assert_quiet()

@@ -23,7 +23,7 @@ from rows import GROUPS, Row  # noqa: E402
 INTRODUCTION = """\
 # The rules, and what they are tested on
 
-Sixteen rules hold for a port, whatever is associated with it and whatever engine carries it out.
+Seventeen rules hold for a port, whatever is associated with it and whatever engine carries it out.
 This page says which test holds each of them for each kind of operation. It is made by
 `tools/make_rules.py` from the tests themselves.
 
@@ -58,6 +58,8 @@ RULES = {
     14: "An idle port uses no processor time",
     15: "All of it holds without the GIL, and the interpreter can exit meanwhile",
     16: "Wrong arguments raise at the call, and say what was expected",
+    17: "Its turn comes: while packets keep coming, everything else is heard of within a bounded "
+    "number of them",
 }
 
 # Where a rule says something of a few kinds of operations alone.
@@ -107,6 +109,11 @@ ELSEWHERE = {
     14: ["test_idle.py::test_a_waiting_thread_is_not_shown_as_iowait"],
     15: ["test_exit.py::test_again_and_again"],
     16: ["test_arguments.py::test_sizes_and_buffers_to_fill"],
+    17: [
+        "test_turns.py::test_a_receive_is_heard_of_beside_posts",
+        "test_turns.py::test_a_quiet_client_is_answered_beside_some_that_flood",
+        "test_turns.py::test_a_quiet_peer_is_answered_beside_some_that_flood",
+    ],
 }
 
 

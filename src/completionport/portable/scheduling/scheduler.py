@@ -31,6 +31,9 @@ the system hands to another thread, does not end the wait."""
 STUCK_AFTER = 0.01
 """Seconds without a packet taken after which the threads at work count as blocked."""
 MEASURED_EVERY = 16
+LOOK_EVERY = 61
+"""Packets after which a thread that finds another one looks into the kernel first: else a program
+whose packets never end would not hear of its sockets. The compiled engines have the same."""
 SHORT_WORK = 5_000
 """Nanoseconds. While work is as short as that, one packet in so many is measured."""
 PATIENCE = 0.05
@@ -100,6 +103,8 @@ class Scheduler:
         self._called: list[_Waiter] = []  # and on their way, in the order of the calls; _lock
         self._watchers: list[_Waiter] = []  # threads in `wait_until_stuck`; _lock
         self._leader: _Waiter | None = None  # the one that waits in the kernel; _lock
+        self._onlooker = _Waiter()  # the leader while a thread only looks; it is never called
+        self._looked_at = 0  # packets taken when a thread last began to look; _lock
         self._asleep = False  # the leader is (or is about to be) in `Reaper.wait`; set under _lock
         self._roused = False  # and was woken already; set under _lock
         self._disposed = False  # _lock
@@ -181,6 +186,13 @@ class Scheduler:
                     self._count_notes()
                     if self._closed:
                         raise PortClosed(WHILE_WAITING)
+                    if (
+                        self._packets.taken - self._looked_at >= LOOK_EVERY
+                        and self._leader is None
+                        and waiter is None
+                    ):
+                        self._look()
+                        continue
                     fired = self._sort()
                     if fired and waiter is not None:
                         # The packets may be for a thread that came later.
@@ -226,6 +238,7 @@ class Scheduler:
                         self._leader = waiter
                         self._asleep = True
                         self._roused = False
+                        self._looked_at = self._packets.taken
                         until_ns = self._until_ns = self.timers.next_ns()
                     elif self._leader is waiter:
                         self._leader = None
@@ -353,6 +366,18 @@ class Scheduler:
                 self._lock.release()
             if self._unsettled:
                 self.settle()
+
+    def _look(self) -> None:
+        """Look into the kernel without waiting. Lock held, but for the look itself."""
+        self._leader = self._onlooker
+        self._looked_at = self._packets.taken
+        self._lock.release()
+        try:
+            self._reaper.reap(self._reaper.wait(0))
+        finally:
+            self._lock.acquire()
+            self._leader = None
+            self._unsettled = True  # others may have found a leader, and nobody leads now
 
     def _remove(self, waiter: _Waiter | None) -> None:
         """The thread leaves; somebody else may have to be called in its stead. Lock held."""
