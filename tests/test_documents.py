@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import completionport
 from completionport import win32
 from support import WINDOWS, run_python
 
@@ -57,7 +59,6 @@ def test_the_readmes_server_answers(engine, monkeypatch):
     thread = threading.Thread(target=exec, args=(BLOCKS[0], {}))
     thread.start()
     assert started.wait(10)
-    import socket
 
     with socket.create_connection(servers[0].address, timeout=10) as client:
         client.sendall(b"hello")
@@ -124,3 +125,40 @@ def test_links_between_the_documents_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def headings(page):
+    """The anchors of a page, as GitHub makes them."""
+    seen, found = {}, set()
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        link = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+        seen[link] = seen.get(link, -1) + 1
+        found.add(f"{link}-{seen[link]}" if seen[link] else link)
+    return found
+
+
+def test_links_into_a_page_lead_to_a_heading():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            assert anchor in headings(page.parent / target if target else page), (page.name, anchor)
+
+
+def test_the_reference_has_every_public_name():
+    page = (ROOT / "docs/reference.md").read_text()
+    classes = {
+        **{name: getattr(completionport, name) for name in completionport.__all__},
+        **{name: getattr(win32, name) for name in win32.__all__},
+    }
+    # What stands in the language's own documentation.
+    ordinary = {name for kind in (tuple, int, OSError, ValueError) for name in dir(kind)}
+    for name, cls in classes.items():
+        if not isinstance(cls, type) or cls.__name__ != name:
+            continue
+        if issubclass(cls, socket.socket):
+            continue
+        for member in dir(cls):
+            if member.startswith("_") or member in ordinary or member == "ENGINE":
+                continue
+            owners = [base.__name__ for base in cls.__mro__]
+            assert any(f"`{owner}.{member}" in page for owner in owners), (name, member)

@@ -117,7 +117,9 @@ class PortOwned(CompletionPortError, RuntimeError):
             "stats() and close()"
         )
         self.what = what
+        """What was asked for."""
         self.owner = owner
+        """Whose port it is."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.what, self.owner), vars(self)
@@ -133,8 +135,11 @@ class EngineUnavailable(CompletionPortError, RuntimeError):
     def __init__(self, engine: str, reason: str, remedy: str) -> None:
         super().__init__(f"engine {engine!r} can't run here: {reason}. {remedy}")
         self.engine = engine
+        """The name of the engine."""
         self.reason = reason
+        """What the system answered."""
         self.remedy = remedy
+        """What would change that."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.engine, self.reason, self.remedy), vars(self)

@@ -113,6 +113,7 @@ class DatagramServer(Service):
             if sock.type != socket.SOCK_DGRAM:
                 raise ValueError("sock must be a datagram socket")
         self.handler = handler
+        """The handler of all its datagrams."""
         own = sock or bound_socket(host, port, socket.SOCK_DGRAM, reuse_port=reuse_port)
         if receive_buffer is not None:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)

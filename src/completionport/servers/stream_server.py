@@ -182,6 +182,7 @@ class Server(Service):
                     "listener must be a stream socket that listens: call listen() first"
                 )
         self.handler = handler
+        """The handler of all its connections."""
         super().__init__(
             listener or _listen(host, port, backlog, reuse_port),
             listener is None,

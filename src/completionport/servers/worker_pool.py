@@ -148,7 +148,9 @@ class WorkerPool(Unique):
         if not isinstance(daemon, bool):
             raise TypeError(f"daemon must be True or False, not {type(daemon).__name__}")
         self.port = port
+        """The port whose packets it takes."""
         self.name = name
+        """What the names of its threads begin with."""
         self._target = target
         self._threads = threads
         self._maximum = threads if maximum is None else maximum

@@ -88,10 +88,13 @@ class OVERLAPPED_ENTRY(NamedTuple):
     """A packet, as `GetQueuedCompletionStatusEx` gives it."""
 
     lpCompletionKey: Any
+    """The key of the file, or what was posted."""
     lpOverlapped: Any
+    """The OVERLAPPED of the operation, or what was posted."""
     Internal: int
     """The operation's NTSTATUS, 0 for success and for what was posted."""
     dwNumberOfBytesTransferred: int
+    """Bytes moved, or what was posted."""
 
 
 class HANDLE:
@@ -125,7 +128,9 @@ class WSABUF:
 
     def __init__(self, len: int | None = None, buf: Buffer = b"") -> None:
         self.len = len
+        """How many bytes of ``buf`` it is about; None for all."""
         self.buf = buf
+        """The memory: a bytes-like object."""
 
 
 Buffers: TypeAlias = "WSABUF | Buffer | Sequence[WSABUF | Buffer]"
@@ -172,7 +177,9 @@ class TRANSMIT_FILE_BUFFERS:
 
     def __init__(self, Head: Buffer = b"", Tail: Buffer = b"") -> None:
         self.Head = Head
+        """What is sent before the file: a bytes-like object."""
         self.Tail = Tail
+        """What is sent behind it."""
 
 
 class IN_ADDR:
@@ -185,6 +192,7 @@ class IN_ADDR:
 
     @property
     def s_addr(self) -> int:
+        """The address as the number that lies in memory: ``htonl`` makes one."""
         return int.from_bytes(self._memory, sys.byteorder)
 
     @s_addr.setter
@@ -208,6 +216,7 @@ class SOCKADDR:
 
     @property
     def sa_family(self) -> int:
+        """The family: ``AF_INET``, ``AF_INET6``; the members of other names are the same."""
         return int.from_bytes(self._memory[:2], sys.byteorder)
 
     @sa_family.setter
@@ -241,6 +250,7 @@ class SOCKADDR_STORAGE(SOCKADDR):
     __slots__ = ()
 
     ss_family = SOCKADDR.sa_family
+    """The family, as `SOCKADDR.sa_family`."""
 
 
 class SOCKADDR_IN(SOCKADDR):
@@ -249,10 +259,13 @@ class SOCKADDR_IN(SOCKADDR):
     __slots__ = ()
 
     SIZE = 16
+    """Bytes that C has for it."""
     sin_family = SOCKADDR.sa_family
+    """The family, as `SOCKADDR.sa_family`: ``AF_INET``."""
 
     @property
     def sin_port(self) -> int:
+        """The port in network order: ``htons`` makes it."""
         return int.from_bytes(self._memory[2:4], sys.byteorder)
 
     @sin_port.setter
@@ -261,6 +274,7 @@ class SOCKADDR_IN(SOCKADDR):
 
     @property
     def sin_addr(self) -> IN_ADDR:
+        """The address, in this structure's own memory: what is set there is set here."""
         return IN_ADDR(memoryview(self._memory)[4:8])
 
 
@@ -270,7 +284,9 @@ class SOCKADDR_IN6(SOCKADDR):
     __slots__ = ()
 
     SIZE = 28
+    """Bytes that C has for it."""
     sin6_family = SOCKADDR.sa_family
+    """The family, as `SOCKADDR.sa_family`: ``AF_INET6``."""
 
 
 def sockaddr_of(data: bytes | memoryview) -> SOCKADDR:
@@ -290,8 +306,11 @@ class SYSTEM_INFO(NamedTuple):
     """What `GetSystemInfo` tells."""
 
     dwNumberOfProcessors: int
+    """Processors that the process may use."""
     dwPageSize: int
+    """Bytes of a page of memory."""
     dwAllocationGranularity: int
+    """Bytes that addresses of allocated memory are multiples of."""
 
 
 class WSADATA:
@@ -301,6 +320,10 @@ class WSADATA:
 
     def __init__(self) -> None:
         self.wVersion = 0
+        """The version that was asked for: ``MAKEWORD(2, 2)``."""
         self.wHighVersion = 0
+        """The highest version there is."""
         self.szDescription = ""
+        """Whose implementation it is."""
         self.szSystemStatus = ""
+        """How it is: ``Running``."""
