@@ -12,10 +12,9 @@ from ..interface.errors import PortClosed
 from ..interface.port import Completion, CompletionPort
 from ..interface.unique import Unique
 from ..shared.arguments import LARGEST_WORKERS, check_count, check_seconds
+from ..shared.reports import SHORTAGE, persist, tell
 from .callbacks import check_callback
 from .own_port import OwnPort
-
-logger = logging.getLogger("completionport")
 
 KEEPER_LOOKS_UP = 1.0
 """Seconds until the keeper sees that the pool is stopped, if it was told just before it waited."""
@@ -40,55 +39,72 @@ class _StopPacket:
 class _Worker:
     """One thread of a pool."""
 
-    __slots__ = ("busy", "came", "pool", "thread")
+    __slots__ = ("_left", "_others", "busy", "came", "pool", "thread")
 
     def __init__(self, pool: WorkerPool, name: str, daemon: bool) -> None:
         self.pool = pool
         self.busy = False  # in the target; written by its own thread only
         self.came = threading.Event()  # it runs
         self.thread = threading.Thread(target=self.work, name=name, daemon=daemon)
+        # Its own thread's: packets to take without waiting, once it is to end, and stop packets of
+        # other pools that were taken meanwhile.
+        self._left: int | None = None
+        self._others: list[_StopPacket] = []
 
     def work(self) -> None:
         """The body of the thread, under a name that says something in a stack dump."""
         pool = self.pool
-        get, target, idle_timeout = pool.port.get, pool._target, pool._idle_timeout
-        left: int | None = None  # packets to take without waiting, once the thread is to end
-        others: list[_StopPacket] = []  # taken meanwhile
         self.came.set()
         try:
-            while left is None or left > 0:
-                completion = get(idle_timeout if left is None else 0)
-                if completion is None:
-                    if left is not None or pool._may_leave(self):
+            while True:
+                # Whatever fails in between, the thread goes on until it is told to end.
+                try:
+                    if self._take_one():
                         return
-                    continue
-                key = completion.key
-                if type(key) is not _StopPacket:
-                    self.busy = True
-                    try:
-                        target(completion)
-                    except BaseException as error:
-                        pool._failed(error)
-                    finally:
-                        self.busy = False
-                    if left is not None:
-                        left -= 1
-                elif left is not None:
-                    others.append(key)
-                elif key.pool is pool:
-                    key.taken.set()
-                    left = pool._backlog
-                else:
-                    pool._pass_on(key)
-                # Not to be kept alive while this thread waits.
-                completion = key = None
-        except PortClosed:
-            pass
+                except PortClosed:
+                    return
+                except BaseException as error:
+                    if not isinstance(error, MemoryError):
+                        tell(
+                            logging.ERROR,
+                            "%s: an error, the thread goes on",
+                            pool.name,
+                            error=error,
+                        )
+                    time.sleep(SHORTAGE)
         finally:
-            with contextlib.suppress(PortClosed):
-                for one in others:
-                    pool.port.post(0, one, None)
-            pool._ended(self)
+            for one in self._others:
+                with contextlib.suppress(PortClosed):
+                    persist(pool.port.post, 0, one, None)
+            persist(pool._ended, self)
+
+    def _take_one(self) -> bool:
+        """Take a packet and do what it is for; True: the thread is to end."""
+        pool, left = self.pool, self._left
+        if left is not None and left <= 0:
+            return True
+        completion = pool.port.get(pool._idle_timeout if left is None else 0)
+        if completion is None:
+            return left is not None or pool._may_leave(self)
+        key = completion.key
+        if type(key) is not _StopPacket:
+            self.busy = True
+            try:
+                pool._target(completion)
+            except BaseException as error:
+                pool._failed(error)
+            finally:
+                self.busy = False
+            if left is not None:
+                self._left = left - 1
+        elif left is not None:
+            persist(self._others.append, key)
+        elif key.pool is pool:
+            self._left = pool._backlog
+            persist(key.taken.set)
+        else:
+            persist(pool._pass_on, key)
+        return False
 
 
 class WorkerPool(Unique):
@@ -313,10 +329,11 @@ class WorkerPool(Unique):
         with self._changed:
             self._failures += 1
         if threading.excepthook is threading.__excepthook__:
-            logger.error(
+            tell(
+                logging.ERROR,
                 "%s: exception in the target, the thread goes on",
                 threading.current_thread().name,
-                exc_info=error,
+                error=error,
             )
             return
         try:
@@ -326,7 +343,7 @@ class WorkerPool(Unique):
                 )
             )
         except BaseException:
-            logger.exception("exception in threading.excepthook")
+            tell(logging.ERROR, "exception in threading.excepthook", error=True)
 
     def _keep(self) -> None:
         """Add a thread whenever all are blocked and packets wait."""
@@ -338,8 +355,11 @@ class WorkerPool(Unique):
                     )
                     if self._stopping:
                         return
-                if self.port._wait_until_stuck(KEEPER_LOOKS_UP):
-                    self._grow()
+                try:
+                    if self.port._wait_until_stuck(KEEPER_LOOKS_UP):
+                        self._grow()
+                except MemoryError:
+                    time.sleep(SHORTAGE)
 
     def _grow(self) -> None:
         with self._changed:
@@ -350,8 +370,8 @@ class WorkerPool(Unique):
                 return
             try:
                 worker = self._add()
-            except RuntimeError:
-                logger.exception("%s: no further thread could be started", self.name)
+            except (RuntimeError, MemoryError):
+                tell(logging.ERROR, "%s: no further thread could be started", self.name, error=True)
                 self._changed.wait(RETRY_GROWING)
                 return
             self._grown += 1

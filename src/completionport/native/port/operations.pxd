@@ -59,6 +59,7 @@ cdef class HandleBase:
 
 cdef OverlappedBase overlapped_of(Packet* packet)
 cdef object completion_of(Taken* taken)
+cdef void drop_posted(Taken* taken) noexcept
 cdef int give_back(Scheduler* scheduler, object completion) except -1
 cdef int drop_packet(Packet* packet) except -1
 cdef int release_values(TimedPacket* timed) except -1

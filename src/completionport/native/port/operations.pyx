@@ -718,6 +718,13 @@ cdef object completion_of(Taken* taken):
     return completion
 
 
+cdef void drop_posted(Taken* taken) noexcept:
+    """Let go of what was posted, which is nobody's business."""
+    Py_XDECREF(<PyObject*> taken.transferred)
+    Py_XDECREF(<PyObject*> taken.key)
+    Py_XDECREF(<PyObject*> taken.overlapped)
+
+
 cdef Completion completion_of_timer(TimedPacket* timed):
     """The packet's references move out, and with the last one to the Timer it may be gone."""
     cdef Completion completion = Completion.__new__(Completion)

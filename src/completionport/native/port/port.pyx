@@ -25,6 +25,7 @@ from ..scheduling.scheduler cimport (
     POLL,
     TAKE_CLOSED,
     TAKE_INTERRUPTED,
+    TAKE_NO_MEMORY,
     TAKE_PACKET,
     TAKE_TIMEOUT,
     Scheduler,
@@ -149,6 +150,8 @@ cdef Answer answer_of(TakeStatus status) except *:
         return TIME_IS_OVER
     if status == TAKE_CLOSED:
         raise PortClosed(WHILE_WAITING)
+    if status == TAKE_NO_MEMORY:
+        raise MemoryError
     PyErr_CheckSignals()
     return ASK_AGAIN
 

@@ -28,7 +28,7 @@ cdef extern from "guard.h" nogil:
 cdef extern from "thread_record.h" nogil:
     void* cp_thread_record
     int cp_thread_records_open(void (*at_thread_end)(void*) noexcept) noexcept
-    void cp_thread_record_set(void* record) noexcept
+    int cp_thread_record_set(void* record) noexcept
 
 cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept, void (*child)() noexcept)
@@ -92,7 +92,8 @@ cdef void unlink(Record* record) noexcept nogil:
 cdef Record* new_record() noexcept nogil:
     global records
     cdef Record* record = <Record*> calloc(1, sizeof(Record))
-    if record == NULL:
+    if record == NULL or cp_thread_record_set(record) != 0:
+        free(record)
         return NULL
     cp_mutex_lock(&records_lock)
     record.following = records
@@ -100,7 +101,6 @@ cdef Record* new_record() noexcept nogil:
         records.previous = record
     records = record
     cp_mutex_unlock(&records_lock)
-    cp_thread_record_set(record)
     return record
 
 

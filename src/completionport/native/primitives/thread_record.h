@@ -12,10 +12,13 @@ static inline int cp_thread_records_open(void (*at_thread_end)(void *))
     return pthread_key_create(&cp_thread_key, at_thread_end);
 }
 
-static inline void cp_thread_record_set(void *record)
+/* 0, or an errno (no memory) and the thread has the record that it had. */
+static inline int cp_thread_record_set(void *record)
 {
-    cp_thread_record = record;
-    pthread_setspecific(cp_thread_key, record);
+    int error = pthread_setspecific(cp_thread_key, record);
+    if (error == 0)
+        cp_thread_record = record;
+    return error;
 }
 
 #endif

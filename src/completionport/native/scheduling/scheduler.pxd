@@ -157,6 +157,7 @@ ctypedef enum TakeStatus:
     TAKE_TIMEOUT
     TAKE_CLOSED
     TAKE_INTERRUPTED
+    TAKE_NO_MEMORY   # for what is kept of the thread: it has taken nothing
 
 cdef struct Taken:
     # A packet as it leaves the queue; a PostedPacket's values are moved here.

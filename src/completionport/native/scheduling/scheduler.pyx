@@ -25,7 +25,7 @@ cdef extern from "stdlib.h" nogil:
 cdef extern from "thread_record.h" nogil:
     void* cp_thread_record
     int cp_thread_records_open(void (*at_thread_end)(void*) noexcept) noexcept
-    void cp_thread_record_set(void* record) noexcept
+    int cp_thread_record_set(void* record) noexcept
 
 cdef extern from "thread_clock.h" nogil:
     int cp_own_clock()
@@ -97,12 +97,17 @@ cdef void thread_ended(void* record) noexcept nogil:
 
 
 cdef inline Waiter* current_thread() noexcept nogil:
-    cdef Waiter* me = <Waiter*> cp_thread_record
-    if me == NULL:
-        me = <Waiter*> calloc(1, sizeof(Waiter))
-        me.clock = cp_own_clock()
-        me.number = cp_own_number()
-        cp_thread_record_set(me)
+    """NULL when there is no memory for a thread that was not here before."""
+    return <Waiter*> cp_thread_record if cp_thread_record != NULL else new_thread()
+
+
+cdef Waiter* new_thread() noexcept nogil:
+    cdef Waiter* me = <Waiter*> calloc(1, sizeof(Waiter))
+    if me == NULL or cp_thread_record_set(me) != 0:
+        free(me)
+        return NULL
+    me.clock = cp_own_clock()
+    me.number = cp_own_number()
     return me
 
 
@@ -150,8 +155,8 @@ cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
 
 cdef bint start_blocking(Scheduler* s) noexcept nogil:
     """The calling thread says that it is about to block; False when it holds no place."""
-    cdef Waiter* me = current_thread()
-    if me.held != s or not me.holds_place or not enter(s):
+    cdef Waiter* me = <Waiter*> cp_thread_record
+    if me == NULL or me.held != s or not me.holds_place or not enter(s):
         return False
     cp_light_mutex_lock(&s.lock)
     me.declared += 1
@@ -406,6 +411,8 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
     cdef Waiter* me = current_thread()
     cdef bint found = False
     cdef int place
+    if me == NULL:
+        return False  # `take` says so
     if me.held != s:
         use_port(me, s)
     cp_light_mutex_lock(&s.lock)
@@ -452,6 +459,8 @@ cdef TakeStatus take(
     cdef int64_t until_ns
     cdef int place
     cdef int ahead = UNCALLED
+    if me == NULL:
+        return TAKE_NO_MEMORY
     if me.held != s:
         use_port(me, s)
     cp_light_mutex_lock(&s.lock)
@@ -539,7 +548,9 @@ cdef TakeStatus take(
 
 cdef void thread_is_back() noexcept nogil:
     """The thread that has left `take` holds the GIL again, or needs none."""
-    cp_store_release(&(<Waiter*> cp_thread_record).returning, 0)
+    cdef Waiter* me = <Waiter*> cp_thread_record
+    if me != NULL:
+        cp_store_release(&me.returning, 0)
 
 
 cdef Packet* close_queue(Scheduler* s) noexcept nogil:
@@ -671,9 +682,9 @@ cdef void let_strand_go(Scheduler* s, Strand* strand) noexcept nogil:
 cdef bint strand_let_go(Strand* strand) noexcept nogil:
     """For the calling thread; False when it does not hold the strand."""
     cdef Scheduler* s = strand.scheduler
-    cdef Waiter* me = current_thread()
+    cdef Waiter* me = <Waiter*> cp_thread_record
     cp_light_mutex_lock(&s.lock)
-    if strand.holder != me:
+    if me == NULL or strand.holder != me:
         cp_light_mutex_unlock(&s.lock)
         return False
     let_strand_go(s, strand)

@@ -38,6 +38,6 @@ cdef class Connection:
     cdef int append(self, const char* data, size_t size, PyObject* whole) noexcept
     cdef void want_input(self) noexcept
     cdef int retire(self) except -1
-    cdef int fail(self, error) except -1
+    cdef void fail(self, error) noexcept
     cdef bint made_progress(self) noexcept
     cdef int expire(self, double seconds) except -1

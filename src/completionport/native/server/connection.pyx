@@ -306,11 +306,11 @@ cdef class Connection:
         )
         return 0
 
-    cdef int fail(self, error) except -1:
+    cdef void fail(self, error) noexcept:
         """End the connection now, for this reason."""
         if self.core.core.forked():
             # Its locks may be another thread's of the parent.
-            return 0
+            return
         with cython.critical_section(self):
             # The worker's, and that of the one that looks at the clock, may come at once.
             if self.failure is None:
@@ -318,7 +318,6 @@ cdef class Connection:
         if enter(self.core.core.scheduler):
             channel_close(&self.stream.channel, False)
             leave(self.core.core.scheduler)
-        return 0
 
 
 PublicConnection.register(Connection)

@@ -7,8 +7,8 @@ the handler: while a callback blocks, the others go on.
 """
 
 import fcntl
-import logging
 import threading
+from logging import ERROR
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -43,7 +43,7 @@ from ..primitives.atomics cimport (
 from ..primitives.times cimport add_to_shared_stats, add_to_stats
 from ..scheduling.scheduler cimport FOREVER, enter, leave, push
 from .address_cache cimport LONGEST_ADDRESS, AddressCache
-from .worker cimport WorkingCore, overridden
+from .worker cimport WorkingCore, overridden, report, surely
 
 from ...interface.errors import ConnectionClosed, system_error
 from ...interface.unique import refuse_copy
@@ -63,8 +63,6 @@ cdef extern from "unistd.h" nogil:
 
 cdef enum:
     RETRY_NS = 100000000
-
-cdef object logger = logging.getLogger("completionport")
 
 
 cdef class DatagramCore(WorkingCore):
@@ -201,7 +199,7 @@ cdef class DatagramCore(WorkingCore):
 
     # -- a worker's turn
 
-    cdef int serve(self, Stream* stream, char* scratch) except -1:
+    cdef void serve(self, Stream* stream, char* scratch, size_t room) noexcept:
         cdef Engine* engine = stream.channel.engine
         cdef char* data
         cdef DatagramHead* head
@@ -233,8 +231,13 @@ cdef class DatagramCore(WorkingCore):
             if head.flags & MSG_TRUNC:
                 add_to_shared_stats(&self.truncated, 1)
             else:
-                payload = PyBytes_FromStringAndSize(data + before, size - before)
-                address = self.addresses.find(data + sizeof(DatagramHead), head.name_size)
+                try:
+                    payload = PyBytes_FromStringAndSize(data + before, size - before)
+                    address = self.addresses.find(data + sizeof(DatagramHead), head.name_size)
+                except BaseException:
+                    # The datagram is lost.
+                    payload = None
+                    size = -ENOMEM
             engine.type.release_input(engine, stream)
         elif sent:
             channel_close(&stream.channel, False)
@@ -258,17 +261,16 @@ cdef class DatagramCore(WorkingCore):
             try:
                 self.on_received(endpoint, payload, address)
             except BaseException:
-                logger.exception("%r: exception in received(), the datagram is lost", endpoint)
+                report(ERROR, "%r: exception in received(), the datagram is lost", endpoint, True)
         elif told and size < 0:
             self.receiving_failed(endpoint, <int> -size)
         if self.core.forked():
             # The callback has forked, and here another thread of the parent's may have any lock.
-            return 0
+            return
         if told:
             self.callback_is_over(stream)
         if gone:
             self.finish(endpoint)
-        return 0
 
     cdef void callback_is_over(self, Stream* stream) noexcept:
         cdef bint now
@@ -281,9 +283,10 @@ cdef class DatagramCore(WorkingCore):
                 channel_close(&stream.channel, False)
             leave(self.core.scheduler)
 
-    cdef int receiving_failed(self, Endpoint endpoint, int error) except -1:
+    cdef void receiving_failed(self, Endpoint endpoint, int error) noexcept:
         if error == ENOMEM or error == ENOBUFS:
             cp_release_64(&self.next_tick, cp_now_ns() + RETRY_NS)
+            self.tell_shortage("receiving pauses: %s; it goes on when there is room again", error)
         elif enter(self.core.scheduler):
             self.start_receiving()
             leave(self.core.scheduler)
@@ -291,10 +294,9 @@ cdef class DatagramCore(WorkingCore):
             try:
                 self.on_failed(endpoint, system_error(error))
             except BaseException:
-                logger.exception("%r: exception in failed()", endpoint)
-        return 0
+                report(ERROR, "%r: exception in failed()", endpoint, True)
 
-    cdef int finish(self, Endpoint endpoint) except -1:
+    cdef void finish(self, Endpoint endpoint) noexcept:
         """The kernel holds nothing any more: everything of the endpoint goes."""
         cdef Stream* stream = endpoint.stream
         cdef Engine* engine = stream.channel.engine
@@ -310,8 +312,7 @@ cdef class DatagramCore(WorkingCore):
         self.core.forget(&stream.channel)
         stream.owner = NULL
         Py_DECREF(endpoint)
-        self.all_closed.set()
-        return 0
+        surely(self.all_closed.set)
 
 
 cdef DatagramCore no_server = DatagramCore.__new__(DatagramCore)

@@ -6,13 +6,14 @@ is the only one that calls the handler for it, until `scheduled` is taken back u
 """
 
 import fcntl
-import logging
 import os
 import threading
 import time
+from logging import DEBUG, ERROR
 
 cimport cython
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_Clear
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
@@ -34,7 +35,7 @@ from ..primitives.atomics cimport (
 from ..primitives.times cimport add_to_shared_stats, add_to_stats
 from ..scheduling.scheduler cimport FOREVER, enter, leave, push
 from .connection cimport ADDRESS_SIZE, Connection, ServerBase
-from .worker cimport overridden
+from .worker cimport overridden, pause, report, surely
 
 from ...interface.errors import system_error
 from ...servers.stream_server import Handler
@@ -55,9 +56,10 @@ cdef enum:
     CHUNKS_AT_ONCE = 16        # then other connections have their turn
     ACCEPTS_AT_ONCE = 64
     RETRY_ACCEPT_NS = 100000000
-    SHORTAGE_OVER_NS = 10000000000
 
-cdef object logger = logging.getLogger("completionport")
+cdef extern from "Python.h":
+    # NULL, with an exception set, when there is no memory.
+    PyObject* new_bytes "PyBytes_FromStringAndSize"(const char* data, Py_ssize_t size)
 
 
 cdef class ServerCore(ServerBase):
@@ -76,7 +78,6 @@ cdef class ServerCore(ServerBase):
     cdef bint retiring                # connections that come now end behind `connected`
     # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick` of the base.
     cdef bint starved                 # accepting waits for descriptors
-    cdef int64_t starved_ns           # the listener's worker: when descriptors last ran out, 0 for never
     cdef int64_t accepted             # atomic
     # Of the connections that are over: atomic. Each stream counts its own.
     cdef int64_t received_packets, received_bytes, sent_bytes
@@ -212,7 +213,7 @@ cdef class ServerCore(ServerBase):
 
     # -- the listening socket
 
-    cdef int serve_listener(self, Stream* listener) except -1:
+    cdef void serve_listener(self, Stream* listener) noexcept:
         cdef Engine* engine = listener.channel.engine
         cdef int64_t result = 0
         cdef char* data
@@ -237,8 +238,10 @@ cdef class ServerCore(ServerBase):
             count += 1
             if cp_peek(&listener.channel.closing):
                 close(<int> result)
-            else:
-                self.welcome(<int> result)
+            elif not self.welcome(<int> result):
+                result = -ENOMEM
+                self.stop_accepting(listener)
+                break
         if result < 0 and result != -EAGAIN and result != -EBADF:
             self.accept_failed(<int> -result)
         if enter(self.core.scheduler):
@@ -256,62 +259,85 @@ cdef class ServerCore(ServerBase):
             leave(self.core.scheduler)
         if gone:
             self.core.forget(&listener.channel)
-            self.listener_gone.set()
-        return 0
+            surely(self.listener_gone.set)
 
-    cdef int accept_failed(self, int error) except -1:
-        cdef int64_t now
-        if error in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
-            now = cp_now_ns()
-            # Once for a shortage, not for each connection that found its place in between.
-            if self.starved_ns == 0 or now - self.starved_ns > <int64_t> SHORTAGE_OVER_NS:
-                logger.warning(
-                    "accepting pauses: %s; it goes on when there is room again", os.strerror(error)
-                )
-            self.starved_ns = now
+    cdef void stop_accepting(self, Stream* listener) noexcept:
+        """Until `accept_failed` has it tried again."""
+        cdef Engine* engine = listener.channel.engine
+        if enter(self.core.scheduler):
+            cp_mutex_lock(&listener.channel.lock)
+            if not listener.channel.closing:
+                engine.type.stop_input(engine, listener)
+            cp_mutex_unlock(&listener.channel.lock)
+            leave(self.core.scheduler)
+
+    cdef void accept_failed(self, int error) noexcept:
+        if error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM:
             cp_set(&self.starved, True)
-            cp_release_64(&self.next_tick, now + RETRY_ACCEPT_NS)
+            cp_release_64(&self.next_tick, cp_now_ns() + RETRY_ACCEPT_NS)
+            self.tell_shortage("accepting pauses: %s; it goes on when there is room again", error)
         else:
             # A connection that went before it was taken: the next one is not concerned.
-            logger.debug("accept: %s", os.strerror(error))
             if enter(self.core.scheduler):
                 self.start_accepting()
                 leave(self.core.scheduler)
-        return 0
+            report(DEBUG, "accept: %s", os.strerror(error), False)
 
-    cdef int welcome(self, int descriptor) except -1:
-        """A new connection: tell the handler, and start to receive."""
-        cdef Connection connection = Connection.__new__(Connection)
-        cdef Stream* stream
+    cdef Connection new_connection(self, int descriptor):
+        """Nobody knows of it yet, but for the census; whatever is raised, the descriptor is closed."""
+        cdef Connection connection = None
+        cdef Stream* stream = NULL
         cdef unsigned int size = ADDRESS_SIZE
+        try:
+            connection = Connection.__new__(Connection)
+            stream = stream_new(self.core.engine, descriptor)
+            if stream == NULL:
+                raise MemoryError
+            connection.core = self
+            connection.stream = stream
+            # Nobody else may take it up before `connected` has run.
+            stream.scheduled = True
+            # The Connection's own reference: its methods can be called at any time.
+            channel_retain(&stream.channel)
+            if getpeername(descriptor, <sockaddr*> connection.peer, &size) == 0:
+                connection.peer_size = <unsigned char> min(size, <unsigned int> ADDRESS_SIZE)
+            if self.keeps_time:
+                cp_set_64(&stream.active_ns, cp_now_ns())
+            self.census_lock.acquire()
+            try:
+                self.connections.add(connection)
+                self.all_closed.clear()
+                connection.retiring = self.retiring
+            finally:
+                self.census_lock.release()
+        except BaseException:
+            self.connections.discard(connection)
+            if stream != NULL:
+                cp_set_int(&stream.channel.descriptor, -1)
+                channel_release(&stream.channel)
+            close(descriptor)
+            raise
+        stream.owner = <void*> connection
+        return connection
+
+    cdef bint welcome(self, int descriptor) noexcept:
+        """A new connection: tell the handler, and start to receive. False when there is no memory."""
+        cdef Connection connection
+        cdef Stream* stream
         if not enter(self.core.scheduler):
             close(descriptor)
-            return 0
-        stream = stream_new(self.core.engine, descriptor)
-        if stream == NULL:
+            return True
+        try:
+            connection = self.new_connection(descriptor)
+        except BaseException:
             leave(self.core.scheduler)
-            close(descriptor)
-            raise MemoryError
-        connection.core = self
-        connection.stream = stream
-        # Nobody else may take it up before `connected` has run.
-        stream.scheduled = True
-        # The Connection's own reference: its methods can be called at any time.
-        channel_retain(&stream.channel)
-        if getpeername(descriptor, <sockaddr*> connection.peer, &size) == 0:
-            connection.peer_size = <unsigned char> min(size, <unsigned int> ADDRESS_SIZE)
-        if self.keeps_time:
-            cp_set_64(&stream.active_ns, cp_now_ns())
+            return False
+        stream = connection.stream
         Py_INCREF(connection)
-        stream.owner = <void*> connection
-        with self.census_lock:
-            self.connections.add(connection)
-            self.all_closed.clear()
-            connection.retiring = self.retiring
         add_to_shared_stats(&self.accepted, 1)
         try:
             self.core.adopt(&stream.channel)
-        except OSError as error:
+        except BaseException as error:
             leave(self.core.scheduler)
             connection.failure = error
             cp_mutex_lock(&stream.channel.lock)
@@ -321,7 +347,7 @@ cdef class ServerCore(ServerBase):
                 cp_set_int(&stream.channel.descriptor, -1)
             cp_mutex_unlock(&stream.channel.lock)
             self.finish(connection)
-            return 0
+            return True
         leave(self.core.scheduler)
         if self.on_connected is not None:
             self.call(connection, self.on_connected, None)
@@ -332,22 +358,29 @@ cdef class ServerCore(ServerBase):
             push(stream.channel.engine.scheduler, &stream.packet, True)
             cp_mutex_unlock(&stream.channel.lock)
             leave(self.core.scheduler)
-        return 0
+        return True
 
     # -- connections
 
-    cdef int call(self, Connection connection, callback, argument) except -1:
+    cdef void call(self, Connection connection, callback, argument) noexcept:
         try:
             if argument is None:
                 callback(connection)
             else:
                 callback(connection, argument)
         except BaseException as error:
-            logger.exception("%r: exception in a callback, the connection is closed", connection)
+            report(ERROR, "%r: exception in a callback, the connection is closed", connection, True)
             connection.fail(error)
-        return 0
 
-    cdef int serve(self, Stream* stream, char* scratch) except -1:
+    cdef void fail_with(self, Connection connection, int error) noexcept:
+        cdef object reason
+        try:
+            reason = MemoryError() if error == ENOMEM else system_error(error)
+        except BaseException as shortage:
+            reason = shortage
+        connection.fail(reason)
+
+    cdef void serve(self, Stream* stream, char* scratch, size_t room) noexcept:
         """One worker's turn with one connection. Called inside `enter`, and leaves."""
         cdef Connection connection = <Connection> stream.owner
         cdef Engine* engine = stream.channel.engine
@@ -355,6 +388,7 @@ cdef class ServerCore(ServerBase):
         cdef char* data
         cdef int count = 0
         cdef bint again = True
+        cdef PyObject* made
         cdef bytes chunk = None
         while again and count < CHUNKS_AT_ONCE:
             cp_mutex_lock(&stream.channel.lock)
@@ -367,7 +401,7 @@ cdef class ServerCore(ServerBase):
             elif connection.held is not None and not (connection.paused or connection.throttled):
                 size = -EAGAIN
             else:
-                size = engine.type.next_input(engine, stream, scratch, self.buffer_size, &data)
+                size = engine.type.next_input(engine, stream, scratch, room, &data)
                 if size > 0:
                     add_to_stats(&stream.received_bytes, size)
                     add_to_stats(&stream.received_packets, 1)
@@ -378,17 +412,28 @@ cdef class ServerCore(ServerBase):
                     stream.scheduled = False
                     cp_mutex_unlock(&stream.channel.lock)
                     leave(self.core.scheduler)
-                    return 0
+                    return
             cp_mutex_unlock(&stream.channel.lock)
             if size > 0:
-                chunk = PyBytes_FromStringAndSize(data, size)
+                made = new_bytes(data, size)
                 engine.type.release_input(engine, stream)
+                if made != NULL:
+                    chunk = <bytes> made
+                    Py_DECREF(chunk)
+                else:
+                    PyErr_Clear()
+                    size = -ENOMEM
             leave(self.core.scheduler)
-            again = self.deliver(connection, size, chunk)
+            try:
+                again = self.deliver(connection, size, chunk)
+            except BaseException as error:
+                # What was received is lost, so nothing may come behind it.
+                connection.fail(error)
+                again = False
             count += 1
             if not enter(self.core.scheduler):
-                return 0
-        return self.end_turn(connection, stream, again)
+                return
+        self.end_turn(connection, stream, again)
 
     cdef bint deliver(self, Connection connection, int64_t size, bytes chunk) except -1:
         """Give the handler what was received, or the news that nothing more comes.
@@ -418,10 +463,10 @@ cdef class ServerCore(ServerBase):
                 connection.end_told = True
                 self.call(connection, self.on_end, None)
         elif size != -EBADF:
-            connection.fail(system_error(<int> -size))
+            self.fail_with(connection, <int> -size)
         return False
 
-    cdef int end_turn(self, Connection connection, Stream* stream, bint again) except -1:
+    cdef void end_turn(self, Connection connection, Stream* stream, bint again) noexcept:
         """What follows from sends and from the end, and whether the stream is queued once more.
 
         Called inside `enter`, and leaves.
@@ -447,10 +492,10 @@ cdef class ServerCore(ServerBase):
             leave(self.core.scheduler)
             if drained:
                 self.call(connection, self.on_drained, None)
-            if sent:
-                connection.abort()
             if not enter(self.core.scheduler):
-                return 0
+                return
+            if sent:
+                channel_close(&stream.channel, False)
         cp_mutex_lock(&stream.channel.lock)
         quiet = connection.paused or connection.throttled
         if connection.retiring:
@@ -475,24 +520,24 @@ cdef class ServerCore(ServerBase):
         leave(self.core.scheduler)
         if gone:
             self.finish(connection)
-        return 0
 
-    cdef int finish(self, Connection connection) except -1:
+    cdef void finish(self, Connection connection) noexcept:
         """The connection is over: the last callback, and everything of it goes."""
         cdef Stream* stream = connection.stream
         cdef object error
         with cython.critical_section(connection):
             error = connection.failure
         if error is None and stream.error != 0:
-            error = system_error(stream.error)
+            self.fail_with(connection, stream.error)
+            error = connection.failure
         if self.on_closed is not None:
             try:
                 self.on_closed(connection, error)
             except BaseException:
-                logger.exception("%r: exception in closed()", connection)
+                report(ERROR, "%r: exception in closed()", connection, True)
             if self.core.forked():
                 # The callback has forked, and here another thread of the parent's may have any lock.
-                return 0
+                return
         add_to_shared_stats(&self.sent_bytes, stream.sent_bytes)
         add_to_shared_stats(&self.received_bytes, stream.received_bytes)
         add_to_shared_stats(&self.received_packets, stream.received_packets)
@@ -503,11 +548,8 @@ cdef class ServerCore(ServerBase):
             cp_mutex_unlock(&stream.channel.lock)
             leave(self.core.scheduler)
         self.core.forget(&stream.channel)
-        with self.census_lock:
-            # Together, or a connection that comes just now would count as closed.
-            self.connections.discard(connection)
-            if not self.connections:
-                self.all_closed.set()
+        while not self.leaves_census(connection):
+            pause()
         stream.owner = NULL
         Py_DECREF(connection)
         if self.listener != NULL and (self.listener.single or cp_peek(&self.starved)):
@@ -515,7 +557,21 @@ cdef class ServerCore(ServerBase):
                 cp_set(&self.starved, False)
                 self.start_accepting()
                 leave(self.core.scheduler)
-        return 0
+
+    cdef bint leaves_census(self, Connection connection) noexcept:
+        """False when there was no memory for it."""
+        try:
+            self.census_lock.acquire()
+            try:
+                # Together, or a connection that comes just now would count as closed.
+                self.connections.discard(connection)
+                if not self.connections:
+                    self.all_closed.set()
+            finally:
+                self.census_lock.release()
+        except BaseException:
+            return False
+        return True
 
     cdef void drop_chunks(self, Stream* stream) noexcept:
         cdef Engine* engine = stream.channel.engine

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import logging
+import os
 import socket
 import threading
 import time
@@ -25,11 +27,13 @@ from ...interface.errors import (
     HandleClosed,
     OperationAborted,
     PortClosed,
+    PortForked,
 )
 from ...interface.handle import Overlapped
 from ...interface.port import Completion
 from ...servers.stream_server import Connection, Handler
-from .worker import WorkingCore, logger
+from ...shared.reports import persist, tell
+from .worker import WorkingCore
 
 if TYPE_CHECKING:
     from ...interface.handle import Handle
@@ -227,14 +231,17 @@ class PortableConnection(Connection):
     def take(self, completion: Completion) -> None:
         """A worker took one of the connection's packets."""
         operation = completion.overlapped
-        with self._lock:
-            if operation is self._receive_operation:
-                self._receiving = False
-                self._take_received(completion)
-            elif operation is self._send_operation:
-                self._take_sent(completion)
-            else:
-                self._nudged = False
+        try:
+            with self._lock:
+                if operation is self._receive_operation:
+                    self._receiving = False
+                    self._take_received(completion)
+                elif operation is self._send_operation:
+                    self._take_sent(completion)
+                else:
+                    self._nudged = False
+        except MemoryError as error:
+            persist(self.fail, error)
         self.run()
 
     def run(self) -> None:
@@ -243,46 +250,60 @@ class PortableConnection(Connection):
             if self._active:
                 return
             self._active = True
+        while self._active:
+            try:
+                self._carry_out()
+            except PortForked:
+                raise
+            except BaseException as error:
+                # Memory is short: the turn goes on, so that the connection comes to its end.
+                persist(self.fail, error)
+
+    def _carry_out(self) -> None:
+        """One step of what the state asks for; with none left the connection is not `_active`."""
         handler = self._core.handler
-        while True:
-            data = b""
-            with self._lock:
-                if self._retiring and self._connected_told:
-                    self.close()
-                step = self._next()
-                if step is None:
-                    self._active = False
-                    return
-                if step is _Step.RECEIVE:
-                    self._receive()
-                elif step is _Step.RECEIVED:
-                    data = self._inbox.popleft()
-                    self.received_packets += 1
-                elif step is _Step.CONNECTED:
-                    self._connected_told = True
-                elif step is _Step.END_OF_STREAM:
-                    self._end_told = True
-                elif step is _Step.DRAINED:
-                    self._drained_due = False
-                else:
-                    self._closed_told = True
-            if step is _Step.RECEIVED:
-                self._call(handler.received, data)
+        data = b""
+        with self._lock:
+            if self._retiring and self._connected_told:
+                self.close()
+            step = self._next()
+            if step is None:
+                self._active = False
+            elif step is _Step.RECEIVE:
+                self._receive()
+            elif step is _Step.RECEIVED:
+                data = self._inbox.popleft()
+                self.received_packets += 1
             elif step is _Step.CONNECTED:
-                self._call(handler.connected)
+                self._connected_told = True
             elif step is _Step.END_OF_STREAM:
-                self._call(handler.end_of_stream)
+                self._end_told = True
             elif step is _Step.DRAINED:
-                self._call(handler.drained)
-            elif step is _Step.CLOSED:
-                self._call(handler.closed, self._failure)
-                self._core.forget(self)
+                self._drained_due = False
+            else:
+                self._closed_told = True
+        if step is _Step.RECEIVED:
+            self._call(handler.received, data)
+        elif step is _Step.CONNECTED:
+            self._call(handler.connected)
+        elif step is _Step.END_OF_STREAM:
+            self._call(handler.end_of_stream)
+        elif step is _Step.DRAINED:
+            self._call(handler.drained)
+        elif step is _Step.CLOSED:
+            self._call(handler.closed, self._failure)
+            persist(self._core.forget, self)
 
     def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
         try:
             callback(self, *arguments)
         except BaseException as error:
-            logger.exception("%r: exception in a callback, the connection is closed", self)
+            tell(
+                logging.ERROR,
+                "%r: exception in a callback, the connection is closed",
+                self,
+                error=error,
+            )
             self.fail(error)
         self._core.check_fork()
 
@@ -323,7 +344,7 @@ class PortableConnection(Connection):
         except (HandleClosed, PortClosed):
             self._receiving = False
             self._shut_down()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._receiving = False
             self.fail(error)
 
@@ -384,7 +405,7 @@ class PortableConnection(Connection):
         except (HandleClosed, PortClosed):
             self._sending = 0
             self._shut_down()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._sending = 0
             self.fail(error)
 
@@ -414,7 +435,7 @@ class PortableConnection(Connection):
         self._inbox.clear()
         self._queued = 0
         # Under the lock, so that no send goes to the number of the socket once it is free.
-        self._handle.close()
+        persist(self._handle.close)
 
 
 class ServerCore(WorkingCore):
@@ -544,7 +565,7 @@ class ServerCore(WorkingCore):
                         self._listener.accept(overlapped=self._accept_operation)
                     except (HandleClosed, PortClosed):
                         self._accepting = False
-                    except OSError as error:
+                    except (OSError, MemoryError) as error:
                         self._accepting = False
                         self._accept_failed(error)
                     return
@@ -555,13 +576,13 @@ class ServerCore(WorkingCore):
     def _take_accepted(self, completion: Completion) -> None:
         connection: PortableConnection | None = None
         with self._changed:
+            self._accepting = False
             if completion.error is None:
                 connection = self._welcome(completion.overlapped.result())
             elif not isinstance(completion.error, OperationAborted):
                 assert isinstance(completion.error, OSError)
                 self._accept_failed(completion.error)
-            self._accepting = False
-            self._changed.notify_all()
+            persist(self._changed.notify_all)
         self._accept_more()  # before the callback, which may take its time
         if connection is not None:
             connection.run()
@@ -578,11 +599,15 @@ class ServerCore(WorkingCore):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError:
                 pass  # it is gone already: the first receive will say so
+            connection: PortableConnection | None = None
             try:
                 connection = PortableConnection(self, sock)
-            except OSError as error:
-                if error.errno in NO_ROOM:
+                self._connections[connection] = None
+            except (OSError, MemoryError) as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
                     self._waiting.appendleft(sock)
+                elif connection is not None:
+                    persist(connection._handle.close)
                 else:
                     sock.close()
                 self._accept_failed(error)
@@ -590,7 +615,6 @@ class ServerCore(WorkingCore):
             except BaseException:
                 sock.close()
                 raise
-            self._connections[connection] = None
             self._accepted += 1
             return connection
 
@@ -599,17 +623,20 @@ class ServerCore(WorkingCore):
         limit = self._max_connections
         return limit is not None and len(self._connections) >= limit
 
-    def _accept_failed(self, error: OSError) -> None:
+    def _accept_failed(self, error: OSError | MemoryError) -> None:
         """Lock held."""
         now = time.monotonic()
-        if error.errno not in NO_ROOM:
+        number = (error.errno or 0) if isinstance(error, OSError) else errno.ENOMEM
+        if number not in NO_ROOM:
             # A connection that went before it was taken: the next one is not concerned.
-            logger.debug("accept: %s", error.strerror)
+            tell(logging.DEBUG, "accept: %s", error)
         else:
             # Each connection that ends makes room for one more: that is no new shortage.
             if now - self._no_room_at > SHORTAGE_OVER:
-                logger.warning(
-                    "accepting pauses: %s; it goes on when there is room again", error.strerror
+                tell(
+                    logging.WARNING,
+                    "accepting pauses: %s; it goes on when there is room again",
+                    os.strerror(number),
                 )
             self._no_room_at = now
         self._starved = True

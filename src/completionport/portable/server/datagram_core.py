@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from ...interface.errors import ConnectionClosed, HandleClosed, OperationAborted
 from ...interface.handle import Overlapped
 from ...interface.port import Completion
 from ...servers.datagram_server import DatagramHandler, Endpoint
-from .worker import WorkingCore, logger
+from ...shared.reports import persist, tell
+from .worker import WorkingCore
 
 if TYPE_CHECKING:
     from ...interface.handle import Handle
@@ -219,13 +221,16 @@ class DatagramCore(WorkingCore):
             wanted = error is None and not self._retiring and self._count_received(len(data))
             self._at_work += wanted
         # Before the callback, so that others go on while it blocks.
-        self._receive(completion.overlapped)
+        persist(self._receive, completion.overlapped)
         if wanted:
             try:
                 self.handler.received(self._endpoint, data, address)
             except BaseException:
-                logger.exception(
-                    "%r: exception in received(), the datagram is lost", self._endpoint
+                tell(
+                    logging.ERROR,
+                    "%r: exception in received(), the datagram is lost",
+                    self._endpoint,
+                    error=True,
                 )
             self._callback_is_over()
         elif error is not None and not isinstance(error, OperationAborted):
@@ -284,5 +289,5 @@ class DatagramCore(WorkingCore):
         try:
             self.handler.failed(self._endpoint, error)
         except BaseException:
-            logger.exception("%r: exception in failed()", self._endpoint)
+            tell(logging.ERROR, "%r: exception in failed()", self._endpoint, error=True)
         self._callback_is_over()

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from ...interface.errors import PortClosed, PortForked
 from ...interface.port import Completion
+from ...shared.reports import SHORTAGE, tell
 
 if TYPE_CHECKING:
     from ...interface.port import CompletionPort
-
-logger = logging.getLogger("completionport")
 
 
 class WorkingCore:
@@ -60,6 +59,10 @@ class WorkingCore:
                 completion = get(None if due is None else max(due - time.monotonic(), 0.0))
             except (PortClosed, PortForked):
                 return
+            except MemoryError:
+                # The packet stays. This thread ends only when it is told to.
+                time.sleep(SHORTAGE)
+                continue
             try:
                 if due is not None and time.monotonic() >= due:
                     self._tick()
@@ -70,8 +73,8 @@ class WorkingCore:
                 self._serve(completion)
             except PortForked:
                 return  # a callback has forked, and this is the child
-            except Exception:
-                logger.exception("completionport: error in a worker, which goes on")
+            except BaseException:
+                tell(logging.ERROR, "completionport: error in a worker, which goes on", error=True)
             # Not to be kept alive while this thread waits.
             completion = None
 
