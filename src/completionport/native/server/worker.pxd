@@ -4,7 +4,6 @@ from libc.stdint cimport int64_t
 
 from ..channels.engine cimport Stream
 from ..port.core cimport Core
-from ..scheduling.scheduler cimport Taken
 
 cdef class WorkingCore:
     # Constant after creation.
@@ -18,7 +17,6 @@ cdef class WorkingCore:
     cdef bint goes_in(self) except -1
     cdef void serve(self, Stream* stream, char* scratch, size_t room) noexcept
     cdef void serve_listener(self, Stream* listener) noexcept
-    cdef void serve_stranger(self, Taken* taken) noexcept
     cdef int tick(self, int64_t due) except -1
     cdef void tell_shortage(self, str message, int error) noexcept
     cdef void clear_garbage(self) noexcept

@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 from ..channels.engine cimport Block, Stream
 from ..channels.streams cimport has_garbage, stream_of, take_garbage
 from ..port.core cimport unborn_core
-from ..port.operations cimport completion_of, drop_posted
+from ..port.operations cimport drop_posted
 from ..primitives.atomics cimport cp_now_ns, cp_peek_64, cp_set_64
 from ..scheduling.scheduler cimport (
     FOREVER,
@@ -147,11 +147,10 @@ cdef class WorkingCore:
                     elif status == TAKE_PACKET:
                         if taken.packet != NULL and taken.packet.kind == PACKET_STREAM:
                             self.serve_listener(stream_of(taken.packet))
-                        elif taken.packet == NULL and taken.key == <void*> STOP:
+                        else:
+                            # Nothing else is posted to a server's port.
                             drop_posted(&taken)
                             return
-                        else:
-                            self.serve_stranger(&taken)
                 if has_garbage(self.core.engine):
                     self.clear_garbage()
                 due = cp_peek_64(&self.next_tick)
@@ -162,10 +161,6 @@ cdef class WorkingCore:
                         report(ERROR, "completionport: error in %s, which goes on", self, True)
         finally:
             free(scratch)
-
-    cdef void serve_stranger(self, Taken* taken) noexcept:
-        """A packet that is not the server's."""
-        completion_of(taken)
 
     cdef void clear_garbage(self) noexcept:
         cdef Block* block
