@@ -126,7 +126,10 @@ class Server(Service):
     most ``concurrency`` of them run callbacks; the others step in for those whose callback blocks.
     ``concurrency``, ``engine``: as for `CompletionPort`.
     ``backlog``: connections that may wait to be accepted.
-    ``buffer_size``: the most bytes that one `Handler.received` gets, 64 to 2**20.
+    ``buffer_size``: the most bytes that one `Handler.received` gets, 64 to 2**20. While a callback
+    is at work its client may go on sending: some 256 KiB (four times ``buffer_size``, where that is
+    more than 64 KiB) are received ahead at most, and all such connections of a server share 16 MiB.
+    The rest stays in the socket, and TCP holds the client back.
     ``max_connections``: more clients than that wait in the backlog; None for no limit.
     ``idle_timeout``: seconds without a byte after which a connection is closed, or None.
     ``send_limit``: bytes queued for a peer that does not read, after which nothing is received

@@ -214,7 +214,8 @@ cdef struct Stream:
     bint wants_input        # receiving or accepting is asked for
     bint armed              # io_uring: the multishot request is under way
     bint stopping           # io_uring: and its end was asked for
-    bint readable           # where it is told: there may be more to receive or accept
+    # There may be more to receive or accept: where that is told, and where a receive found no buffer.
+    bint readable
     bint hung_up            # likewise: the end or an error is there, behind what can be received
     bint ended              # the peer will send no more
     bint close_when_sent
@@ -222,6 +223,7 @@ cdef struct Stream:
     int error               # errno that ends the stream
     Chunk* first_chunk      # received, or accepted, and not looked at yet: io_uring, datagrams
     Chunk* last_chunk
+    size_t held             # io_uring: what they take, bytes, of which `arm_input` has the most
     Chunk* current          # with the worker, until `release_input`
     Block* first_block      # to be sent; the first one is in `output` while that is under way
     Block* last_block

@@ -3,7 +3,8 @@
 
 Where the kernel can (6.12 and later) it fills large buffers bit by bit, so that what many
 connections receive lies close together; else each receive takes a whole buffer. A buffer goes back
-to the kernel when it is full and no worker looks at any part of it.
+to the kernel when it is full and no worker looks at any part of it, or is set aside where the kernel
+has enough: then the system gets its memory back.
 """
 
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -25,10 +26,16 @@ cdef extern from "uring_abi.h" nogil:
 
 cdef extern from "sys/mman.h" nogil:
     enum:
-        PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+        PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_DONTNEED
     void* MAP_FAILED
     void* mmap(void* address, size_t size, int protection, int flags, int fd, long offset)
     int munmap(void* address, size_t size)
+    int madvise(void* address, size_t size, int advice)
+
+cdef extern from "unistd.h" nogil:
+    enum:
+        _SC_PAGESIZE
+    long sysconf(int name)
 
 cdef extern from "errno.h" nogil:
     enum:
@@ -45,12 +52,12 @@ cdef extern from "atomics.h" nogil:
     void cp_push_pointer(Chunk** list, Chunk* chunk) nogil
 
 cdef enum:
-    POOL_MEMORY = 67108864        # what all buffers together may take, bytes
+    POOL_MEMORY = 16777216        # what all buffers together may take, bytes
     SMALLEST_SHARED = 65536       # of a buffer for many receives, bytes
-    FIRST_SHARED = 16
+    LEAST_SHARED = 16
     # A connection that finds no buffer has its request ended, so of buffers for one receive each
     # there must be as many as connections are ready at once.
-    FIRST_SINGLE = 256
+    LEAST_SINGLE = 256
     MOST_SINGLE = 4096
     FEWEST = 16
 
@@ -91,7 +98,9 @@ cdef int try_to_open(BufferPool* pool, size_t largest, bint incremental) noexcep
         count //= 2
     pool.incremental = incremental
     pool.size = size
+    pool.page = <size_t> sysconf(_SC_PAGESIZE)
     pool.count = count
+    pool.least = min(count, <uint32_t> (LEAST_SHARED if incremental else LEAST_SINGLE))
     pool.entries_size = count * sizeof(cp_uring_buf)
     pool.memory_size = count * size
     pool.entries = <cp_uring_buf*> map_memory(pool.entries_size)
@@ -103,6 +112,8 @@ cdef int try_to_open(BufferPool* pool, size_t largest, bint incremental) noexcep
     for i in range(count):
         pool.buffers[i].number = <uint16_t> i
         pool.buffers[i].memory = pool.memory + i * size
+        pool.buffers[i].next = &pool.buffers[i + 1] if i + 1 < count else NULL
+    pool.aside = pool.buffers
     memset(&registration, 0, sizeof(registration))
     registration.ring_addr = <uintptr_t> pool.entries
     registration.ring_entries = count
@@ -137,35 +148,60 @@ cdef void free_chunks(Chunk* chunk) noexcept nogil:
 
 
 cdef void give_to_kernel(BufferPool* pool, Buffer* buffer) noexcept nogil:
-    cdef cp_uring_buf* entry
+    """Lock."""
+    cdef cp_uring_buf* entry = &pool.entries[pool.tail & (pool.count - 1)]
     buffer.used = 0
     buffer.users = 1
-    cp_mutex_lock(&pool.lock)
-    entry = &pool.entries[pool.tail & (pool.count - 1)]
     entry.addr = <uintptr_t> buffer.memory
     entry.len = <uint32_t> pool.size
     entry.bid = buffer.number
     pool.tail += 1
+    pool.with_kernel += 1
     # The tail lies over `resv` of the first entry: io_uring_register_buf_ring(3).
     cp_passed_on(buffer)
     cp_store_tail(&pool.entries[0].resv, pool.tail)
-    cp_mutex_unlock(&pool.lock)
 
 
 cdef bint pool_grow(BufferPool* pool) noexcept nogil:
-    """Double the number of buffers; False when all are provided. Completion lock."""
-    cdef uint32_t first = pool.provided
-    cdef uint32_t least = FIRST_SHARED if pool.incremental else FIRST_SINGLE
-    cdef uint32_t i
-    pool.provided = min(max(2 * first, least), pool.count)
-    for i in range(first, pool.provided):
-        give_to_kernel(pool, &pool.buffers[i])
-    return first != pool.provided
+    cdef Buffer* buffer
+    cdef uint32_t count = 0
+    cp_mutex_lock(&pool.lock)
+    while pool.aside != NULL and count < pool.least:
+        buffer = pool.aside
+        pool.aside = buffer.next
+        give_to_kernel(pool, buffer)
+        count += 1
+    cp_mutex_unlock(&pool.lock)
+    return count != 0
+
+
+cdef void give_memory_back(BufferPool* pool, Buffer* buffer) noexcept nogil:
+    """To the system: the pages that no other buffer has a part of."""
+    cdef uintptr_t first = (<uintptr_t> buffer.memory + pool.page - 1) // pool.page * pool.page
+    cdef uintptr_t end = (<uintptr_t> buffer.memory + pool.size) // pool.page * pool.page
+    if first < end:
+        madvise(<void*> first, end - first, MADV_DONTNEED)
+
+
+cdef void unused(BufferPool* pool, Buffer* buffer) noexcept nogil:
+    """Nobody looks at it any more: the kernel may have it again."""
+    cdef bint wanted
+    cp_mutex_lock(&pool.lock)
+    wanted = pool.with_kernel < pool.least
+    if wanted:
+        give_to_kernel(pool, buffer)
+    cp_mutex_unlock(&pool.lock)
+    if not wanted:
+        give_memory_back(pool, buffer)
+        cp_mutex_lock(&pool.lock)
+        buffer.next = pool.aside
+        pool.aside = buffer
+        cp_mutex_unlock(&pool.lock)
 
 
 cdef inline void drop_user(BufferPool* pool, Buffer* buffer) noexcept nogil:
     if cp_add_fetch(&buffer.users, -1) == 0:
-        give_to_kernel(pool, buffer)
+        unused(pool, buffer)
 
 
 cdef Chunk* pool_filled(BufferPool* pool, uint32_t flags, int32_t size) noexcept nogil:
@@ -190,6 +226,9 @@ cdef Chunk* pool_filled(BufferPool* pool, uint32_t flags, int32_t size) noexcept
         cp_add_fetch(&buffer.users, 1)
     buffer.used += size
     if not flags & CP_CQE_F_BUF_MORE:
+        cp_mutex_lock(&pool.lock)
+        pool.with_kernel -= 1
+        cp_mutex_unlock(&pool.lock)
         drop_user(pool, buffer)
     return chunk
 

@@ -11,7 +11,8 @@ How the kernel behaves, as far as the code below leans on it:
 - Several requests on one socket may overtake each other, so only the head of each queue of a channel
   is with the kernel.
 - A multishot request gives completions until one comes without IORING_CQE_F_MORE. With ENOBUFS it
-  ended because all provided buffers are in use.
+  ended because all provided buffers are in use. It looks for a buffer before it looks for data, unless
+  it is told to wait for data first (IORING_RECVSEND_POLL_FIRST).
 - A zero-copy send gives two completions: with the first one (IORING_CQE_F_MORE, also where it failed) the
   bytes are taken, with the second one (IORING_CQE_F_NOTIF) the kernel has let go of their pages. In
   between it counts as a request of its channel's. io_uring_enter(2).
@@ -95,7 +96,7 @@ cdef extern from "uring_abi.h" nogil:
         CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
         CP_OP_READ_MULTISHOT, CP_CQE_F_NOTIF, CP_NOTIF_USAGE_COPIED
         CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
-        CP_RECV_MULTISHOT, CP_ACCEPT_MULTISHOT
+        CP_RECV_MULTISHOT, CP_RECVSEND_POLL_FIRST, CP_ACCEPT_MULTISHOT
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -120,6 +121,11 @@ cdef enum:
     SUBMISSION_ENTRIES = 1024
     SUBMIT_AT = 64
     COMPLETION_ENTRIES = 8192
+    # What came for a stream and no worker has looked at: `most_held` says when receiving stops. It goes on
+    # at the half of that.
+    BUFFERS_HELD = 4              # of the pool's size
+    CHUNK_COST = 64               # what a chunk takes besides, bytes
+    ACCEPTS_HELD = 256
     # The low bits of a request's user_data say what its address points to; 0 is of no interest.
     TAG_OPERATION = 1
     TAG_INPUT = 2
@@ -363,15 +369,30 @@ cdef void pages_returned(Operation* operation, int32_t usage) noexcept nogil:
 
 cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
     stream.wants_input = True
-    if not (<Uring*> engine).tells_readiness:
-        arm_input(<Uring*> engine, stream)
-    elif stream.readable:
+    if stream.readable:
         stream_schedule(stream, True)
+    elif not (<Uring*> engine).tells_readiness:
+        arm_input(<Uring*> engine, stream)
+
+
+cdef inline size_t most_held(Uring* uring, Stream* stream) noexcept nogil:
+    return CHUNK_COST * ACCEPTS_HELD if stream.listens else BUFFERS_HELD * uring.pool.size
+
+
+cdef inline void count_held(Stream* stream, Chunk* chunk, int sign) noexcept nogil:
+    stream.held += sign * (CHUNK_COST + (0 if stream.listens else chunk.size))
 
 
 cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
+    """Have the kernel accept or receive, but for what a worker is to receive, or while much waits for one.
+
+    Then `next_input` comes back to it.
+    """
     cdef cp_sqe* sqe
-    if stream.armed or stream.channel.closing:
+    if (
+        stream.armed or stream.readable or stream.channel.closing
+        or stream.held > most_held(uring, stream) // 2
+    ):
         return
     cp_mutex_lock(&uring.ring.sq_lock)
     sqe = next_entry(&uring.ring)
@@ -383,7 +404,7 @@ cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
         sqe.ioprio = 0 if stream.single else CP_ACCEPT_MULTISHOT
     else:
         sqe.opcode = CP_OP_RECV
-        sqe.ioprio = CP_RECV_MULTISHOT
+        sqe.ioprio = CP_RECV_MULTISHOT | CP_RECVSEND_POLL_FIRST
         sqe.flags = CP_SQE_BUFFER_SELECT
         sqe.buf_group = BUFFER_GROUP
     commit_entry(&uring.ring)
@@ -396,9 +417,13 @@ cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
 
 cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
     stream.wants_input = False
+    disarm_input(<Uring*> engine, stream)
+
+
+cdef void disarm_input(Uring* uring, Stream* stream) noexcept nogil:
     if stream.armed and not stream.stopping:
         stream.stopping = True
-        ask_to_cancel(<Uring*> engine, &stream.channel, <uintptr_t> stream | TAG_INPUT)
+        ask_to_cancel(uring, &stream.channel, <uintptr_t> stream | TAG_INPUT)
 
 
 cdef void release_chunk(Uring* uring, Stream* stream, Chunk* chunk) noexcept nogil:
@@ -412,6 +437,7 @@ cdef int64_t next_input(
     Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
 ) noexcept nogil:
     cdef Chunk* chunk = stream.first_chunk
+    cdef int64_t got
     if (<Uring*> engine).tells_readiness:
         if stream.datagrams != NULL:
             return datagrams_receive(stream, data)
@@ -422,16 +448,26 @@ cdef int64_t next_input(
         if not stream.listens and <size_t> chunk.size > scratch_size:
             chunk.data += scratch_size
             chunk.size -= <int32_t> scratch_size
+            stream.held -= scratch_size
             return scratch_size
         stream.first_chunk = chunk.next
         stream.current = chunk
+        count_held(stream, chunk, -1)
+        if stream.wants_input and not stream.armed:
+            arm_input(<Uring*> engine, stream)
         return chunk.size
     if stream.error != 0:
         return -stream.error
     if stream.ended:
         return 0
-    if stream.wants_input:
-        start_input(engine, stream)
+    if stream.wants_input and not stream.armed:
+        if stream.readable and not stream.listens:
+            # There was no buffer for it: into the worker's own memory, and not before it has come.
+            data[0] = scratch
+            got = stream_input_if_ready(stream, scratch, scratch_size)
+            if got != -EAGAIN:
+                return got
+        arm_input(<Uring*> engine, stream)
     return -EAGAIN
 
 
@@ -470,17 +506,22 @@ cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t
             chunk = NULL
     if chunk != NULL:
         append_chunk(stream, chunk)
+        count_held(stream, chunk, 1)
         stream_schedule(stream, False)
+        if stream.held > most_held(uring, stream):
+            disarm_input(uring, stream)
     if result == 0 and not stream.listens:
         stream.ended = True
         stream.wants_input = False
         stream_schedule(stream, False)
-    elif result == -ENOBUFS and not (stream.wants_input and pool_grow(&uring.pool)):
-        # All buffers wait for workers. By the time one comes to this stream, the buffers of
-        # those before it are free again: `next_input` then asks again.
+    elif result == -ENOBUFS and not stream.listens and not (
+        stream.wants_input and pool_grow(&uring.pool)
+    ):
+        # All buffers wait for workers. The one that comes to this stream receives by itself.
+        stream.readable = True
         stream_schedule(stream, False)
-    elif result < 0 and result != -ECANCELED and result != -EINTR and (
-        result != -EAGAIN and result != -ENOBUFS
+    elif result < 0 and result != -ECANCELED and result != -EINTR and result != -EAGAIN and (
+        result != -ENOBUFS or stream.listens
     ):
         stream.error = -result
         stream.wants_input = False
