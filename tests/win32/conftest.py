@@ -39,8 +39,24 @@ def system(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
+def lock_order(system: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test of the suite may take the locks of two files in another order than the only one."""
+    if system == "windows":
+        yield
+        return
+    import file_locks
+
+    with file_locks.watched(monkeypatch) as faults:
+        yield
+    assert not faults
+
+
+@pytest.fixture(autouse=True)
 def winsock(
-    request: pytest.FixtureRequest, system: str, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    system: str,
+    monkeypatch: pytest.MonkeyPatch,
+    lock_order: None,
 ) -> Iterator[None]:
     """Each test begins and ends Winsock, which ends what the module has running."""
     if "nothing_left" in request.fixturenames:

@@ -12,6 +12,7 @@ from completionport import win32
 from win32_support import (
     HANDLES_CLOSED,
     LONG,
+    ROOM,
     WINE,
     Packet,
     assert_quiet,
@@ -23,8 +24,6 @@ from win32_support import (
     wait_for_data,
     wait_until,
 )
-
-ROOM = win32.sizeof(win32.SOCKADDR_IN) + 16
 
 
 @pytest.fixture

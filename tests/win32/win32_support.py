@@ -22,6 +22,9 @@ LONG = 20_000
 SHORT = 50
 """Milliseconds in which something that must not happen is waited for."""
 
+ROOM = win32.sizeof(win32.SOCKADDR_IN) + 16
+"""Bytes that AcceptEx wants for an IPv4 address."""
+
 WINE = sys.platform == "win32" and hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
 
 

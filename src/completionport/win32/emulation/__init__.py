@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -139,7 +138,10 @@ def is_listening(sock: socket.socket) -> bool:
 
 def is_bound(sock: socket.socket) -> bool:
     """Whether it has an address of its own."""
-    name = sock.getsockname()
+    try:
+        name = sock.getsockname()
+    except OSError:
+        return False
     return bool(name[1]) if isinstance(name, tuple) else bool(name)
 
 
@@ -280,21 +282,7 @@ class EngineSystem:
 
     def close_socket(self, sock: socket.socket) -> int:
         file = file_of_socket(sock)
-        if file is None:
-            return WSAENOTSOCK
-        waiting: socket.socket | None = None
-        with file.lock:
-            if file.closed:
-                return WSAENOTSOCK
-            if file.accepting_threads:
-                waiting = sock.dup()
-            socket.socket.detach(sock)  # the number is the file object's from here on
-            file.close()
-        if waiting is not None:
-            # Who waits in accept() does not hear of a mere close.
-            with waiting, contextlib.suppress(OSError):
-                waiting.shutdown(socket.SHUT_RDWR)
-        return 0
+        return 0 if file is not None and file.close(sock) else WSAENOTSOCK
 
     def shut_down(self, sock: socket.socket, how: int) -> int:
         file = file_of_socket(sock)
@@ -411,9 +399,10 @@ class EngineSystem:
         least = (28 if sock.family == socket.AF_INET6 else 16) + ADDRESS_ROOM
         if sizes[1] < least or sizes[2] < least:
             return Started(WSAEFAULT)
-        if not is_listening(listener):
+        # A listener has an address, so no two threads can take the locks of two of them here.
+        if not is_listening(listener) or is_bound(sock):
             return Started(WSAEINVAL)
-        request = Accept(file, overlapped, target, view, sizes)
+        request = Accept(file, overlapped, target, sock, view, sizes)
         with file.lock, target.lock:
             if has_peer(sock) or is_bound(sock) or target.accepting is not None:
                 return Started(WSAEINVAL)

@@ -1,8 +1,10 @@
 """File objects and their operations, as Windows' I/O manager has them.
 
 A request is one operation of the program. It is carried out in one or several steps, each of
-which is an operation of the engine. A file's lock guards the file and its requests; the lock of a
-listening socket is taken before that of a socket which it accepts into.
+which is an operation of the engine. A file's lock guards the file and its requests. A thread holds
+the locks of two files only where one is a listening socket and the other a socket that it accepts
+into, and then it has taken the listener's first. So whoever holds the lock of a socket that a
+listener accepts into lets go of it before it takes the listener's.
 """
 
 from __future__ import annotations
@@ -160,6 +162,13 @@ class Request(Waitable):
                         return
                 except OSError as reason:
                     error = reason
+                except HandleClosed:
+                    # Between two steps, the socket that the next one was to be at was closed.
+                    error = OperationAborted()
+                except Exception:
+                    # Whatever it is, each operation has its packet.
+                    manager.logger.exception("the next step of an operation could not be started")
+                    error = OSError(errno.EIO, os.strerror(errno.EIO))
             file.complete(self, error)
 
     def resolve(self, codes: Codes) -> None:
@@ -352,13 +361,21 @@ class FileObject:
         self.accepting = None
         self._manager = None
 
-    def close(self, *, number_is_gone: bool = False) -> bool:
-        """Abort everything and close the descriptor; False when that was done before."""
+    def close(self, owner: socket.socket | None = None, *, number_is_gone: bool = False) -> bool:
+        """Abort everything and close the descriptor; False when that was done before.
+
+        ``owner``: the program's socket object, which loses its number. No lock of a file is held.
+        """
+        waiting: socket.socket | None = None
         with self.lock:
             if self.closed:
                 return False
             for request in list(self.requests):
                 request.cancel()  # its step may be at another file
+            if owner is not None:
+                if self.accepting_threads:
+                    waiting = owner.dup()
+                socket.socket.detach(owner)  # the number is this file object's from here on
             self.closed = True
             accepting, self.accepting = self.accepting, None
             handle, self._handle = self._handle, None
@@ -371,8 +388,13 @@ class FileObject:
             if self._manager is not None:
                 manager.leave(self._manager)
         if accepting is not None:
+            # Its file is the listener, whose lock comes before ours.
             with accepting.file.lock:
                 accepting.cancel()
+        if waiting is not None:
+            # Who waits in accept() does not hear of a mere close.
+            with waiting, contextlib.suppress(OSError):
+                waiting.shutdown(socket.SHUT_RDWR)
         return True
 
     def abandon(self) -> None:

@@ -88,11 +88,14 @@ class Accept(Request):
         file: FileObject,
         overlapped: OVERLAPPED,
         target: FileObject,
+        sock: socket.socket,
         view: memoryview,
         sizes: tuple[int, int, int],
     ) -> None:
         super().__init__(file, overlapped)
         self._target = target
+        # Until it is over: the number that the connection is to get must not become another file's.
+        self._sock: socket.socket | None = sock
         self._view = view
         self._sizes = sizes
         self._accepted = False
@@ -113,7 +116,7 @@ class Accept(Request):
         return self._receive
 
     def ended(self) -> None:
-        self._target.accepting = None
+        self._target.accepting = self._sock = None
         self._view = memoryview(b"")
 
     def _receive(self, step: Step) -> Overlapped | None:

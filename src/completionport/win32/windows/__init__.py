@@ -374,7 +374,7 @@ class WindowsSystem:
         target = file_of_socket(sock)
         if target is None:
             return Started(WSAENOTSOCK)
-        memory: list[Any] = []
+        memory: list[Any] = [sock]
         where = memory_of(view, memory)
 
         def call(value: int, count: Any, address: int) -> int:
