@@ -470,8 +470,9 @@ class Handle(Unique):
         """Close the handle and its file (``closesocket``, ``CloseHandle``).
 
         Every pending operation gives its packet with `OperationAborted` and the
-        handle's key. The file object is closed at once; the connection itself ends as
-        soon as the kernel has let go of the pending operations. A close that takes long (a file
+        handle's key, also when another handle has that key by then. The file object is closed at
+        once; the connection itself ends as soon as the kernel has let go of the pending
+        operations. A close that takes long (a file
         server, ``SO_LINGER``) is waited for here when nothing is pending, else by a thread of the
         port's pool. Closing again does nothing.
         """

@@ -143,7 +143,10 @@ class CompletionPort(Unique):
         that it counts as associated until then. What another open has put under the number since
         is left alone, if it is another file, and on Linux (6.10, or where kcmp(2) is allowed) if
         it is the same file too; not where the port was closed before.
-        ``key``: any object; it comes with every packet of this file (per-handle data).
+        ``key``: any object; it comes with every packet of this file (per-handle data). Where a
+        handle takes the place of another one under the same key (a client that has come again),
+        packets of the old one may still come, with that key: ``completion.overlapped.handle`` tells
+        whose they are.
         ``strand``: a `Strand` of this port that all packets of this file are bound to.
 
         A process gives one packet when it ends: its ``transferred`` and ``overlapped.result()`` are
@@ -182,7 +185,9 @@ class CompletionPort(Unique):
         """Take up to ``max_count`` (at least 1) packets at once.
 
         It waits as `get` does for the first one and takes what else is there; an empty
-        list when the time is over. Win32: ``GetQueuedCompletionStatusEx``.
+        list when the time is over. Where packets are posted to end threads, one for each, a
+        thread may get several at once: it posts those again that are not its own.
+        Win32: ``GetQueuedCompletionStatusEx``.
         """
         raise NotImplementedError
 

@@ -43,11 +43,20 @@ class Handler:
         """
 
     def end_of_stream(self, connection: Connection) -> None:
-        """The peer will send no more. Unless overridden, this closes the connection."""
+        """The peer will send no more. Unless overridden, this closes the connection.
+
+        It is closed behind what is queued by then. A client that ends its side as soon as it has
+        asked, as ```nc -N``` does, gets no more than that: where answers come later, from another
+        thread, override this, and close the connection behind the last answer.
+        """
         connection.close()
 
     def drained(self, connection: Connection) -> None:
-        """The kernel has taken all that was queued, after it once had not taken all at once."""
+        """The kernel has taken all that was queued, after it once had not taken all at once.
+
+        It does not come any more once `Connection.close` or `Connection.abort` was called: what
+        sends a long answer piece by piece closes behind the last one.
+        """
 
     def closed(self, connection: Connection, error: Exception | None) -> None:
         """The connection is over: the last callback, exactly one for each `connected`.

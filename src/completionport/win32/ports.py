@@ -89,6 +89,9 @@ def GetQueuedCompletionStatusEx(
 
     Returned: ``(True, entries)``; how each operation has ended is in the ``Internal`` of its entry,
     or asked with `GetOverlappedResult`. ``(False, [])`` and the last error where there is none.
+
+    Of packets that were posted to end threads, one for each, a thread may get several at once: it
+    posts those again that are not its own, or asks for one packet at a time.
     """
     check_count("ulCount", ulCount, 1, 0xFFFFFFFF)
     code, packets = _take(CompletionPort, ulCount, dwMilliseconds, fAlertable)
