@@ -320,6 +320,23 @@ class TestConnectEx:
         assert win32.WSAGetLastError() == win32.WSAECONNREFUSED
         assert_quiet(port)
 
+    @differs_on_wine("the next connect of a socket that was refused is aborted")
+    def test_a_socket_that_was_refused_can_be_connected(
+        self, port, listener, sock, closing, overlapped
+    ):
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            for _ in range(2):
+                assert self.connect_ex(sock, nobody.getsockname(), overlapped)
+                refused = win32.ERROR_CONNECTION_REFUSED
+                assert take(port) == Packet(False, 0, "client", overlapped, refused)
+        assert self.connect_ex(sock, listener.getsockname(), overlapped, b"hello")
+        assert take(port) == Packet(True, 5, "client", overlapped, 0)
+        peer = closing(win32.accept(listener))
+        wait_for_data(peer)
+        assert peer.recv(10) == b"hello"
+        assert_quiet(port)
+
     def test_the_socket_has_to_be_bound(self, port, listener, closing, overlapped):
         sock = closing(win32.WSASocket(win32.AF_INET, win32.SOCK_STREAM))
         assert not win32.ConnectEx(sock, listener.getsockname(), None, overlapped)

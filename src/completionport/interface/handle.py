@@ -170,9 +170,11 @@ class Handle(Unique):
         """Connect the socket to ``address``, given as for `socket.socket.connect` (``ConnectEx``).
 
         A host name is looked up at the call, which may block: give a numeric address
-        where that matters. Sends may be posted right behind it; receives only once the
-        packet has come. A Unix socket whose listener has a full backlog is refused at once
-        (`BlockingIOError`), since the system does not tell when there is room.
+        where that matters. What is posted right behind it waits for it, and fails with it
+        (``ENOTCONN``) where it fails or is cancelled; on Windows receives are refused until the
+        packet has come. After either the socket can be connected anew. A Unix socket whose listener
+        has a full backlog is refused at once (`BlockingIOError`), since the system does not tell
+        when there is room.
         """
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ from functools import partial
 from ..interface.errors import CANCELLED, HandleClosed
 from ..interface.handle import Overlapped
 from ..interface.operation import Operation
-from ..portable.channels.requests import READING, Request
+from ..portable.channels.requests import READING, Request, after, behind_connect
 from ..shared import association
 from . import api, calls
 from .channel_state import ChannelState
@@ -85,6 +85,7 @@ class IocpChannel(ChannelState):
                         request.fail(error)
                 if not request.complete:
                     calls.stop(request)
+                self._fail_unconnected(request, after(request, queue))
                 with contextlib.suppress(ValueError):
                     queue.remove(request)
                 self._launch_next(queue)
@@ -152,10 +153,12 @@ class IocpChannel(ChannelState):
     def _cancel(self, queue: deque[Request], request: Request) -> int:
         """Ask one request to stop. Returned: 1 when it was asked. Lock held."""
         if request.flight is None:
+            following = after(request, queue)
             queue.remove(request)
             request.reason = CANCELLED
             calls.stop(request)
             self.scheduler.put(request)
+            self._fail_unconnected(request, following)
             return 1
         if isinstance(request.flight.extra, PoolCall):
             request.flight.extra.take_back()
@@ -166,6 +169,18 @@ class IocpChannel(ChannelState):
             request.reason = CANCELLED
             return 1
         return 0
+
+    def _fail_unconnected(self, connect: Request, following: list[Request]) -> None:
+        """What is for the connection of a connect that has failed must not reach another.
+
+        Receives are refused at the call while there is none. Lock held.
+        """
+        if connect.operation is not Operation.CONNECT or connect.error is None or self.closed:
+            return
+        for request in behind_connect(following, self.family()[1]):
+            self.writes.remove(request)
+            request.fail(api.error(api.WSAENOTCONN))
+            self.scheduler.put(request)
 
     def release_token(self) -> None:
         """The program's file may be associated anew."""

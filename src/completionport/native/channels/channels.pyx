@@ -20,6 +20,7 @@ from ..primitives.atomics cimport (
 from ..scheduling.scheduler cimport push, strand_release
 from .engine cimport (
     CP_ACCEPT,
+    CP_CONNECT,
     CP_FSYNC,
     CP_OPEN,
     CP_READ,
@@ -37,13 +38,14 @@ from .engine cimport (
 )
 from .messages cimport close_passed_descriptors
 from .precedence cimport hides, is_in_turn, note_gone, note_queued, note_started
-from .steps cimport FINISHED, WAIT, abort_connection, let_sources_go, step
+from .steps cimport FINISHED, WAIT, abort_connection, end_connecting, let_sources_go, step
 
 cdef extern from "errno.h" nogil:
     enum:
         EBADF
         ECANCELED
         ENOMEM
+        ENOTCONN
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -269,6 +271,60 @@ cdef void retire(Operation* operation, bint wake) noexcept nogil:
         abort_if_unacknowledged(channel)
 
 
+cdef inline bint is_connecting(Channel* channel) noexcept nogil:
+    """Receives wait for that as sends do, so that what the kernel says of it is told by the connect."""
+    return (
+        channel.output.head != NULL and channel.output.head.code == CP_CONNECT
+        and channel.output.head.connecting
+    )
+
+
+cdef void retire_head(Operation* operation, bint wake) noexcept nogil:
+    """`retire`, for what may be a connect: what stood behind one goes on, or fails with it."""
+    cdef Channel* channel = operation.channel
+    cdef Operation* following = operation.next
+    cdef bint was_connecting = operation.connecting
+    cdef bint failed = operation.error != 0
+    if operation.code != CP_CONNECT:
+        retire(operation, wake)
+        return
+    retire(operation, wake)
+    if channel.closing:
+        return
+    if failed:
+        fail_unconnected(channel, following, was_connecting, wake)
+    elif was_connecting:
+        run_queue(channel, &channel.input, wake)
+
+
+cdef void fail_unconnected(
+    Channel* channel, Operation* following, bint was_connecting, bint wake
+) noexcept nogil:
+    """A connect has failed, or was cancelled: what is for its connection must not reach another.
+
+    ``following``: what stood behind it. That fails up to another connect, which has a try of its own. So do
+    the receives, where there is no connection any more.
+    """
+    cdef Operation* operation = following
+    while operation != NULL and operation.code != CP_CONNECT:
+        following = operation.next
+        # A datagram may have an address of its own.
+        if not channel.keeps_messages or operation.address == NULL:
+            fail_queued(&channel.output, operation, wake)
+        operation = following
+    operation = channel.input.head if was_connecting else NULL
+    while operation != NULL:
+        following = operation.next
+        fail_queued(&channel.input, operation, wake)
+        operation = following
+
+
+cdef void fail_queued(OperationQueue* queue, Operation* operation, bint wake) noexcept nogil:
+    if not operation.cancelled:
+        operation.error = ENOTCONN
+        stop(operation.channel, queue, operation, wake)
+
+
 cdef void finish_notification(Operation* operation) noexcept nogil:
     """The kernel has let go of the pages that one request of a zero-copy send was given."""
     cdef OperationQueue* queue = &operation.channel.unacknowledged
@@ -285,12 +341,14 @@ cdef void run_queue(Channel* channel, OperationQueue* queue, bint wake) noexcept
         if queue == &channel.output:
             start_waiting(channel, NULL)
         return
+    if queue == &channel.input and is_connecting(channel):
+        return
     while operation != NULL and not operation.in_kernel:
         if step(operation) == WAIT:
             channel.engine.type.start(channel.engine, operation)
             return
         pop_operation(queue)
-        retire(operation, wake)
+        retire_head(operation, wake)
         operation = queue.head
 
 
@@ -346,7 +404,7 @@ cdef void finish_operation(Operation* operation, bint wake) noexcept nogil:
             start_waiting(channel, operation)
         settle(operation, wake)
         return
-    retire(operation, wake)
+    retire_head(operation, wake)
     if not channel.closing:
         run_queue(channel, queue, wake)
 
@@ -386,7 +444,7 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
             start_now(channel, operation)
         else:
             count_waiting(operation, 1)
-    elif queue.head != NULL:
+    elif queue.head != NULL or (queue == &channel.input and is_connecting(channel)):
         channel_retain(channel)
         append_operation(queue, operation)
     elif step(operation) == FINISHED:
@@ -410,8 +468,12 @@ cdef int submit_operation(Channel* channel, Operation* operation) noexcept nogil
 
 
 cdef void abort_operation(Operation* operation) noexcept nogil:
-    """Cancelled; but a receive that was to be filled keeps what it has, so that no byte is lost."""
-    if not (operation.fill and operation.transferred > 0):
+    """Cancelled, or it failed while the kernel had it; but a receive that was to be filled keeps what it has, so
+    that no byte is lost."""
+    end_connecting(operation)
+    if operation.fill and operation.transferred > 0:
+        operation.error = 0
+    elif operation.error == 0:
         operation.error = ECANCELED
 
 
@@ -447,11 +509,20 @@ cdef bint stop_one(
     Channel* channel, OperationQueue* queue, Operation* wanted, int* count
 ) noexcept nogil:
     cdef Operation* operation = queue.head
+    cdef Operation* following
+    cdef bint failed
+    cdef bint was_connecting
     while operation != NULL and operation != wanted:
         operation = operation.next
     if operation == NULL:
         return False
+    following = operation.next
+    # Of one that the kernel has its completion tells.
+    failed = operation.code == CP_CONNECT and not operation.in_kernel and not operation.cancelled
+    was_connecting = operation.connecting
     count[0] = stop(channel, queue, operation, True)
+    if failed and not channel.closing:
+        fail_unconnected(channel, following, was_connecting, True)
     if not channel.closing:
         run_queue(channel, queue, True)
     return True

@@ -18,5 +18,7 @@ cdef void prepare_message(Operation* operation) noexcept nogil
 cdef void let_sources_go(Operation* operation) noexcept nogil
 # Of a stream socket, whoever has it besides: what it was to send is dropped. False: that was nothing.
 cdef bint abort_connection(Channel* channel) noexcept nogil
+# Nothing is left of a connect that was begun: its socket can be connected anew.
+cdef void end_connecting(Operation* operation) noexcept nogil
 cdef Progress account(Operation* operation, int64_t result) noexcept nogil
 cdef Progress step(Operation* operation) noexcept nogil

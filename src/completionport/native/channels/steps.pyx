@@ -37,6 +37,7 @@ cdef extern from "errno.h" nogil:
     int errno
     enum:
         EAGAIN
+        ECONNABORTED
         EINPROGRESS
         EINTR
         EIO
@@ -88,6 +89,23 @@ cdef extern from * nogil:
             setsockopt(descriptor, IPPROTO_TCP, TCP_USER_TIMEOUT, &at_once, sizeof at_once);
         return 1;
     }
+    /* A connect that was given up, or has failed: the next one begins anew. While the kernel has not told a
+     * connect(2) of it, it answers ECONNABORTED, and one that is under way goes on. SO_ERROR is taken, since
+     * the socket would count as ready for as long as it is there. */
+    static inline void cp_end_connecting(int descriptor)
+    {
+        struct sockaddr nobody = { .sa_family = AF_UNSPEC };
+        int error;
+        socklen_t size = sizeof error;
+        connect(descriptor, &nobody, sizeof nobody);
+        getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &size);
+    }
+    static inline int cp_has_peer(int descriptor)
+    {
+        struct sockaddr_storage name;
+        socklen_t size = sizeof name;
+        return getpeername(descriptor, (struct sockaddr *)&name, &size) == 0 || errno != ENOTCONN;
+    }
     static inline int cp_socket_error(int descriptor)
     {
         int error = 0;
@@ -98,6 +116,8 @@ cdef extern from * nogil:
     }
     """
     int cp_accept(int descriptor)
+    void cp_end_connecting(int descriptor)
+    bint cp_has_peer(int descriptor)
     int cp_socket_error(int descriptor)
     int connect(int descriptor, const void* address, unsigned int size)
     bint cp_abort_connection(int descriptor)
@@ -292,9 +312,21 @@ cdef bint abort_connection(Channel* channel) noexcept nogil:
 cdef int64_t finish_connecting(Operation* operation) noexcept nogil:
     # A socket that was never connected is "ready" too, and that event may come late:
     # only what poll(2) says now counts.
+    cdef int error
     if not is_ready(operation, POLLOUT):
         return -EAGAIN
-    return -cp_socket_error(operation.channel.descriptor)
+    error = cp_socket_error(operation.channel.descriptor)
+    if error == 0 and not cp_has_peer(operation.channel.descriptor):
+        error = ECONNABORTED  # somebody else was told why
+    if error != 0:
+        end_connecting(operation)
+    return -error
+
+
+cdef void end_connecting(Operation* operation) noexcept nogil:
+    """Nothing is left of a connect that was begun, and the socket can be connected anew."""
+    if operation.code == CP_CONNECT and operation.connecting:
+        cp_end_connecting(operation.channel.descriptor)
 
 
 cdef int64_t system_call(Operation* operation) noexcept nogil:
@@ -365,6 +397,8 @@ cdef Progress account(Operation* operation, int64_t result) noexcept nogil:
             # net.core.optmem_max): the rest is sent with a copy.
             operation.zero_copy = False
             return GO_ON
+        if operation.cancelled and operation.error != 0:
+            return FINISHED   # it failed already, and only had to come back from the kernel
         if not (operation.fill and operation.transferred > 0):
             operation.error = <int> -result
         return FINISHED

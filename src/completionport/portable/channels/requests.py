@@ -6,7 +6,9 @@ import contextlib
 import errno
 import operator
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from itertools import dropwhile, takewhile
 from typing import Any, ClassVar, Protocol
 
 from ...interface.error_codes import add_codes
@@ -46,6 +48,21 @@ class Owner(Protocol):
     @property
     def strand(self) -> PortableStrand | None:
         """What its packet is bound to."""
+
+
+def after(request: Request, queue: Iterable[Request]) -> list[Request]:
+    """Those that stand behind it in its queue."""
+    return list(dropwhile(lambda one: one is not request, queue))[1:]
+
+
+def behind_connect(following: Iterable[Request], kind: int) -> list[Request]:
+    """Of those that stand behind a connect the ones that are for its connection.
+
+    Another connect has a try of its own. On what is no stream (``kind``, the type of the socket) a
+    datagram may have an address of its own.
+    """
+    mine = takewhile(lambda one: one.operation is not Operation.CONNECT, following)
+    return [one for one in mine if kind == socket.SOCK_STREAM or one.address is None]
 
 
 class Request:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -133,6 +134,7 @@ def _connect(channel: Target, request: Request) -> bool:
         return False
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
+        end_connecting(sock)
         raise system_error(code)
     try:
         sock.getpeername()
@@ -144,6 +146,20 @@ def _connect(channel: Target, request: Request) -> bool:
         poll.register(channel.descriptor, select.POLLOUT)
         return bool(poll.poll(0))
     return True
+
+
+def end_connecting(sock: socket.socket) -> None:
+    """Nothing is left of a connect that was begun, and the socket can be connected anew.
+
+    While the kernel has not told a connect(2) of one that failed it answers ``ECONNABORTED``, and
+    one that was given up goes on. ``SO_ERROR`` is taken: the socket would stay ready for it.
+    """
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import ctypes
+
+        nobody = bytes(16)  # of the family AF_UNSPEC: connect(2)
+        ctypes.CDLL(None).connect(sock.fileno(), nobody, len(nobody))
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def _receive(channel: Target, request: Request) -> bool:

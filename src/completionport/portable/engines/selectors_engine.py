@@ -7,6 +7,7 @@ selector says that its file is ready.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import selectors
@@ -18,16 +19,16 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ...interface.errors import CANCELLED, HandleClosed
+from ...interface.errors import CANCELLED, HandleClosed, system_error
 from ...interface.operation import Operation
 from ...shared import association
 from ..channels.chores import Chores
-from ..channels.requests import READING, Request
+from ..channels.requests import READING, Request, after, behind_connect
 from ..channels.sources import SourceKind
 from ..pool.file_channel import SideBySide
 from ..pool.offload import Offload
 from ..pool.source_work import SourceClose, SourceRead, SourceWorks
-from .attempts import attempt
+from .attempts import attempt, end_connecting
 
 if TYPE_CHECKING:
     from ...interface.handle import Overlapped
@@ -147,7 +148,7 @@ class SelectorsChannel:
 
     def _start(self, queue: deque[Request], request: Request) -> bool:
         """False: it is done, and no packet comes. Lock held."""
-        if queue or not attempt(self, request):
+        if queue or (queue is self.reads and self._is_connecting()) or not attempt(self, request):
             queue.append(request)
             try:
                 self._arm()
@@ -169,11 +170,14 @@ class SelectorsChannel:
             for queue in (self.reads, self.writes):
                 for request in list(queue):
                     if overlapped is None or request.overlapped is overlapped:
+                        following = [] if overlapped is None else after(request, queue)
                         queue.remove(request)
                         # A receive that was to be filled keeps its part: no byte is lost.
                         if not (request.operation is Operation.RECV and request.transferred):
                             request.abort(CANCELLED)
+                        self._end_connecting(request)
                         self._complete(request)
+                        self._fail_unconnected(request, following)
                         count += 1
         self.chores.run()
         if count:
@@ -206,7 +210,7 @@ class SelectorsChannel:
         """Carry out what is possible; False when nothing waited. Lock held."""
         if not queue:
             return False
-        while queue:
+        while queue and not (queue is self.reads and self._is_connecting()):
             request = queue[0]
             try:
                 if is_read_for(request) or not attempt(self, request):
@@ -215,7 +219,33 @@ class SelectorsChannel:
                 request.fail(error)
             queue.popleft()
             self._complete(request)
+            if request.operation is Operation.CONNECT:
+                self._fail_unconnected(request, list(queue))
+                self._advance(self.reads)
         return True
+
+    def _is_connecting(self) -> bool:
+        """Receives wait for that as sends do: what the kernel says of it is told by the connect."""
+        return bool(self.writes) and self.writes[0].connecting
+
+    def _end_connecting(self, request: Request) -> None:
+        """Of a request that does not go on. Lock held."""
+        if request.connecting and self.sock is not None:
+            end_connecting(self.sock)
+
+    def _fail_unconnected(self, connect: Request, following: list[Request]) -> None:
+        """What is for the connection of a connect that has failed must not reach another.
+
+        What stood behind it fails, up to another connect, which has a try of its own; and so do the
+        receives, where there is no connection any more. Lock held.
+        """
+        if connect.operation is not Operation.CONNECT or connect.error is None:
+            return
+        failed = behind_connect(following, self.family()[1])
+        for request in failed + list(self.reads if connect.connecting else ()):
+            (self.reads if request.operation in READING else self.writes).remove(request)
+            request.fail(system_error(errno.ENOTCONN))
+            self._complete(request)
 
     def _complete(self, request: Request) -> None:
         """Make a packet of it. Lock held, so that packets keep the order of their requests."""
@@ -301,6 +331,7 @@ class SelectorsChannel:
         self.writes.clear()
         for request in aborted:
             self._let_source_go(request)
+            self._end_connecting(request)
             request.abort(reason)
         self.engine.let_go(self, aborted)
 
