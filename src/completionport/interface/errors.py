@@ -13,6 +13,11 @@ PORT_WAS_CLOSED = "the completion port was closed"
 """Why an operation was aborted."""
 WHILE_WAITING = "this completion port was closed while a thread waited in it"
 """What a thread in `CompletionPort.get` is told."""
+NO_THREAD = (
+    "the system refuses the thread that it needs: raise the limits of threads and memory "
+    "(ulimit -u, pids.max of the control group), or try again later"
+)
+"""What an operation is told that could not be carried out for want of a thread, with EAGAIN."""
 BACKLOG_IS_FULL = (
     "the backlog of the Unix socket's listener is full, and the system does not tell when it has "
     "room: try again later, or give its listen() a larger backlog"

@@ -87,6 +87,7 @@ cdef struct Operation:
     bint fill               # MSG_WAITALL
     bint connecting
     bint gives_way          # it could go on: the engine is to come back to it after others
+    bint given_back         # the kernel gave it up once, unasked
     bint zero_copy          # a send from the program's own pages, where the kernel can
     # Of such a send: the notifications that are to come. A request that was given pages gives one when
     # the kernel has let go of them.
@@ -313,6 +314,8 @@ cdef struct Offload:
     int width               # how many may be at work: base to limit
     int quick               # operations since the width changed that blocked nobody
     int watch               # `Watch`: who looks whether the line stands still
+    int64_t short_since_ns  # since when no thread can be started, 0: one could
+    uint32_t short_taken    # `taken` at that time
     bint closed
     uint32_t signal         # futex word of those asleep: counts. Written under the lock, waited on without
 

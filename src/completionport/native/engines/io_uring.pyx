@@ -54,7 +54,9 @@ from ..primitives.atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
+    cp_peek_64,
     cp_received,
+    cp_set_64,
     cp_store_release,
 )
 from ..primitives.times cimport add_to_shared_stats
@@ -118,6 +120,7 @@ cdef extern from "sys/socket.h" nogil:
         SOCK_CLOEXEC
 
 cdef enum:
+    SHORT_NS = 1000000000
     SUBMISSION_ENTRIES = 1024
     SUBMIT_AT = 64
     COMPLETION_ENTRIES = 8192
@@ -148,6 +151,7 @@ cdef struct Uring:
     bint tells_readiness
     Readiness readiness         # of the server's streams, and of the ring
     BufferPool pool             # where the ring receives for them
+    int64_t short_until_ns      # atomic: the port's pool does what the kernel had no thread for, 0: it has
 
 
 # -- submission -----------------------------------------------------------------------------------
@@ -267,9 +271,14 @@ cdef inline bint is_known(Uring* uring, int opcode) noexcept nogil:
     return opcode >= 0 and uring.known >> opcode & 1 != 0
 
 
+cdef inline bint is_short(Uring* uring) noexcept nogil:
+    cdef int64_t until_ns = cp_peek_64(&uring.short_until_ns)
+    return until_ns != 0 and cp_now_ns() < until_ns
+
+
 cdef void start(Engine* engine, Operation* operation) noexcept nogil:
     if side_by_side(operation.channel):
-        if is_known(<Uring*> engine, opcode_of(operation)):
+        if is_known(<Uring*> engine, opcode_of(operation)) and not is_short(<Uring*> engine):
             request(operation, False)
         else:
             offload_start(operation)
@@ -311,6 +320,9 @@ cdef void operation_completed(Operation* operation, int32_t result, uint32_t fla
     if was_interrupted(result):
         result = -EINTR
     if operation.wants_source:
+        if result == -ECANCELED and is_given_up(operation):
+            # Then whoever sends it reads it too.
+            give_source_up(operation)
         source_came(operation, result)
         progress = GO_ON if operation.error == 0 else FINISHED
     elif result == -ECANCELED or (result == -EINTR and operation.code != CP_CLOSE):
@@ -326,10 +338,10 @@ cdef void operation_completed(Operation* operation, int32_t result, uint32_t fla
     if progress == FINISHED:
         finish_operation(operation, False)
     elif side_by_side(channel):
-        if progress == GO_ON:
+        if progress == GO_ON and not (result == -ECANCELED and is_given_up(operation)):
             start(channel.engine, operation)
         else:
-            # A file that does not do without waiting what it was asked to.
+            # A file that does not do without waiting what it was asked to; or the kernel has no thread for it.
             offload_start(operation)
     elif progress == WAIT:
         request(operation, True)
@@ -339,6 +351,17 @@ cdef void operation_completed(Operation* operation, int32_t result, uint32_t fla
         request_over(channel)
     cp_mutex_unlock(&channel.lock)
     channel_release(channel)
+
+
+cdef bint is_given_up(Operation* operation) noexcept nogil:
+    """The kernel cancelled it unasked: once, when the thread that submitted it has ended; again and again
+    where it can't start the thread that it would need."""
+    if operation.given_back:
+        # It takes the kernel some 50 ms to find that out.
+        cp_set_64(&(<Uring*> operation.channel.engine).short_until_ns, cp_now_ns() + SHORT_NS)
+        return True
+    operation.given_back = True
+    return False
 
 
 cdef void note_pages_given(Operation* operation, int32_t result) noexcept nogil:

@@ -22,3 +22,21 @@ cdef void offload_disown(Channel* channel) noexcept nogil
 # For who closes the port, and is the only one inside: close the descriptors that are in line for that.
 # True: a thread is still at one.
 cdef bint offload_lets_go(Offload* pool) noexcept nogil
+
+# -- for `shortage`
+
+ctypedef enum Summons:
+    NOTHING
+    WAKE
+    START        # a thread that is on its way to the line
+    START_WATCH
+
+# Pool's lock:
+cdef Summons summon(Offload* pool) noexcept nogil
+cdef void unlink(Offload* pool, Operation* operation) noexcept nogil
+# Channel lock:
+cdef void back_from_pool(Operation* operation) noexcept nogil
+# No lock:
+cdef int obey(Offload* pool, Summons summons) noexcept nogil
+cdef void close_descriptor(Offload* pool, Operation* operation) noexcept nogil
+cdef void execute_here(Offload* pool, Operation* operation) noexcept nogil

@@ -31,7 +31,6 @@ from ..channels.channels cimport (
     let_go_if_idle,
     queue_of,
     remove_operation,
-    settle,
 )
 from ..channels.engine cimport (
     CP_ALLOCATE,
@@ -49,7 +48,6 @@ from ..channels.engine cimport (
     Stream,
 )
 from ..channels.lookups cimport AT_REST, LEFT_BEHIND, RUNNING, Lookup, lookup_free, lookup_run
-from ..channels.sources cimport give_source_up
 from ..channels.steps cimport account
 from ..channels.streams cimport stream_schedule
 from ..primitives.atomics cimport (
@@ -61,6 +59,7 @@ from ..primitives.atomics cimport (
     cp_now_ns,
     cp_passed_on,
     cp_received,
+    cp_set_64,
 )
 from ..scheduling.scheduler cimport (
     Scheduler,
@@ -70,6 +69,7 @@ from ..scheduling.scheduler cimport (
     scheduler_release,
     wake_threads,
 )
+from ..scheduling.timer_heap cimport wait_no_longer
 from .file_steps cimport carry_out
 from .openings cimport opening_drop, opening_free, opening_new, opening_run
 
@@ -166,6 +166,8 @@ cdef enum:
 
 cdef int64_t IDLE_NS = 5000000000
 cdef int64_t WATCH_NS = 5000000
+# So long the line may stand still where no more threads can be had.
+cdef int64_t SHORT_NS = 500000000
 # An operation that takes less has met no disk: what it would cost to ask is saved.
 cdef int64_t SUSPECT_NS = 20000
 
@@ -173,12 +175,6 @@ ctypedef enum Watch:
     NOBODY
     ASKED        # a thread that is asleep was woken, or one started, to watch
     WATCHING
-
-ctypedef enum Summons:
-    NOTHING
-    WAKE
-    START        # a thread that is on its way to the line
-    START_WATCH
 
 ctypedef enum Course:
     UNKNOWN      # it says nothing about whether more threads would help
@@ -281,8 +277,9 @@ cdef Summons summon(Offload* pool) noexcept nogil:
 
 
 cdef int obey(Offload* pool, Summons summons) noexcept nogil:
-    """Wake or start the thread, without the lock; 0 or an errno."""
+    """Wake or start the thread, without the lock; 0 or an errno, and then `rescue` sees to the line."""
     cdef int error
+    cdef int64_t when
     if summons == WAKE:
         cp_futex_wake(&pool.signal, 1)
     elif summons != NOTHING:
@@ -297,10 +294,31 @@ cdef int obey(Offload* pool, Summons summons) noexcept nogil:
                 pool.asleep -= 1
                 if pool.watch == ASKED:
                     pool.watch = NOBODY
+            when = note_shortage(pool)
             cp_mutex_unlock(&pool.lock)
+            if enter(pool.scheduler):
+                wait_no_longer(pool.scheduler, when)
+                leave(pool.scheduler)
             release(pool)
             return error
+        if summons != WAKE:
+            cp_mutex_lock(&pool.lock)
+            pool.short_since_ns = 0
+            cp_mutex_unlock(&pool.lock)
     return 0
+
+
+cdef int64_t note_shortage(Offload* pool) noexcept nogil:
+    """No thread could be started: when the thread that takes packets has to see to the line."""
+    cdef int64_t when = cp_now_ns()
+    if pool.threads != 0:
+        # As long as something leaves the line, it is as if the pool were no larger.
+        if pool.short_since_ns == 0 or pool.taken != pool.short_taken:
+            pool.short_since_ns = when
+            pool.short_taken = pool.taken
+        when = pool.short_since_ns + SHORT_NS
+    cp_set_64(&pool.scheduler.rescue_ns, when)
+    return when
 
 
 cdef Summons learn(Offload* pool, Course course) noexcept nogil:
@@ -380,7 +398,6 @@ cdef bint stands_still(Offload* pool, uint32_t taken, int64_t used) noexcept nog
 cdef void offload_start(Operation* operation) noexcept nogil:
     cdef Offload* pool = operation.channel.engine.offload
     cdef Summons summons
-    cdef int error
     operation.in_kernel = True
     operation.offloaded = True
     operation.channel.in_kernel += 1
@@ -389,25 +406,7 @@ cdef void offload_start(Operation* operation) noexcept nogil:
     cp_passed_on(operation)
     summons = summon(pool)
     cp_mutex_unlock(&pool.lock)
-    error = obey(pool, summons)
-    if error != 0:
-        start_failed(pool, operation, error)
-
-
-cdef void start_failed(Offload* pool, Operation* operation, int error) noexcept nogil:
-    """No more threads are to be had. With none at all the operation fails, unless it can do without."""
-    if taken_from_nobody(pool, operation):
-        back_from_pool(operation)
-        if operation.code == CP_SENDFILE:
-            # Then whoever sends it reads it too.
-            give_source_up(operation)
-            operation.gives_way = True
-            operation.channel.engine.type.start(operation.channel.engine, operation)
-            return
-        operation.error = error
-        # What waits for it is looked at by whoever started it.
-        remove_operation(queue_of(operation), operation)
-        settle(operation, True)
+    obey(pool, summons)
 
 
 cdef bint taken_from_nobody(Offload* pool, Operation* operation) noexcept nogil:
@@ -686,6 +685,12 @@ cdef Course measured(Operation* operation, Worker* worker) noexcept nogil:
     if not tells or (worker.suspects and not counts):
         return UNKNOWN
     return SLEPT if worker.suspects and cp_sleeps() != sleeps else QUICK
+
+
+cdef void execute_here(Offload* pool, Operation* operation) noexcept nogil:
+    cdef Worker worker
+    worker.suspects = False
+    execute(pool, operation, &worker)
 
 
 cdef Course execute(Offload* pool, Operation* operation, Worker* worker) noexcept nogil:

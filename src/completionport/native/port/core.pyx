@@ -15,6 +15,7 @@ from ..channels.engine cimport ERRANDS, Operation
 from ..engines.epoll cimport epoll_new
 from ..engines.io_uring cimport io_uring_new
 from ..pool.offload cimport offload_close, offload_disown, offload_lets_go, offload_new
+from ..pool.shortage cimport rescue
 from ..primitives.atomics cimport (
     cp_count,
     cp_mutex_lock,
@@ -107,6 +108,7 @@ cdef class Core:
         self.scheduler.engine = self.engine
         self.scheduler.kernel_wait = <int (*)(void*, int64_t) noexcept nogil> self.engine.type.wait
         self.scheduler.kernel_wake = <void (*)(void*) noexcept nogil> self.engine.type.wake
+        self.scheduler.rescue = rescue
         self.scheduler.submits_late = self.engine.batches_sends
         self.scheduler.kernel_submit = (
             <void (*)(void*) noexcept nogil> self.engine.type.submit

@@ -74,7 +74,7 @@ from ..scheduling.timer_heap cimport TimedPacket
 from .file_status cimport STATUS_ROOM, status_of
 
 from ...interface.error_codes import add_codes
-from ...interface.errors import BACKLOG_IS_FULL, OperationAborted, OperationPending, system_error
+from ...interface.errors import BACKLOG_IS_FULL, NO_THREAD, OperationAborted, OperationPending, system_error
 from ...interface.operation import Operation as OperationCode
 from ...shared.sources import open_source
 
@@ -231,6 +231,7 @@ cdef class OverlappedBase:
         self.operation_.fill = False
         self.operation_.connecting = False
         self.operation_.gives_way = False
+        self.operation_.given_back = False
         self.operation_.wants_source = False
         self.operation_.source_ready = 0
         self.operation_.zero_copy = False
@@ -424,6 +425,8 @@ cdef class OverlappedBase:
             and (<const unsigned short*> self.operation_.address)[0] == AF_UNIX
         ):
             return system_error(error, f"{os.strerror(error)}: {BACKLOG_IS_FULL}")
+        if error == EAGAIN and self.operation_.channel.beside != NULL:
+            return system_error(error, f"{os.strerror(error)}: {NO_THREAD}")
         return system_error(error)
 
     cdef object failure(self):

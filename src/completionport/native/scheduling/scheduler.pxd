@@ -104,8 +104,11 @@ cdef struct Scheduler:
     int (*kernel_wait)(void* engine, int64_t deadline_ns) noexcept nogil
     void (*kernel_wake)(void* engine) noexcept nogil
     void (*kernel_submit)(void* engine) noexcept nogil
+    void (*rescue)(void* engine) noexcept nogil
     # When the next timer is due, else NO_TIMER: written under the lock of the timers, as an atomic.
     int64_t next_timer_ns
+    # When a thread that takes packets has to see to what no thread can be had for, else NO_TIMER: atomic.
+    int64_t rescue_ns
     # All below: lock. Who lets go of it has a reference, or is inside: it may not go before.
     cp_light_mutex lock
     int running             # threads that hold a place that counts
@@ -234,6 +237,19 @@ cdef inline bint timers_are_due(Scheduler* s) noexcept nogil:
     """With no timer set it costs one comparison."""
     cdef int64_t next_ns = cp_peek_64(&s.next_timer_ns)
     return next_ns != NO_TIMER and next_ns <= cp_now_ns()
+
+
+cdef inline bint rescue_is_due(Scheduler* s) noexcept nogil:
+    cdef int64_t when_ns = cp_peek_64(&s.rescue_ns)
+    return when_ns != NO_TIMER and when_ns <= cp_now_ns()
+
+
+cdef inline int64_t with_rescue(Scheduler* s, int64_t deadline_ns) noexcept nogil:
+    """As `with_timers`, for a thread that takes packets."""
+    cdef int64_t when_ns = cp_peek_64(&s.rescue_ns)
+    if when_ns == NO_TIMER or (deadline_ns != FOREVER and deadline_ns <= when_ns):
+        return deadline_ns
+    return when_ns
 
 
 cdef inline int64_t with_timers(Scheduler* s, int64_t deadline_ns) noexcept nogil:

@@ -73,6 +73,7 @@ cdef Scheduler* scheduler_new(int concurrency) noexcept nogil:
         s.references = 1
         s.concurrency = concurrency
         s.next_timer_ns = NO_TIMER
+        s.rescue_ns = NO_TIMER
     return s
 
 
@@ -482,6 +483,11 @@ cdef TakeStatus take(
                 s.kernel_wait(s.engine, POLL)
                 cp_light_mutex_lock(&s.lock)
                 continue
+        if rescue_is_due(s):
+            cp_light_mutex_unlock(&s.lock)
+            s.rescue(s.engine)
+            cp_light_mutex_lock(&s.lock)
+            continue
         if (not fired or s.head == NULL) and timers_are_due(s):
             # Once, unless nothing came of it: packets that are there already are not to wait for more.
             fired = True
@@ -519,7 +525,7 @@ cdef TakeStatus take(
             stack_insert(s, me)
             set_leader(s, me)
             s.since_kernel = 0
-            until_ns = with_timers(s, deadline_ns)
+            until_ns = with_timers(s, with_rescue(s, deadline_ns))
             s.leader_until_ns = until_ns if until_ns != FOREVER else NO_TIMER
             cp_light_mutex_unlock(&s.lock)
             error = s.kernel_wait(s.engine, until_ns)
@@ -527,7 +533,7 @@ cdef TakeStatus take(
             set_leader(s, NULL)
             fired = False
             if until_ns != deadline_ns and error == ETIMEDOUT:
-                # A timer's time has come, the thread's own has not.
+                # The time of a timer or of `rescue` has come, the thread's own has not.
                 error = 0
             else:
                 looked = True

@@ -16,6 +16,8 @@ cdef struct TimedPacket:
     void* key
     void* overlapped
 
+# Threads that would sleep for longer look again. The caller is inside, and has written what they look at.
+cdef void wait_no_longer(Scheduler* s, int64_t when_ns) noexcept nogil
 cdef bint open_timers(Scheduler* s) noexcept nogil
 cdef bint timer_set(Scheduler* s, TimedPacket* timed) noexcept nogil
 cdef bint timer_cancel(Scheduler* s, TimedPacket* timed) noexcept nogil

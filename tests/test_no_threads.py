@@ -1,0 +1,131 @@
+"""At the system's limit of threads each operation still gives a packet, and soon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from support import WINDOWS
+
+pytestmark = pytest.mark.skipif(WINDOWS, reason="Windows has no limit of threads to set")
+
+PROGRAM = textwrap.dedent("""
+    import contextlib, errno, os, resource, socket, sys, tempfile, threading, time
+    import completionport
+    from completionport import CompletionPort
+
+    ENGINE, KIND, BEFORE = sys.argv[1:4]
+    HARD = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+
+    def limit(number):
+        resource.setrlimit(resource.RLIMIT_NPROC, (number, HARD))
+
+    # What has to be found is found while its files may be read.
+    "localhost".encode("idna")
+    socket.getaddrinfo("localhost", 80)
+    folder = tempfile.mkdtemp()
+    os.chmod(folder, 0o777)
+    path = os.path.join(folder, "file")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    os.write(fd, bytes(100_000))
+    fifo = os.path.join(folder, "fifo")
+    os.mkfifo(fifo)
+    ours, peer = socket.socketpair()
+    if os.getuid() == 0:
+        # Root is exempt. Nobody else has this number, so nobody else counts.
+        os.setgroups([])
+        os.setresgid(61_000, 61_000, 61_000)
+        os.setresuid(61_000 + os.getpid(), 61_000 + os.getpid(), 61_000 + os.getpid())
+    port = CompletionPort(engine=ENGINE)
+    handle = port.associate(fd, "file")
+    stream = port.associate(ours, "stream")
+    release = threading.Event()
+    expected = []
+    if BEFORE == "busy":
+        # The only thread that could be had has something to do for long.
+        expected.append(port.submit(release.wait))
+        while handle.port.stats()["pending"] < 1: time.sleep(.01)
+        time.sleep(.1)
+        limit(1)
+    elif BEFORE == "behind":
+        # A thread that is at work on what nobody can take back, and is left behind with it.
+        opening = port.open(fifo)
+        time.sleep(.1)
+        limit(1)
+        opening.cancel()
+        assert port.get(5).error is not None
+    else:
+        limit(1)
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=time.sleep, args=(.1,)).start()
+        sys.exit("a thread could be started")
+
+    def many_writes():
+        return [handle.write(b"x" * 5000, 0) for _ in range(20)]
+
+    START = {
+        "stat": lambda: handle.stat(),
+        "stat_name": lambda: port.stat(path),
+        "write": lambda: handle.write(b"x" * 5000, 0),
+        "writes": many_writes,
+        "read": lambda: handle.read(5000, 0),
+        "fsync": lambda: handle.fsync(),
+        "write_and_fsync": lambda: [handle.write(b"x" * 5000, 0), handle.fsync()],
+        "allocate": lambda: handle.allocate(0, 1_000_000),
+        "open": lambda: port.open(path),
+        "submit": lambda: port.submit(os.getpid),
+        "getaddrinfo": lambda: port.getaddrinfo("localhost", 80),
+        "copy_file": lambda: port.copy_file(path, path + "-copy"),
+        "close_descriptor": lambda: port.close_descriptor(os.open(path, os.O_RDONLY)),
+        "sendfile": lambda: stream.sendfile(fd, 0, 1000),
+    }
+    begun = time.monotonic()
+    started = START[KIND]()
+    started = started if isinstance(started, list) else [started]
+    waiting = set(started)
+    while waiting:
+        packet = port.get(max(begun + 1 - time.monotonic(), 0))
+        if packet is None:
+            sys.exit(f"silence: {len(waiting)} of {len(started)}")
+        waiting.discard(packet.overlapped)
+        if packet.error is not None:
+            assert isinstance(packet.error, OSError), packet.error
+            assert packet.error.errno == errno.EAGAIN, packet.error
+            print("error", packet.error)
+    limit(HARD)
+    # And when there are threads again all is as it was.
+    release.set()
+    again = START[KIND]()
+    again = set(again if isinstance(again, list) else [again])
+    while again:
+        packet = port.get(10)
+        assert packet is not None, "silence when there are threads again"
+        if packet.overlapped in again:
+            again.discard(packet.overlapped)
+            assert packet.error is None, packet.error
+    port.close()
+    print("well")
+""")
+
+KINDS = (
+    *("stat", "stat_name", "write", "writes", "read", "fsync", "write_and_fsync", "allocate"),
+    *("open", "submit", "getaddrinfo", "copy_file", "close_descriptor", "sendfile"),
+)
+
+
+@pytest.mark.parametrize("before", ["none", "busy", "behind"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_no_thread_can_be_had_a_packet_comes_within_a_second(engine, kind, before):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, engine, kind, before],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    assert done.stdout.endswith("well\n"), done.stdout + done.stderr
