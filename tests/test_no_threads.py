@@ -14,7 +14,7 @@ from support import WINDOWS
 pytestmark = pytest.mark.skipif(WINDOWS, reason="Windows has no limit of threads to set")
 
 PROGRAM = textwrap.dedent("""
-    import contextlib, errno, os, resource, socket, sys, tempfile, threading, time
+    import contextlib, ctypes, errno, os, resource, socket, sys, tempfile, threading, time
     import completionport
     from completionport import CompletionPort
 

@@ -148,3 +148,8 @@ class EngineUnavailable(CompletionPortError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.engine, self.reason, self.remedy), vars(self)
+
+
+def no_thread() -> OSError:
+    """The error of an operation that could not be carried out for want of a thread."""
+    return system_error(errno.EAGAIN, f"{os.strerror(errno.EAGAIN)}: {NO_THREAD}")

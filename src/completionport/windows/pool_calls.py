@@ -55,6 +55,11 @@ class PoolCall:
         self._channel.end_pool_call()
         return True
 
+    def refuse(self) -> None:
+        """No thread can be had: the calling one makes the call."""
+        if self._channel.offload.cancel(self):
+            self()
+
     def __call__(self) -> bool:
         """On a thread of the pool."""
         request = self._flight.request

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ...interface.errors import CANCELLED, HandleClosed, PortClosed, system_error
+from ...interface.errors import CANCELLED, HandleClosed, PortClosed, no_thread, system_error
 from ...interface.operation import Operation
 from ..channels.chores import Chores
 from ..channels.precedence import (
@@ -30,6 +30,10 @@ from .offload import Offload
 
 if TYPE_CHECKING:
     from ...interface.handle import Overlapped
+
+
+WAIT_FOR_ANYTHING = frozenset({Operation.CALL, Operation.RESOLVE, Operation.OPEN, Operation.COPY})
+"""What else waits for a disk or a file server only."""
 
 
 def unaligned(error: BaseException) -> BaseException:
@@ -55,15 +59,18 @@ def executes_for(line: SideBySide) -> bool:
 class Turn:
     """A request's turn on the pool."""
 
-    __slots__ = ("_carry_out", "_request", "function")
+    __slots__ = ("_line", "_request", "function")
 
-    def __init__(self, carry_out: Callable[[Request], bool], request: Request) -> None:
-        self._carry_out = carry_out
+    def __init__(self, line: SideBySide, request: Request) -> None:
+        self._line = line
         self._request = request
         self.function = request.operation is Operation.CALL
 
     def __call__(self) -> bool:
-        return self._carry_out(self._request)
+        return self._line.carry_out(self._request)
+
+    def refuse(self) -> None:
+        self._line.refuse(self._request, self)
 
 
 class SideBySide:
@@ -189,7 +196,7 @@ class SideBySide:
         """Lock held."""
         if request.operation in CHANGES and not may_cover_all(request, self.appends):
             self._spans.add(request)
-        work = self._work[request] = Turn(self._carry_out, request)
+        work = self._work[request] = Turn(self, request)
         try:
             self._offload.start(work)
         except BaseException:
@@ -227,7 +234,7 @@ class SideBySide:
                 continue  # one that failed has let it go before
             try:
                 self._start(request)
-            except RuntimeError as error:
+            except OSError as error:
                 request.fail(error)
                 self._complete(request)
                 self._start_waiting(None)
@@ -247,7 +254,19 @@ class SideBySide:
         elif request.operation in CHANGES:
             self._spans.remove(request)
 
-    def _carry_out(self, request: Request) -> bool:
+    def refuse(self, request: Request, work: Turn) -> None:
+        """No thread can be had: the calling one carries it out, or it fails."""
+        if request.operation not in WAIT_FOR_ANYTHING:
+            if self._offload.cancel(work):
+                self.carry_out(request)
+            return
+        with self._lock:
+            if self._work.get(request) is work and self._offload.cancel(work):
+                request.fail(no_thread())
+                self._carried_out(request)
+        self._chores.run()
+
+    def carry_out(self, request: Request) -> bool:
         """On a thread of the pool, which has the request to itself. True: it was left behind."""
         if request.operation is Operation.RESOLVE:
             return self._look_up(request)

@@ -7,13 +7,14 @@ at work wait for a disk, or nothing has left the line for a while. The twin says
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
+from ...interface.errors import no_thread
 from ...shared.workers import default_concurrency
 
 if sys.platform == "linux":
@@ -42,6 +43,10 @@ CROWD = 16
 """Up to this width everything in line is worth another thread."""
 NARROWER = 64
 """Pieces of work without a disk after which one thread less works."""
+SHORT = 0.5
+"""Seconds that the line may stand still where no more threads can be had."""
+REFUSALS = (RuntimeError, MemoryError)
+"""What starting a thread raises where the system refuses it."""
 
 
 class Work(Protocol):
@@ -53,12 +58,18 @@ class Work(Protocol):
     def __call__(self) -> bool:
         """Do it. It does not raise, and says whether its thread was left behind meanwhile."""
 
+    def refuse(self) -> None:
+        """No thread can be had: take it out of the line, and do it here if it can't take long."""
+
 
 class Offload:
     """Threads that are started when there is work, and end when there is none for a while."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        # Has `see_to_line` called by a thread that takes packets, in so many seconds. Set once, and
+        # None where nothing can: then `start` raises. Never blocks.
+        self.call_in: Callable[[float], None] | None = None
         self._base = min(limit, BASE)
         self._processors = default_concurrency()
         # Guards everything below. Reentrant, because finalizers may come here at any allocation;
@@ -73,6 +84,8 @@ class Offload:
         self._quick = 0  # pieces of work since the width changed that met no disk
         self._watched = False  # a thread looks whether the line stands still, or is about to
         self._wanted = False  # and nobody has begun to
+        self._short_since: float | None = None  # since when no thread could be started
+        self._short_taken = 0  # `_taken` at that time
         self._closed = False
 
     @property
@@ -81,15 +94,26 @@ class Offload:
         return self._threads
 
     def start(self, work: Work) -> None:
-        """Have a thread do the work, or `RuntimeError` if none can be had."""
+        """Have a thread do the work. Where none can be had `see_to_line` does; or an `OSError`."""
         with self._changed:
             self._line.append(work)
             try:
                 self._summon()
-            except BaseException:
-                if not self._threads and work in self._line:
+            except REFUSALS:
+                if self.call_in is not None and not sys.is_finalizing():
+                    self.call_in(self._patience())
+                elif not self._threads and work in self._line:
                     self._line.remove(work)
-                    raise
+                    raise no_thread() from None
+
+    def see_to_line(self) -> None:
+        """Try once more to start a thread; in vain, see to all that is in line."""
+        with self._changed:
+            if self._try_to_summon() or self._patience() > 0:
+                return
+            line = list(self._line)
+        for work in line:
+            work.refuse()
 
     def cancel(self, work: Work) -> bool:
         """Take work out of the line; False when a thread has it already."""
@@ -152,10 +176,25 @@ class Offload:
                     self._watched = self._wanted = False
                     raise
 
-    def _try_to_summon(self) -> None:
-        # No more threads may be to be had: those that there are go on.
-        with contextlib.suppress(RuntimeError):
+    def _try_to_summon(self) -> bool:
+        """False where no more threads are to be had: those that there are go on."""
+        try:
             self._summon()
+        except REFUSALS:
+            if self.call_in is not None:
+                self.call_in(self._patience())
+            return False
+        return True
+
+    def _patience(self) -> float:
+        """No thread could be started: in how many seconds something else has to be done."""
+        if not self._threads:
+            return 0.0
+        now = time.monotonic()
+        # As long as something leaves the line, it is as if the pool were no larger.
+        if self._short_since is None or self._taken != self._short_taken:
+            self._short_since, self._short_taken = now, self._taken
+        return max(self._short_since + SHORT - now, 0.0)
 
     def _start_thread(self) -> None:
         if sys.is_finalizing():
@@ -167,6 +206,7 @@ class Offload:
         except BaseException:
             self._threads -= 1
             raise
+        self._short_since = None
 
     def _run(self) -> None:
         with self._changed:

@@ -27,6 +27,9 @@ class SourceClose:
         self._works.over(self)
         return False
 
+    def refuse(self) -> None:
+        self._works.refuse(self)
+
     def discard(self) -> None:
         close_source(self._descriptor)
 
@@ -61,6 +64,9 @@ class SourceRead:
             self._works.over(self)
         return False
 
+    def refuse(self) -> None:
+        self._works.refuse(self)
+
     def discard(self) -> None:
         self._end(b"", OperationAborted(PORT_WAS_CLOSED))
 
@@ -88,10 +94,15 @@ class SourceWorks:
             self._under_way.add(work)
         try:
             self._offload.start(work)
-        except RuntimeError:
+        except OSError:
             self.over(work)
             return False
         return True
+
+    def refuse(self, work: SourceClose | SourceRead) -> None:
+        """No thread can be had: the calling one does it."""
+        if self._offload.cancel(work):
+            work()
 
     def over(self, work: SourceClose | SourceRead) -> None:
         with self._changed:

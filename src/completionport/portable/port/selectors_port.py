@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ...interface.errors import PORT_WAS_CLOSED
@@ -19,6 +21,12 @@ from .handle import PortableHandle
 from .port import PortablePort
 
 
+def _rescue_in(scheduler: weakref.ref[Scheduler], seconds: float) -> None:
+    # Not to hold it: the scheduler holds the pool.
+    if (found := scheduler()) is not None:
+        found.rescue_in(seconds)
+
+
 class SelectorsCore(Core):
     """What a port of this engine consists of."""
 
@@ -28,6 +36,8 @@ class SelectorsCore(Core):
         super().__init__(port, pool_threads)
         self.engine = SelectorsEngine(self.deliver, self._gone, self.offload)
         self.scheduler = Scheduler(concurrency, self.engine)
+        self.scheduler.rescue = self.offload.see_to_line
+        self.offload.call_in = partial(_rescue_in, weakref.ref(self.scheduler))
 
     def associate(
         self, file: Any, key: Any, strand: PortableStrand | None, skips_on_success: bool = False

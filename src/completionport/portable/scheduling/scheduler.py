@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ...interface.errors import WHILE_WAITING, PortClosed, PortForked
@@ -78,6 +79,10 @@ class _Waiter:
         self.gate.acquire()
 
 
+def _nothing() -> None:
+    """Nobody needs to be rescued."""
+
+
 class Scheduler:
     """First in, first out for packets; last in, first out for threads."""
 
@@ -90,6 +95,9 @@ class Scheduler:
         self.timers = TimerQueue()  # _lock, but for what says otherwise
         self._until_ns: int | None = None  # until when the leader waits for a timer; _lock
         self._watch_ns: int | None = None  # and those in `wait_until_stuck`; _lock
+        # When a thread that takes packets has to call `rescue`; no lock, one step writes it.
+        self._rescue_ns: int | None = None
+        self.rescue: Callable[[], None] = _nothing  # constant once threads come
         self._notes: deque[Note] = deque()  # what threads did and nobody counted yet; no lock
         self._unsettled = False  # something was noted since `_dispatch` last looked; no lock
         self._running = 0  # threads that count; _lock
@@ -147,6 +155,17 @@ class Scheduler:
             self._unsettled = True
             self.settle()
 
+    def rescue_in(self, seconds: float) -> None:
+        """Have a thread that takes packets call `rescue` in so many seconds. Never blocks."""
+        self._rescue_ns = time.monotonic_ns() + int(seconds * 1e9)
+        self._unsettled = True
+        self.settle()
+
+    def _next_ns(self) -> int | None:
+        """When a thread that waits has to look again at the latest. Lock held."""
+        timer, rescue = self.timers.next_ns(), self._rescue_ns
+        return timer if rescue is None else rescue if timer is None else min(timer, rescue)
+
     def note(self, note: Note) -> None:
         """What a thread did is to be counted. Never blocks; the caller settles."""
         self._notes.append(note)
@@ -176,6 +195,9 @@ class Scheduler:
         packets: list[Packet] = []
         try:
             while True:
+                if self._rescue_ns is not None and time.monotonic_ns() >= self._rescue_ns:
+                    self._rescue_ns = None
+                    self.rescue()
                 remaining = None
                 if deadline is not None:
                     remaining = max(deadline - time.monotonic(), 0.0)
@@ -239,7 +261,7 @@ class Scheduler:
                         self._asleep = True
                         self._roused = False
                         self._looked_at = self._packets.taken
-                        until_ns = self._until_ns = self.timers.next_ns()
+                        until_ns = self._until_ns = self._next_ns()
                     elif self._leader is waiter:
                         self._leader = None
                 if self._unsettled:
@@ -466,12 +488,12 @@ class Scheduler:
             if not waiter.called:
                 self._called.append(waiter)
                 self._call(waiter)
-        if self.timers:
+        if self.timers or self._rescue_ns is not None:
             self._see_to_timers()
 
     def _see_to_timers(self) -> None:
         """Have a thread that waits for long look again, where a timer is due before. Lock held."""
-        next_ns = self.timers.next_ns()
+        next_ns = self._next_ns()
         if next_ns is None:
             return
         until_ns = self._watch_ns if self._leader is None else self._until_ns
