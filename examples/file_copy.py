@@ -13,9 +13,10 @@ the signal.
 A small file is one operation: `CompletionPort.copy_file`. A large one has its space on the disk set
 aside, and is then copied by the kernel (copy_file_range(2)): in pieces, on the port's pool, so that
 there is progress to show and one piece is checked while the next is copied. Where the kernel can't
-(Windows, two file systems) blocks are read and written. A block is read into memory that the next
-one uses again, since to allocate it anew would take longer than to read it, and 256 KiB stay in a
-processor's cache until they are written. docs/performance.md has the figures beside `cp`.
+(Windows, two file systems) blocks are read and written. Holes stay holes, as with `cp`. A block is
+read into memory that the next one uses again, since to allocate it anew would take longer than to
+read it, and 256 KiB stay in a processor's cache until they are written. docs/performance.md has
+the figures beside `cp`.
 """
 
 from __future__ import annotations
@@ -123,6 +124,25 @@ def copy_piece(source: io.FileIO, target: io.FileIO, offset: int, size: int) -> 
     return copied
 
 
+def data_of(descriptor: int, status: os.stat_result) -> list[tuple[int, int]]:
+    """Where the data of a file lies: from, to. One with as many blocks as bytes is one range."""
+    size = status.st_size
+    if not hasattr(os, "SEEK_DATA") or status.st_blocks * 512 >= size:
+        return [(0, size)]
+    found = []
+    end = 0
+    try:
+        while end < size:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+            if start < end:
+                found.append((start, end))
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which says that there is no more of it
+            return [(0, size)]  # this file system does not tell
+    return found
+
+
 def same_data(source: str, target: str) -> int | None:
     """Compare two small files; returned: how many bytes they have, None when they differ."""
     with open(source, "rb", buffering=0) as one, open(target, "rb", buffering=0) as other:
@@ -176,7 +196,7 @@ class LargeFile:
         self.files: list[io.FileIO] = []  # from, to; the second one was made here
         self.handles: list[Handle] = []
         self.is_whole = False
-        self.next_offset = 0  # of the next piece
+        self.ranges: deque[tuple[int, int]] = deque()  # of its data: what no piece is for yet
         self.parts: deque[tuple[int, int, bool]] = deque()  # for blocks: from, to, and `is_written`
         self.left = self.status.st_size  # bytes that are not done yet
 
@@ -190,7 +210,17 @@ class LargeFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         self.files.append(io.FileIO(os.open(self.names[1], flags, 0o600), "r+"))
         self.handles += [self.port.associate(file, self) for file in self.files]
-        self.set_aside()
+        size = self.status.st_size
+        self.ranges += data_of(self.files[0].fileno(), self.status)
+        self.left = sum(end - start for start, end in self.ranges)
+        if self.left == size:
+            self.set_aside()
+            return
+        # Holes stay holes: what lies between takes no room in the copy either.
+        os.ftruncate(self.files[1].fileno(), size)
+        self.copier.moved((size - self.left) * (2 if self.copier.checks else 1))
+        self.begin()
+        self.end_if_done()
 
     def set_aside(self) -> None:
         # A disk that is full says so now, and writes have less to do.
@@ -198,19 +228,27 @@ class LargeFile:
         self.handles[1].allocate(0, self.left, allocated)
 
     def allocated(self, step: Step) -> None:
+        self.begin()
+
+    def begin(self) -> None:
         if KERNEL_COPIES:
             self.copier.pieces.wanted_by(self.next_piece)
         else:
-            self.wants_blocks(0, self.left, False)
+            self.wants_the_rest()
+
+    def wants_the_rest(self) -> None:
+        while self.ranges:
+            self.wants_blocks(*self.ranges.popleft(), False)
 
     def next_piece(self, piece: Piece) -> bool:
         """Start the next piece; False when there is none."""
-        if self.next_offset >= self.status.st_size:
+        if not self.ranges:
             return False
+        start, end = self.ranges.popleft()
         piece.after, piece.what = self.piece_copied, self.names[1]
-        piece.offset = self.next_offset
-        piece.size = min(PIECE, self.status.st_size - self.next_offset)
-        self.next_offset += piece.size
+        piece.offset, piece.size = start, min(PIECE, end - start)
+        if start + piece.size < end:
+            self.ranges.appendleft((start + piece.size, end))
         source, target = self.files
         self.port.submit(copy_piece, source, target, piece.offset, piece.size, overlapped=piece)
         return True
@@ -221,8 +259,7 @@ class LargeFile:
         if copied < end:
             # Blocks do the rest of the piece and all that follows.
             self.wants_blocks(copied, end, False)
-            self.wants_blocks(self.next_offset, self.status.st_size, False)
-            self.next_offset = self.status.st_size
+            self.wants_the_rest()
         if self.copier.checks:
             # Copying may run ahead without limit: what waits is 200 bytes for a piece of 8 MiB, and
             # the check is no other where the page cache has let go of the piece meanwhile.

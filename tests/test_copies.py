@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -42,14 +43,19 @@ def source(tmp_path):
     return path
 
 
-@pytest.fixture
-def long(tmp_path):
-    """A file that takes no room, and long to copy."""
-    path = tmp_path / "long"
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A file that is long to copy."""
+    path = tmp_path_factory.mktemp("long") / "long"
+    data = pattern(2**20)
     with path.open("wb") as file:
-        # Wine does not ask whether it is to go on.
-        os.truncate(file.fileno(), 2**29 if WINE else 2**32)
-    return path
+        if WINE:
+            os.truncate(file.fileno(), 2**29)  # it does not ask whether it is to go on
+        else:
+            for _ in range(2**9):
+                file.write(data)
+    yield path
+    path.unlink()
 
 
 def assert_refused(port, source, target, kind, number=None):
@@ -65,6 +71,102 @@ def assert_refused(port, source, target, kind, number=None):
     with pytest.raises(kind):
         operation.result()
     assert target.exists() == was_there
+
+
+def room(path):
+    """Bytes that the file takes on the disk."""
+    return path.stat().st_blocks * 512
+
+
+MIB = 2**20
+SPARSE = {
+    "nothing": (300 * MIB, []),
+    "one in the middle": (300 * MIB, [100 * MIB]),
+    "at the start": (50 * MIB, [0]),
+    "at the end": (50 * MIB, [50 * MIB - 5000]),
+    "not at a block": (5 * MIB + 77, [MIB + 5, 3 * MIB - 4]),
+    "many": (64 * MIB, [number * 2 * MIB + 100 for number in range(32)]),
+}
+
+
+@windows_has_no("holes in a file that it copies")
+class TestHoles:
+    @pytest.fixture(params=["", "/dev/shm"], ids=["on one file system", "between two"])
+    def folder(self, request, tmp_path):
+        """Where the copy goes."""
+        with tempfile.TemporaryDirectory(dir=request.param or tmp_path) as folder:
+            yield Path(folder)
+
+    def make(self, path, size, places):
+        with path.open("wb") as file:
+            file.truncate(size)
+            for place in places:
+                os.pwrite(file.fileno(), pattern(5000, place), place)
+        if room(path) > size / 2:
+            pytest.skip("this file system has no holes")
+
+    @pytest.mark.parametrize("name", SPARSE)
+    def test_they_stay_holes(self, port, tmp_path, folder, name):
+        size, places = SPARSE[name]
+        source, target = tmp_path / "source", folder / "target"
+        self.make(source, size, places)
+        port.copy_file(source, target)
+        done = take_one(port)
+        assert (done.error, done.transferred) == (None, size)
+        assert target.stat().st_size == size
+        assert room(target) <= room(source) + 65536
+        with target.open("rb") as copied, source.open("rb") as was:
+            for place in [0, max(size - 20_000, 0), *places]:
+                begin = max(place - 10_000, 0)
+                assert os.pread(copied.fileno(), 30_000, begin) == os.pread(
+                    was.fileno(), 30_000, begin
+                )
+
+    def test_any_mix_of_data_and_holes(self, port, tmp_path, folder):
+        seed = random.randrange(2**32)
+        print(f"seed {seed}")
+        chance = random.Random(seed)
+        for number in range(20):
+            source, target = tmp_path / f"source {number}", folder / f"target {number}"
+            size = chance.randrange(1, 2_000_000)
+            with source.open("wb") as file:
+                file.truncate(size)
+                for _ in range(chance.randrange(8)):
+                    place = chance.randrange(size)
+                    data = pattern(chance.randrange(1, 100_000), place)[: size - place]
+                    os.pwrite(file.fileno(), data, place)
+            port.copy_file(source, target)
+            assert take_one(port).transferred == size
+            assert target.read_bytes() == source.read_bytes()
+            assert room(target) <= room(source) + 65536
+
+    def test_the_limit_counts_them(self, port, tmp_path, folder):
+        self.make(tmp_path / "source", 10 * MIB, [MIB])
+        port.copy_file(tmp_path / "source", folder / "target", at_most=10 * MIB - 1)
+        assert take_one(port).error.errno == errno.EFBIG
+        port.copy_file(tmp_path / "source", folder / "target", at_most=10 * MIB)
+        assert take_one(port).transferred == 10 * MIB
+
+    def test_one_that_becomes_shorter_meanwhile(self, port, tmp_path, folder):
+        source = tmp_path / "source"
+        ended = threading.Event()
+        self.make(source, 8 * MIB, [MIB * number for number in range(8)])
+
+        def change():
+            while not ended.is_set():
+                os.truncate(source, MIB)
+                os.truncate(source, 8 * MIB)
+
+        other = Background(change)
+        for number in range(100):
+            target = folder / f"target {number}"
+            port.copy_file(source, target)
+            done = take_one(port)
+            assert done.error is None
+            assert done.transferred == target.stat().st_size
+            target.unlink()
+        ended.set()
+        other.outcome()
 
 
 class TestCopy:
@@ -160,6 +262,54 @@ class TestCopy:
         assert not (tmp_path / "target").exists()
         port.copy_file(source, tmp_path / "target", at_most=12345)
         assert take_one(port).transferred == 12345
+
+    @pytest.mark.parametrize(
+        "name", ["/proc/self/limits", "/sys/kernel/mm/transparent_hugepage/enabled"]
+    )
+    @windows_has_no("/proc and /sys, whose files do not say how long they are")
+    def test_the_limit_holds_for_what_is_copied(self, port, tmp_path, name):
+        try:
+            size = len(Path(name).read_bytes())
+        except OSError:
+            pytest.skip("there is no such file here")
+        assert Path(name).stat().st_size != size
+        for at_most in (0, 1, size - 1):
+            port.copy_file(name, tmp_path / "target", at_most=at_most)
+            assert take_one(port).error.errno == errno.EFBIG
+            assert not (tmp_path / "target").exists()
+        for at_most in (size, size + 1, 2**63 - 1):
+            port.copy_file(name, tmp_path / "target", at_most=at_most)
+            assert take_one(port).transferred == size
+            assert (tmp_path / "target").read_bytes() == Path(name).read_bytes()
+            (tmp_path / "target").unlink()
+
+    @pytest.mark.parametrize("at_start", [0, 1000])
+    def test_the_limit_holds_for_a_file_that_grows(self, port, tmp_path, at_start):
+        most = 100_000
+        (tmp_path / "source").write_bytes(pattern(at_start))
+        ended = threading.Event()
+
+        def grow():
+            while not ended.is_set():
+                if (tmp_path / "source").stat().st_size > most:
+                    with contextlib.suppress(OSError):
+                        os.truncate(tmp_path / "source", at_start)
+                with contextlib.suppress(OSError), (tmp_path / "source").open("ab") as file:
+                    file.write(bytes(5000))
+
+        other = Background(grow)
+        for number in range(200):
+            target = tmp_path / f"target {number}"
+            port.copy_file(tmp_path / "source", target, at_most=most)
+            done = take_one(port)
+            if done.error is None:
+                assert done.transferred == target.stat().st_size <= most
+            else:
+                # Windows may refuse it for what the other thread is at.
+                assert done.error.errno == errno.EFBIG or WINDOWS
+                assert not target.exists()
+        ended.set()
+        other.outcome()
 
     def test_arguments(self, port):
         for at_most, kind in ((-1, ValueError), (2**63, ValueError), ("x", TypeError)):

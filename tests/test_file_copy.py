@@ -160,6 +160,21 @@ class TestFileOfSeveralPieces:
             copy(big, target, "--engine", engine, *options)
             assert_same(big, target)
 
+    @windows_has_no("holes in a file that it copies")
+    @pytest.mark.parametrize("places", [[], [0], [60], [10, 11, 35, 63]])
+    @pytest.mark.parametrize("where", ["", "/dev/shm"], ids=["here", "two file systems"])
+    def test_its_holes_stay_holes(self, engine, tmp_path, options, places, where):
+        source = tmp_path / "sparse"
+        with source.open("wb") as file:
+            file.truncate(64 * 2**20 + 77)
+            for place in places:
+                os.pwrite(file.fileno(), pattern(3 * 2**18, place), place * 2**20 + 100)
+        with tempfile.TemporaryDirectory(dir=where or tmp_path) as folder:
+            target = Path(folder) / "copy"
+            copy(source, target, "--engine", engine, *options)
+            assert_same(source, target)
+            assert target.stat().st_blocks <= source.stat().st_blocks + 128
+
 
 @pytest.fixture(params=[True, False], ids=["kernel copies", "reads and writes"])
 def program(request, monkeypatch):

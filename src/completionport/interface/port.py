@@ -388,8 +388,13 @@ class CompletionPort(Unique):
         the process: ``copy_file_range(2)``. The `OSError` of one that fails has both names as text:
         ``filename`` is the source and ``filename2`` the target.
 
+        What counts is the size that the file has when it is opened; one that says it is empty (in
+        ``/proc``) is read to its end. On Linux holes stay holes, as with cp(1); ``result()``
+        counts them.
+
         It is for the many small files of a tree: a packet for each, where `open`, reads and writes
-        would be six. ``at_most``: a file of more bytes is not begun and fails with ``EFBIG``; a
+        would be six. ``at_most``: a file of more bytes fails with ``EFBIG``, and nothing is left of
+        its copy; it is not begun where the file says so, as all but those of ``/proc`` do. A
         program that shows how far it is copies that one in pieces. ``key``, ``overlapped`` and
         ``strand`` are as for `submit`.
 

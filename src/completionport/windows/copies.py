@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from ..interface.errors import OperationAborted
-from ..portable.pool.copies import check_source
+from ..portable.pool.copies import check_kind, too_long
 from . import api
 
 
@@ -16,17 +16,28 @@ def copy_file(source: str, target: str, at_most: int, is_cancelled: Callable[[],
     Nothing is left of a copy that fails or is cancelled: Windows takes it away.
     """
 
-    def progress(*ignored: int) -> int:
-        return api.PROGRESS_CANCEL if is_cancelled() else api.PROGRESS_CONTINUE
+    is_too_long = False
 
-    check_source(os.stat(source), at_most)
+    def progress(size: int, copied: int, *ignored: int) -> int:
+        nonlocal is_too_long
+        is_too_long = copied > at_most  # it has grown since
+        return api.PROGRESS_CANCEL if is_too_long or is_cancelled() else api.PROGRESS_CONTINUE
+
+    status = os.stat(source)
+    check_kind(status)
+    if status.st_size > at_most:
+        raise too_long()
     routine = api.PROGRESS_ROUTINE(progress)
     if not api.CopyFileEx(source, target, routine, None, None, api.COPY_FILE_FAIL_IF_EXISTS):
         code = api.last_error()
         if code == api.ERROR_REQUEST_ABORTED:
-            raise OperationAborted()
+            raise too_long() if is_too_long else OperationAborted()
         raise api.error(code)
     if is_cancelled():
         os.unlink(target)
         raise OperationAborted()
-    return os.stat(target).st_size
+    count = os.stat(target).st_size
+    if count > at_most:
+        os.unlink(target)
+        raise too_long()
+    return count
