@@ -179,6 +179,9 @@ cdef struct Channel:
     int in_kernel           # requests under way, and what the pool has
     # Out of the output queue, but their packets wait: for notifications, or behind one that does.
     OperationQueue unacknowledged
+    # A stream socket's last receive did not bring all that was asked for: it is empty, or the next byte is
+    # urgent. Until it is known to be ready again a receive would take that byte away.
+    bint stopped_short
     bint was_reset          # a close has reset its connection: what then fails is aborted
     uint32_t slot           # where it waits for readiness: its place in that table
     uint32_t generation     # and what its events must carry; 0: it does not wait there
@@ -218,6 +221,8 @@ cdef struct Stream:
     # There may be more to receive or accept: where that is told, and where a receive found no buffer.
     bint readable
     bint hung_up            # likewise: the end or an error is there, behind what can be received
+    # A receive that brings less than was asked for leaves nothing: TCP, as long as no byte was urgent.
+    bint short_empties
     bint ended              # the peer will send no more
     bint close_when_sent
     bint was_full           # the kernel did not take all at once: `drained` is owed

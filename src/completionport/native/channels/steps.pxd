@@ -13,6 +13,7 @@ cdef enum:
     IOV_MAX = 1024   # buffers that one system call or request takes: limits.h
 
 # Set `message` for the kernel: where the bytes, the address and the ancillary data lie.
+cdef bint takes_bytes(Operation* operation) noexcept nogil
 cdef void prepare_message(Operation* operation) noexcept nogil
 # Close the duplicates that a sendfile or a sendmsg works on. The operation's owner, no lock needed.
 cdef void let_sources_go(Operation* operation) noexcept nogil

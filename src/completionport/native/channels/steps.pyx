@@ -128,8 +128,10 @@ cdef extern from * nogil:
     enum:
         MSG_CMSG_CLOEXEC
         MSG_DONTWAIT
+        MSG_ERRQUEUE
         MSG_MORE
         MSG_NOSIGNAL
+        MSG_OOB
         MSG_PEEK
         SHUT_RDWR
 
@@ -223,11 +225,37 @@ cdef void prepare_message(Operation* operation) noexcept nogil:
     message.msg_flags = 0
 
 
-cdef int64_t receive(Operation* operation, int flags) noexcept nogil:
+cdef bint takes_bytes(Operation* operation) noexcept nogil:
+    """A receive from a stream socket that goes over an urgent byte."""
+    return (
+        (
+            operation.code == CP_RECV or operation.code == CP_READ
+            or operation.code == CP_RECVFROM or operation.code == CP_RECVMSG
+        )
+        and operation.channel.kind == SOCKET and not operation.channel.keeps_messages
+        and not operation.probe_only and not operation.flags & (MSG_OOB | MSG_PEEK | MSG_ERRQUEUE)
+    )
+
+
+cdef int64_t receive(Operation* operation) noexcept nogil:
+    cdef bint takes = takes_bytes(operation)
+    cdef int64_t result
+    if takes and operation.channel.stopped_short and not is_ready(operation, POLLIN):
+        return -EAGAIN
+    result = receive_now(operation, operation.flags | MSG_DONTWAIT)
+    if result < 0:
+        result = -errno
+    if takes:
+        operation.channel.stopped_short = (
+            operation.vector_count != 1 or result < <int64_t> operation.vector.iov_len
+        )
+    return result
+
+
+cdef ssize_t receive_now(Operation* operation, int flags) noexcept nogil:
     cdef int descriptor = operation.channel.descriptor
     cdef char byte
     cdef iovec room
-    flags |= MSG_DONTWAIT
     if operation.code == CP_RECVFROM or operation.code == CP_RECVMSG:
         prepare_message(operation)
         if operation.probe_only:
@@ -334,11 +362,11 @@ cdef int64_t system_call(Operation* operation) noexcept nogil:
     cdef Channel* channel = operation.channel
     cdef int64_t result = -1
     if operation.code == CP_RECV or (operation.code == CP_READ and channel.kind == SOCKET):
-        result = receive(operation, operation.flags)
+        return receive(operation)
     elif operation.code == CP_SEND or (operation.code == CP_WRITE and channel.kind == SOCKET):
         return transmit(operation, operation.flags)
     elif operation.code == CP_RECVFROM or operation.code == CP_RECVMSG:
-        result = receive(operation, operation.flags)
+        return receive(operation)
     elif operation.code == CP_SENDTO or operation.code == CP_SENDMSG:
         return transmit(operation, operation.flags)
     elif operation.code == CP_CONNECT and operation.connecting:

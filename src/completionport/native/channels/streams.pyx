@@ -100,7 +100,7 @@ cdef int64_t receive_some(Stream* stream, char* scratch, size_t size) noexcept n
     while stream.readable and stream.wants_input:
         got = recv(stream.channel.descriptor, scratch, size, MSG_DONTWAIT)
         if got > 0:
-            if got < <ssize_t> size and not stream.hung_up:
+            if got < <ssize_t> size and stream.short_empties and not stream.hung_up:
                 stream.readable = False
             return got
         if got == 0:
@@ -168,17 +168,22 @@ cdef void stream_append_block(Stream* stream, Block* block) noexcept nogil:
 
 
 cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noexcept nogil:
-    """Send what the kernel takes at once: the number of bytes, or a negative errno."""
+    """Send what the kernel takes at once: the number of bytes, or a negative errno.
+
+    Fewer than ``size``: it was full, and will tell when it has room.
+    """
     cdef ssize_t sent
-    while True:
-        sent = send(stream.channel.descriptor, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+    cdef size_t done = 0
+    while done < size:
+        sent = send(stream.channel.descriptor, data + done, size - done, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent >= 0:
-            add_to_stats(&stream.sent_bytes, sent)
-            return sent
-        if errno == EAGAIN:
-            return 0
-        if errno != EINTR:
+            done += sent
+        elif errno == EAGAIN:
+            break
+        elif errno != EINTR:
             return -errno
+    add_to_stats(&stream.sent_bytes, done)
+    return done
 
 
 cdef void stream_start_output(Stream* stream) noexcept nogil:

@@ -488,6 +488,9 @@ cdef int64_t next_input(
             # There was no buffer for it: into the worker's own memory, and not before it has come.
             data[0] = scratch
             got = stream_input_if_ready(stream, scratch, scratch_size)
+            if 0 < got < <int64_t> scratch_size:
+                # Most likely all: whatever is left, the receive that is armed next sees it.
+                stream.readable = False
             if got != -EAGAIN:
                 return got
         arm_input(<Uring*> engine, stream)

@@ -6,9 +6,11 @@ How the kernel behaves, as far as the code below leans on it:
 - Descriptors are registered once, edge-triggered, for input and output. An edge that comes between
   an attempt that found nothing and the end of that attempt is not lost: the attempt holds the
   channel's lock, and the thread that got the event looks at the channel's queues under it.
-- After a receive that brought less than was asked for, a stream socket is empty, and the next byte
+- After a receive that brought less than was asked for, a TCP socket is empty, and the next byte
   makes a new edge (epoll(7), question 9). The end of the stream does not, when its edge came before:
-  hence `hung_up`.
+  hence `hung_up`. And a receive stops at an urgent byte, whatever lies behind it; that there is one is part
+  of the event (EPOLLPRI). A Unix socket's stops behind descriptors too, which no event tells of.
+- EPOLLPRI without EPOLLIN says that only the urgent byte is there. A plain receive would throw it away.
 - EPOLL_CTL_DEL does not take back an event that another thread has just fetched. So an event carries
   a place in a table and a generation number, never a pointer.
 - Regular files can't be registered (EPERM): the pool carries their operations out.
@@ -23,14 +25,14 @@ from ..channels.channels cimport (
     channel_runs_side_by_side,
     run_queue,
 )
-from ..channels.engine cimport REGULAR, Stream
+from ..channels.engine cimport REGULAR, Operation, Stream
 from ..channels.streams cimport stream_ready
 from ..primitives.atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
 from ..scheduling.scheduler cimport POLL
 
 cdef extern from "sys/epoll.h" nogil:
     enum:
-        EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLL_CLOEXEC
+        EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLL_CLOEXEC
         EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
     unsigned EPOLLET
     ctypedef union epoll_data_t:
@@ -41,6 +43,10 @@ cdef extern from "sys/epoll.h" nogil:
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int command, int descriptor, epoll_event* event)
     int epoll_wait(int epoll, epoll_event* events, int count, int timeout_ms)
+
+cdef extern from "sys/socket.h" nogil:
+    enum:
+        MSG_OOB
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -156,7 +162,7 @@ cdef Channel* find_channel(Readiness* table, uint64_t data) noexcept nogil:
 
 cdef int tell_of(Readiness* table, Channel* channel, int command) noexcept nogil:
     cdef epoll_event event
-    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+    event.events = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
     event.data.u64 = <uint64_t> channel.generation << 32 | channel.slot
     return epoll_ctl(table.descriptor, command, channel.descriptor, &event)
 
@@ -194,16 +200,25 @@ cdef void readiness_remove(Readiness* table, Channel* channel) noexcept nogil:
 # -- events -----------------------------------------------------------------------------------------
 
 
+cdef inline bint wants_urgent(Operation* operation) noexcept nogil:
+    return operation != NULL and operation.flags & MSG_OOB != 0
+
+
 cdef void channel_ready(Channel* channel, uint32_t events) noexcept nogil:
     cdef Stream* stream
     cdef bint failed = events & (EPOLLHUP | EPOLLERR) != 0
+    cdef bint input = failed or events & (EPOLLIN | EPOLLRDHUP) != 0
     cp_mutex_lock(&channel.lock)
     if not channel.closing:
         if channel.owner != NULL:
             stream = <Stream*> channel
-            if failed or events & (EPOLLIN | EPOLLRDHUP):
+            if events & EPOLLPRI:
+                stream.short_empties = False
+            if input:
                 stream_ready(stream, failed or events & EPOLLRDHUP != 0)
-        elif failed or events & (EPOLLIN | EPOLLRDHUP):
+        elif input or (events & EPOLLPRI and wants_urgent(channel.input.head)):
+            if input:
+                channel.stopped_short = False
             run_queue(channel, &channel.input, False)
         if failed or events & EPOLLOUT:
             run_queue(channel, &channel.output, False)

@@ -21,7 +21,7 @@ from ..channels.engine cimport (
     SOCKET,
     Operation,
 )
-from ..channels.steps cimport IOV_MAX, prepare_message
+from ..channels.steps cimport IOV_MAX, prepare_message, takes_bytes
 from .ring cimport cp_sqe
 
 cdef extern from "uring_abi.h" nogil:
@@ -198,4 +198,6 @@ cdef bint moves_data(Operation* operation) noexcept nogil:
         operation.channel.kind == SOCKET
         and operation.vector_count > 0
         and not operation.probe_only and operation.code != CP_SENDFILE
+        # The kernel's own receive tries when an urgent byte has come, and throws it away.
+        and not takes_bytes(operation)
     )

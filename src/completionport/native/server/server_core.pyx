@@ -46,7 +46,9 @@ cdef extern from "errno.h" nogil:
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct sockaddr:
-        pass
+        unsigned short sa_family
+    enum:
+        AF_INET, AF_INET6
     int getpeername(int descriptor, sockaddr* address, unsigned int* size)
 
 cdef extern from "unistd.h" nogil:
@@ -301,6 +303,7 @@ cdef class ServerCore(ServerBase):
             channel_retain(&stream.channel)
             if getpeername(descriptor, <sockaddr*> connection.peer, &size) == 0:
                 connection.peer_size = <unsigned char> min(size, <unsigned int> ADDRESS_SIZE)
+            stream.short_empties = (<sockaddr*> connection.peer).sa_family in (AF_INET, AF_INET6)
             if self.keeps_time:
                 cp_set_64(&stream.active_ns, cp_now_ns())
             self.census_lock.acquire()

@@ -86,6 +86,7 @@ class Target(Protocol):
     descriptor: int
     is_socket: bool
     sock: socket.socket | None
+    stopped_short: bool
 
 
 def attempt(channel: Target, request: Request) -> bool:
@@ -162,6 +163,19 @@ def end_connecting(sock: socket.socket) -> None:
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
+def look_first(channel: Target, sock: socket.socket, flags: int) -> None:
+    """Raise `BlockingIOError` where the next byte may be urgent, and a plain receive would drop it.
+
+    That is at the end of what the last receive from a stream brought, or found nothing, until the
+    system says that there is more.
+    """
+    if sock.type != socket.SOCK_STREAM or flags & (socket.MSG_OOB | socket.MSG_PEEK):
+        return
+    if channel.stopped_short and not is_ready(channel.descriptor):
+        raise BlockingIOError
+    channel.stopped_short = True
+
+
 def _receive(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
@@ -173,6 +187,7 @@ def _receive(channel: Target, request: Request) -> bool:
     )
 
     def some(size: int | None, views: list[memoryview]) -> bytes | int:
+        look_first(channel, sock, flags)
         if size is not None:
             if not flags & socket.MSG_TRUNC:
                 return sock.recv(size, flags | DONT_WAIT)
@@ -299,6 +314,7 @@ def _receive_message(channel: Target, request: Request) -> bool:
         _collect(request, b"")
         request.value = ([], 0, address) if request.operation is Operation.RECVMSG else address
         return True
+    look_first(channel, sock, flags)
     room = request.ancillary_size
     if request.size is None:
         buffers = request.views[:LARGEST_VECTOR]

@@ -63,6 +63,7 @@ class SelectorsChannel:
         "skips_on_success",
         "sock",
         "status",
+        "stopped_short",
         "writable",
         "writes",
     )
@@ -86,6 +87,7 @@ class SelectorsChannel:
         self.reads: deque[Request] = deque()
         self.writes: deque[Request] = deque()
         self.armed = 0  # what the selector looks for
+        self.stopped_short = False  # see `attempts.look_first`
         self.closed = False
         self.sock: socket.socket | None = None
         self.descriptor: int = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
@@ -181,7 +183,8 @@ class SelectorsChannel:
                         count += 1
         self.chores.run()
         if count:
-            self.advance(READ | WRITE)  # what stood behind them may be possible now
+            # What stood behind them may be possible now.
+            self.advance(READ | WRITE, told=False)
         return count
 
     def detach(self, reason: str) -> None:
@@ -190,10 +193,12 @@ class SelectorsChannel:
         else:
             self.chores.add(partial(self._detach, reason))
 
-    def advance(self, events: int) -> None:
-        """The selector says that the file is ready for these."""
+    def advance(self, events: int, told: bool = True) -> None:
+        """The selector says that the file is ready for these; not ``told``: it may be."""
         with self.lock:
             if not self.closed:
+                if told and events & READ:
+                    self.stopped_short = False
                 unused = 0
                 if events & READ and not self._advance(self.reads):
                     unused |= READ
