@@ -10,7 +10,6 @@ import pytest
 
 from completionport import win32
 from win32_support import (
-    HANDLES_CLOSED,
     LONG,
     ROOM,
     WINE,
@@ -412,7 +411,6 @@ def test_a_socket_of_python_does_as_well(port, overlapped):
         assert win32.closesocket(near) == 0
 
 
-@differs_on_wine(HANDLES_CLOSED)
 def test_a_socket_that_is_dropped_ends_its_operations(port, overlapped):
     near, far = socket.socketpair()
     far.settimeout(LONG / 1000)
@@ -424,4 +422,4 @@ def test_a_socket_that_is_dropped_ends_its_operations(port, overlapped):
             warnings.simplefilter("ignore", ResourceWarning)
             del near
             wait_until(lambda: win32.HasOverlappedIoCompleted(overlapped))
-        assert take(port) == Packet(False, 0, "key", overlapped, win32.ERROR_OPERATION_ABORTED)
+        assert take(port) == Packet(False, 0, "key", overlapped, win32.ERROR_CONNECTION_ABORTED)

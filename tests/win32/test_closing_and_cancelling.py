@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+import warnings
+
 import pytest
 
 from completionport import win32
-from win32_support import HANDLES_CLOSED, Packet, assert_quiet, differs_on_wine, pending, take
+from win32_support import (
+    LONG,
+    Packet,
+    assert_quiet,
+    collect_garbage,
+    differs_on_wine,
+    is_in,
+    pending,
+    take,
+    wait_until,
+)
+
+SEND_FORGOTTEN = "a send that is under way when its socket is closed gives no packet"
 
 
 @pytest.fixture
@@ -14,6 +31,7 @@ def buffer():
 
 
 def aborted(overlapped):
+    """The packet of what CancelIoEx has stopped."""
     return Packet(False, 0, "key", overlapped, win32.ERROR_OPERATION_ABORTED)
 
 
@@ -108,14 +126,99 @@ class TestClosing:
         assert far.recv(1) == b""
         assert_quiet(port)
 
-    @differs_on_wine(HANDLES_CLOSED)
-    def test_an_operation_that_is_aborted_says_so(self, port, near, buffer):
+    @pytest.mark.parametrize("how", ["closesocket", "close()", "dropped"])
+    @pytest.mark.parametrize(
+        "what",
+        [
+            "WSARecv",
+            "WSARecvFrom",
+            "ReadFile",
+            pytest.param("WSASend", marks=differs_on_wine(SEND_FORGOTTEN, always=False)),
+            pytest.param("WriteFile", marks=differs_on_wine(SEND_FORGOTTEN, always=False)),
+        ],
+    )
+    def test_a_connection_that_is_closed_here_ends_what_it_moves_as_aborted(
+        self, port, near, far, closing, buffer, what, how
+    ):
+        """What Windows says since Vista: not the code of CancelIoEx."""
+        if how == "dropped":
+            # A socket of Python's, which nothing holds but this test.
+            near, far = socket.socketpair()
+            closing(far)
+            assert win32.CreateIoCompletionPort(near, port, "key", 0) is port
         overlapped = win32.OVERLAPPED()
-        assert pending(win32.WSARecv(near, buffer, 0, overlapped))
-        win32.closesocket(near)
+        call = getattr(win32, what)
+        if what in ("WSASend", "WriteFile"):
+            buffer = bytes(32 << 20)
+        arguments = (buffer, overlapped) if what.endswith("File") else (buffer, 0, overlapped)
+        assert not call(near, *arguments) or pending((win32.SOCKET_ERROR, None))
+        assert not win32.HasOverlappedIoCompleted(overlapped)
+        if how == "closesocket":
+            assert win32.closesocket(near) == 0
+        elif how == "close()":
+            near.close()
+        else:
+            with warnings.catch_warnings():
+                # Where a warning is kept, it keeps the socket.
+                warnings.simplefilter("ignore", ResourceWarning)
+                del near
+                collect_garbage()
+                wait_until(lambda: win32.HasOverlappedIoCompleted(overlapped))
+        assert take(port) == Packet(False, 0, "key", overlapped, win32.ERROR_CONNECTION_ABORTED)
+        assert overlapped.Internal == 0xC0000241  # STATUS_CONNECTION_ABORTED
+        if how == "closesocket":
+            assert win32.GetOverlappedResult(near, overlapped, False)[0] is False
+            assert win32.GetLastError() == win32.ERROR_CONNECTION_ABORTED
+        assert_quiet(port)
+
+    def test_what_was_cancelled_before_the_socket_was_closed_is_cancelled(self, port, near, buffer):
+        operations = [win32.OVERLAPPED() for _ in range(2)]
+        for overlapped in operations:
+            assert pending(win32.WSARecv(near, buffer, 0, overlapped))
+        assert win32.CancelIoEx(near, operations[1])
+        assert win32.closesocket(near) == 0
+        errors = {packet.overlapped: packet.error for packet in (take(port), take(port))}
+        assert errors == {
+            operations[0]: win32.ERROR_CONNECTION_ABORTED,
+            operations[1]: win32.ERROR_OPERATION_ABORTED,
+        }
+
+    def test_a_datagram_socket_that_is_closed_has_no_connection_to_abort(
+        self, port, closing, buffer
+    ):
+        sock = closing(win32.WSASocket(win32.AF_INET, win32.SOCK_DGRAM))
+        assert win32.bind(sock, ("127.0.0.1", 0)) == 0
+        assert win32.CreateIoCompletionPort(sock, port, "key", 0) is port
+        overlapped = win32.OVERLAPPED()
+        assert pending(win32.WSARecvFrom(sock, buffer, 0, overlapped))
+        assert win32.closesocket(sock) == 0
         assert take(port) == aborted(overlapped)
-        assert win32.GetOverlappedResult(near, overlapped, False) == (False, 0)
-        assert win32.GetLastError() == win32.ERROR_OPERATION_ABORTED
+
+    @pytest.mark.parametrize("call", ["recv", "send"])
+    def test_a_thread_that_waits_in_a_call_is_told_that_the_connection_was_aborted(
+        self, near, far, call
+    ):
+        answers = []
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+        def work():
+            data = bytearray(1 << 20)
+            while True:
+                count = getattr(win32, call)(near, data)
+                if count <= 0:
+                    answers.append((count, win32.WSAGetLastError()))
+                    return
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        wait_until(lambda: is_in(thread, getattr(win32, call)))
+        time.sleep(0.05)  # nothing tells that the system has it wait; else the answer is the second
+        assert win32.closesocket(near) == 0
+        thread.join(LONG / 1000)
+        assert not thread.is_alive()
+        expected = {win32.WSAECONNABORTED, win32.WSAENOTSOCK}
+        assert answers[0][0] == win32.SOCKET_ERROR
+        assert answers[0][1] in expected
 
     def test_a_packet_that_was_there_before_stays(self, port, near, far, buffer):
         overlapped = win32.OVERLAPPED()

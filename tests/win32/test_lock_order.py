@@ -30,7 +30,7 @@ def accept_ex(listener, sock, overlapped, room=0):
 def object_of(system, sock):
     if system == "windows":
         pytest.skip("Windows has locks of its own")
-    from completionport.win32.emulation import file_of_socket
+    from completionport.win32.emulation.lookup import file_of_socket
 
     return file_of_socket(sock)
 

@@ -28,9 +28,6 @@ ROOM = win32.sizeof(win32.SOCKADDR_IN) + 16
 WINE = sys.platform == "win32" and hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
 
 
-HANDLES_CLOSED = "a receive on a socket that is closed ends with ERROR_HANDLES_CLOSED"
-
-
 def differs_on_wine(reason: str, *, always: bool = True) -> pytest.MarkDecorator:
     """For a test that holds Microsoft's documentation, where Wine does something else."""
     return pytest.mark.xfail(WINE, reason=f"Wine: {reason}", strict=always)
@@ -117,6 +114,16 @@ def collect_garbage() -> None:
         gc.collect()
 
 
+def is_in(thread: threading.Thread, function: Any) -> bool:
+    """Whether a thread is in a call of the function."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if frame.f_code is function.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Taker(threading.Thread):
     """A thread that takes one packet and remembers it."""
 
@@ -125,18 +132,10 @@ class Taker(threading.Thread):
         self.port = port
         self.packet: Packet | None = None
         self.start()
-        wait_until(self._is_in_the_call)
+        wait_until(lambda: is_in(self, win32.GetQueuedCompletionStatus))
 
     def run(self) -> None:
         self.packet = take(self.port)
-
-    def _is_in_the_call(self) -> bool:
-        frame = sys._current_frames().get(self.ident or 0)
-        while frame is not None:
-            if frame.f_code is win32.GetQueuedCompletionStatus.__code__:
-                return True
-            frame = frame.f_back
-        return False
 
     def outcome(self) -> Packet:
         self.join(LONG / 1000)

@@ -123,6 +123,10 @@ SO_REUSEADDR: Final = int(_socket.SO_REUSEADDR)
 SO_LINGER: Final = int(_socket.SO_LINGER)
 SO_RCVBUF: Final = int(_socket.SO_RCVBUF)
 SO_SNDBUF: Final = int(_socket.SO_SNDBUF)
+SO_RCVTIMEO: Final = int(getattr(_socket, "SO_RCVTIMEO", 0x1006))
+"""Milliseconds after which a `recv` that waits ends with ``WSAETIMEDOUT``; 0 for never."""
+SO_SNDTIMEO: Final = int(getattr(_socket, "SO_SNDTIMEO", 0x1005))
+"""The same for `send`."""
 SO_UPDATE_ACCEPT_CONTEXT: Final = 0x700B
 SO_UPDATE_CONNECT_CONTEXT: Final = 0x7010
 MSG_OOB: Final = int(_socket.MSG_OOB)

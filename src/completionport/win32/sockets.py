@@ -114,7 +114,7 @@ def socket(af: int, type: int, protocol: int = 0) -> SOCKET:
 def bind(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> int:
     """Give the socket an address, a structure or Python's form of one: 0, or ``SOCKET_ERROR``."""
     address = name.address if isinstance(name, SOCKADDR) else name
-    return _do(lambda: s.bind(address))
+    return _told(system.prepare(s, lambda: s.bind(address)))
 
 
 def listen(s: AnySocket, backlog: int) -> int:
@@ -123,7 +123,7 @@ def listen(s: AnySocket, backlog: int) -> int:
     ``backlog``: how many may wait, ``SOMAXCONN`` for as many as the system allows.
     """
     check_dword("backlog", backlog)
-    return _do(lambda: s.listen(min(backlog, 0x7FFFFFFF)))
+    return _told(system.prepare(s, lambda: s.listen(min(backlog, 0x7FFFFFFF))))
 
 
 def WSAAccept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET:
@@ -155,7 +155,7 @@ def accept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET:
 def connect(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> int:
     """Connect, waiting for it: 0, or ``SOCKET_ERROR``. On Windows no signal ends it: see `recv`."""
     address = name.address if isinstance(name, SOCKADDR) else name
-    return _do(lambda: s.connect(address))
+    return _told(system.connect(s, address))
 
 
 def send(s: AnySocket, buf: Buffer, flags: int = 0) -> int:
@@ -163,7 +163,7 @@ def send(s: AnySocket, buf: Buffer, flags: int = 0) -> int:
 
     It may be less than there is. On Windows no signal ends the wait: see `recv`.
     """
-    return _do(lambda: s.send(buf, flags))
+    return _counted(system.blocking(s, False, lambda: s.send(buf, flags)))
 
 
 def recv(s: AnySocket, buf: bytearray | memoryview, flags: int = 0) -> int:
@@ -173,11 +173,18 @@ def recv(s: AnySocket, buf: bytearray | memoryview, flags: int = 0) -> int:
     handled once the call is over, as with `socket.socket.recv` there. Where the main thread is to
     be stopped, use `WSARecv` and its like, and wait for the outcome: `GetOverlappedResult`.
     """
-    return _do(lambda: s.recv_into(buf, 0, flags))
+    return _counted(system.blocking(s, True, lambda: s.recv_into(buf, 0, flags)))
 
 
 def shutdown(s: AnySocket, how: int = SD_BOTH) -> int:
-    """End one way or both (``SD_RECEIVE``, ``SD_SEND``, ``SD_BOTH``): 0, or ``SOCKET_ERROR``."""
+    """End one way or both (``SD_RECEIVE``, ``SD_SEND``, ``SD_BOTH``): 0, or ``SOCKET_ERROR``.
+
+    ``SD_SEND``: the peer reads the end of the stream, behind what is being sent. ``SD_RECEIVE``:
+    receives that are under way go on, and later ones fail with ``WSAESHUTDOWN``. It has no effect
+    on the peer; Windows documents a reset where data comes that nobody receives, elsewhere
+    such data stays unread. ``WSAENOTCONN`` for a stream socket without a connection, and so
+    for a listening one, which goes on listening.
+    """
     return _told(system.shut_down(s, how))
 
 
@@ -190,7 +197,7 @@ def setsockopt(s: AnySocket, level: int, optname: int, optval: Any = None) -> in
     """
     if optname in (SO_UPDATE_ACCEPT_CONTEXT, SO_UPDATE_CONNECT_CONTEXT):
         return _told(system.update_context(s, optname, optval))
-    return _do(lambda: s.setsockopt(level, optname, optval))
+    return _told(system.set_option(s, level, optname, optval))
 
 
 def getsockname(s: AnySocket, name: SOCKADDR) -> int:
@@ -206,8 +213,12 @@ def getpeername(s: AnySocket, name: SOCKADDR) -> int:
 def closesocket(s: AnySocket) -> int:
     """Close a socket: 0, or ``SOCKET_ERROR``.
 
-    Every operation under way on it completes with ``ERROR_OPERATION_ABORTED`` and gives its
-    packet. A thread that waits in `accept` for it gets ``WSAEINTR``.
+    Every operation under way on it completes and gives its packet. What is moved on a connection
+    (receives, sends, `TransmitFile`) ends with ``ERROR_CONNECTION_ABORTED`` (1236), as on Windows
+    since Vista, which said ``ERROR_NETNAME_DELETED`` before; everything else, as an `AcceptEx` of
+    either of its sockets or a receive of datagrams, with ``ERROR_OPERATION_ABORTED`` (995).
+    A thread that waits in `accept` for it gets ``WSAEINTR``, one in `recv`, `send` or `connect` on
+    a stream socket ``WSAECONNABORTED``.
     """
     return _told(system.close_socket(s))
 
@@ -327,6 +338,10 @@ def AcceptEx(
     lengths together. ``dwReceiveDataLength``: room for the first data, and then the operation
     completes when some has come; with 0 it completes with the connection.
     ``dwLocalAddressLength``, ``dwRemoteAddressLength``: the size of an address and 16 bytes more.
+    With 0 the local address is left out; a remote length of 0 is refused (``WSAEFAULT``). With less
+    than that the operation fails when a client comes (``ERROR_INSUFFICIENT_BUFFER``), and the
+    client is the next accept's. ``WSAEINVAL``: the one socket does not listen, or the other is
+    bound, connected, in another `AcceptEx`, or no stream socket.
 
     Returned: True when it has succeeded, else False and the last error: ``ERROR_IO_PENDING`` while
     it is under way. The packet has the listening socket's key and the number of data bytes. It
@@ -385,6 +400,8 @@ def DisconnectEx(
 ) -> bool:
     """End a connection, behind what was sent before.
 
+    The peer reads the end of the stream; sends fail with ``WSAESHUTDOWN`` from then on, receives
+    go on. ``WSAENOTCONN`` for a socket without a connection.
     ``dwFlags``: with ``TF_REUSE_SOCKET`` the socket can be given to `AcceptEx` or `ConnectEx`
     again.
     Returned: as `AcceptEx`.
@@ -448,6 +465,11 @@ def _do(call: Any) -> int:
         WSASetLastError(system.winsock_code(error))
         return SOCKET_ERROR
     return value if isinstance(value, int) else 0
+
+
+def _counted(answer: tuple[int, int]) -> int:
+    code, count = answer
+    return _told(code) or count
 
 
 def _told(code: int) -> int:

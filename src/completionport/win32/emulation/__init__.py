@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import socket
 import threading
-import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from ...interface.error_codes import Codes, codes_of
 from ...interface.errors import PortClosed
-from ...interface.handle import Overlapped
 from ...shared.workers import usable_processors
 from ..constants import (
     CREATE_ALWAYS,
@@ -24,7 +21,6 @@ from ..constants import (
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,
     ERROR_IO_INCOMPLETE,
-    ERROR_IO_PENDING,
     FILE_FLAG_OVERLAPPED,
     GENERIC_READ,
     GENERIC_WRITE,
@@ -36,31 +32,16 @@ from ..constants import (
     WAIT_FAILED,
     WAIT_TIMEOUT,
     WSA_IO_INCOMPLETE,
-    WSAEFAULT,
-    WSAEINTR,
-    WSAEINVAL,
     WSAENOTSOCK,
 )
 from ..outcomes import Started, Taken
-from ..structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO, sockaddr_of
+from ..structures import HANDLE, OVERLAPPED, SYSTEM_INFO
 from . import manager
-from .files import SUCCESS, FileObject, Launch, Port, Request, has_peer
-from .manager import Step
-from .requests import (
-    Accept,
-    Connect,
-    Disconnect,
-    Read,
-    Receive,
-    ReceiveFrom,
-    Send,
-    Transmit,
-    lost,
-)
+from .files import SUCCESS, FileObject, Port, Request
+from .lookup import file_of, on_file, place_of, transfer
+from .requests import Read, Send
+from .sockets import EngineSockets
 from .waiting import Event, Thread, Waitable, wait_for
-
-ADDRESS_ROOM = 16
-"""Bytes that AcceptEx wants for each address beside the address itself."""
 
 DISPOSITIONS = {
     CREATE_NEW: os.O_CREAT | os.O_EXCL,
@@ -70,82 +51,8 @@ DISPOSITIONS = {
     TRUNCATE_EXISTING: os.O_TRUNC,
 }
 
-_sockets: weakref.WeakKeyDictionary[socket.socket, FileObject] = weakref.WeakKeyDictionary()
-_sockets_lock = threading.RLock()  # guards it; again by finalizers
 
-
-def _after_fork() -> None:
-    global _sockets_lock
-    _sockets_lock = threading.RLock()  # a thread that the child lacks may hold the old one
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def file_of_socket(sock: socket.socket, *, synchronous: bool = False) -> FileObject | None:
-    """The file object of a socket, made when it is first asked for; None for a closed one."""
-    with _sockets_lock:
-        file = _sockets.get(sock)
-        if file is None:
-            number = sock.fileno()
-            if number < 0:
-                return None
-            file = FileObject(number, synchronous=synchronous)
-            _sockets[sock] = file
-            # A socket that is dropped has closed its number itself.
-            weakref.finalize(sock, file.abandon).atexit = False
-        return None if file.closed else file
-
-
-def file_of(file: HANDLE | socket.socket) -> FileObject | None:
-    """The file object of a handle; None for a handle of another kind, or a closed one."""
-    if isinstance(file, socket.socket):
-        return file_of_socket(file)
-    found = file._object
-    return found if isinstance(found, FileObject) and not found.closed else None
-
-
-Begin: TypeAlias = Callable[[FileObject], tuple[Codes, int]]
-"""Starts an operation on a file."""
-
-
-def on_file(file: HANDLE | socket.socket, begin: Begin) -> Started:
-    """Start it on a file, and tell in Windows codes how that went."""
-    found = file_of(file)
-    if found is None:
-        return Started(ERROR_INVALID_HANDLE)
-    codes, count = begin(found)
-    return Started(codes.windows, count)
-
-
-def on_socket(sock: socket.socket, begin: Begin) -> Started:
-    """Start it on a socket, and tell in Winsock's codes how that went."""
-    file = file_of_socket(sock)
-    if file is None:
-        return Started(WSAENOTSOCK)
-    codes, count = begin(file)
-    return Started(codes.winsock, count)
-
-
-def is_listening(sock: socket.socket) -> bool:
-    """Whether it accepts connections."""
-    try:
-        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:
-        return False
-
-
-def is_bound(sock: socket.socket) -> bool:
-    """Whether it has an address of its own."""
-    try:
-        name = sock.getsockname()
-    except OSError:
-        return False
-    return bool(name[1]) if isinstance(name, tuple) else bool(name)
-
-
-class EngineSystem:
+class EngineSystem(EngineSockets):
     """`completionport.win32.system.System` on the engine that a `CompletionPort` takes."""
 
     def __init__(self) -> None:
@@ -253,192 +160,6 @@ class EngineSystem:
             manager.close_if_unused()
         return 0
 
-    def new_socket(
-        self, family: int, kind: int, protocol: int, flags: int
-    ) -> tuple[int, int | None]:
-        try:
-            return 0, socket.socket(family, kind, protocol).detach()
-        except OSError as error:
-            return codes_of(error.errno).winsock, None
-
-    def set_synchronous(self, sock: socket.socket) -> None:
-        file_of_socket(sock, synchronous=True)
-
-    def accept(self, listener: socket.socket) -> tuple[int, socket.socket | None]:
-        file = file_of_socket(listener)
-        if file is None:
-            return WSAENOTSOCK, None
-        with file.lock:
-            file.accepting_threads += 1
-        try:
-            return 0, listener.accept()[0]
-        except OSError as error:
-            if file.closed:
-                return WSAEINTR, None
-            return codes_of(error.errno).winsock, None
-        finally:
-            with file.lock:
-                file.accepting_threads -= 1
-
-    def close_socket(self, sock: socket.socket) -> int:
-        file = file_of_socket(sock)
-        return 0 if file is not None and file.close(sock) else WSAENOTSOCK
-
-    def shut_down(self, sock: socket.socket, how: int) -> int:
-        file = file_of_socket(sock)
-        if file is None:
-            return WSAENOTSOCK
-        with file.lock:
-            try:
-                sock.shutdown(how)
-            except OSError as error:
-                return codes_of(error.errno).winsock
-            file.receives_shut |= how != socket.SHUT_WR
-            file.sends_shut |= how != socket.SHUT_RD
-        return 0
-
-    def update_context(self, sock: socket.socket, option: int, value: Any) -> int:
-        return WSAENOTSOCK if sock.fileno() < 0 else 0
-
-    def winsock_code(self, error: OSError) -> int:
-        return codes_of(error.errno).winsock
-
-    def receive(
-        self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
-    ) -> Started:
-        def begin(file: FileObject) -> tuple[Codes, int]:
-            request = Receive(file, overlapped)
-            return transfer(file, request, lambda step: file.handle.recv(views, flags, step))
-
-        file = file_of_socket(sock)
-        if file is not None and not file.is_stream:
-            # Only so it is known that a datagram was cut off.
-            return self.receive_from(sock, views, flags, None, overlapped)
-        return on_socket(sock, begin)
-
-    def receive_from(
-        self,
-        sock: socket.socket,
-        views: list[memoryview],
-        flags: int,
-        sender: SOCKADDR | None,
-        overlapped: OVERLAPPED,
-    ) -> Started:
-        def begin(file: FileObject) -> tuple[Codes, int]:
-            request = ReceiveFrom(file, overlapped, sender)
-            return transfer(file, request, lambda step: file.handle.recvmsg(views, 0, flags, step))
-
-        return on_socket(sock, begin)
-
-    def send(
-        self, sock: socket.socket, views: list[memoryview], flags: int, overlapped: OVERLAPPED
-    ) -> Started:
-        def begin(file: FileObject) -> tuple[Codes, int]:
-            request = Send(file, overlapped)
-            return transfer(file, request, lambda step: file.handle.send(views, flags, step))
-
-        return on_socket(sock, begin)
-
-    def send_to(
-        self,
-        sock: socket.socket,
-        views: list[memoryview],
-        flags: int,
-        name: SOCKADDR,
-        overlapped: OVERLAPPED,
-    ) -> Started:
-        where = name.address
-
-        def begin(file: FileObject) -> tuple[Codes, int]:
-            def launch(step: Step) -> Overlapped | None:
-                return file.handle.sendmsg(views, (), flags, where, step)
-
-            return transfer(file, Send(file, overlapped), launch)
-
-        return on_socket(sock, begin)
-
-    def transmit_file(
-        self,
-        sock: socket.socket,
-        file: HANDLE | None,
-        sizes: tuple[int, int],
-        parts: tuple[memoryview, memoryview],
-        flags: int,
-        overlapped: OVERLAPPED,
-    ) -> Started:
-        source = None if file is None else file_of(file)
-        if source is None and file is not None:
-            return Started(ERROR_INVALID_HANDLE)
-        head, tail = parts
-
-        def begin(target: FileObject) -> tuple[Codes, int]:
-            def launch(step: Step) -> Overlapped | None:
-                if source is None:
-                    return target.handle.send([head, tail], 0, step)
-                number, place = source.number, place_of(overlapped)
-                count = sizes[0] or None
-                return target.handle.sendfile(
-                    number, place, count, head=head, tail=tail, overlapped=step
-                )
-
-            return transfer(target, Transmit(target, overlapped, flags), launch)
-
-        return on_socket(sock, begin)
-
-    def accept_ex(
-        self,
-        listener: socket.socket,
-        sock: socket.socket,
-        view: memoryview,
-        sizes: tuple[int, int, int],
-        overlapped: OVERLAPPED,
-    ) -> Started:
-        file, target = file_of_socket(listener), file_of_socket(sock)
-        if file is None or target is None:
-            return Started(WSAENOTSOCK)
-        least = (28 if sock.family == socket.AF_INET6 else 16) + ADDRESS_ROOM
-        if sizes[1] < least or sizes[2] < least:
-            return Started(WSAEFAULT)
-        # A listener has an address, so no two threads can take the locks of two of them here.
-        if not is_listening(listener) or is_bound(sock):
-            return Started(WSAEINVAL)
-        request = Accept(file, overlapped, target, sock, view, sizes)
-        with file.lock, target.lock:
-            if has_peer(sock) or is_bound(sock) or target.accepting is not None:
-                return Started(WSAEINVAL)
-            target.accepting = request
-            outcome = file.start(request, lambda step: file.handle.accept(step))
-            if outcome[0].status != STATUS_PENDING:
-                target.accepting = None
-        return Started(outcome[0].winsock, outcome[1])
-
-    def accept_addresses(
-        self, view: memoryview, sizes: tuple[int, int, int]
-    ) -> tuple[SOCKADDR, SOCKADDR]:
-        start = sizes[0]
-        middle = start + sizes[1]
-        return sockaddr_of(view[start:middle]), sockaddr_of(view[middle : middle + sizes[2]])
-
-    def connect_ex(
-        self, sock: socket.socket, name: SOCKADDR, views: list[memoryview], overlapped: OVERLAPPED
-    ) -> Started:
-        where = name.address
-
-        def begin(file: FileObject) -> tuple[Codes, int]:
-            if not is_bound(sock):
-                return codes_of(errno.EINVAL), 0
-            request = Connect(file, overlapped, views)
-            return file.start(request, lambda step: file.handle.connect(where, step))
-
-        return on_socket(sock, begin)
-
-    def disconnect_ex(self, sock: socket.socket, overlapped: OVERLAPPED, flags: int) -> Started:
-        def begin(file: FileObject) -> tuple[Codes, int]:
-            request = Disconnect(file, overlapped, flags)
-            return file.start(request, lambda step: file.handle.disconnect(step))
-
-        return on_socket(sock, begin)
-
     # -- files
 
     def create_file(
@@ -518,23 +239,3 @@ class EngineSystem:
 
     def system_info(self) -> SYSTEM_INFO:
         return SYSTEM_INFO(usable_processors(), mmap.PAGESIZE, mmap.ALLOCATIONGRANULARITY)
-
-
-def place_of(overlapped: OVERLAPPED) -> int:
-    """The place in the file that an OVERLAPPED says."""
-    return overlapped.OffsetHigh << 32 | overlapped.Offset
-
-
-def transfer(file: FileObject, request: Request, launch: Launch) -> tuple[Codes, int]:
-    """Start a receive, a send, a read or a write."""
-    if file.is_stream:
-        with file.lock:
-            if file.lost:
-                return codes_of(file.lost), 0
-            if lost(file, request):
-                return codes_of(errno.ESHUTDOWN), 0
-    outcome = file.start(request, launch)
-    if file.synchronous and outcome[0].windows == ERROR_IO_PENDING:
-        wait_for([request], False, None)
-        return request.codes, request.count
-    return outcome

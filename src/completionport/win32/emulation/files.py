@@ -48,6 +48,7 @@ SUCCESS = Codes(0, 0, 0)
 PENDING = Codes(STATUS_PENDING, ERROR_IO_PENDING, WSA_IO_PENDING)
 IN_USE = Codes(0xC000000D, ERROR_INVALID_PARAMETER, WSA_INVALID_PARAMETER)
 GONE = codes_of(errno.EBADF)
+ABORTED = codes_of(errno.ECANCELED)
 
 CONNECTION_LOST = frozenset(
     {errno.ECONNRESET, errno.ECONNABORTED, errno.ENETRESET, errno.ETIMEDOUT}
@@ -89,6 +90,8 @@ class Request(Waitable):
 
     takes_input = True
     """Whether it stands in line with receives, else with sends."""
+    is_transfer = False
+    """Whether it moves data on what is connected already."""
 
     def __init__(self, file: FileObject, overlapped: OVERLAPPED) -> None:
         super().__init__()
@@ -104,6 +107,8 @@ class Request(Waitable):
         self.steps = 0
         self.more_steps = False  # the one under way is not the last
         self.cancelled = False
+        self.aborted = ABORTED  # what it is told when it was stopped
+        self.keeps: Any = None  # what must not go before it is over
 
     @property
     def status(self) -> int:
@@ -156,30 +161,48 @@ class Request(Waitable):
             error = packet.error
             # Only a submitted function raises anything else.
             assert error is None or isinstance(error, OSError)
-            if error is None:
-                try:
-                    if self.run(self.proceed(packet.overlapped)):
-                        return
-                except OSError as reason:
-                    error = reason
-                except HandleClosed:
-                    # Between two steps, the socket that the next one was to be at was closed.
-                    error = OperationAborted()
-                except Exception:
-                    # Whatever it is, each operation has its packet.
-                    manager.logger.exception("the next step of an operation could not be started")
-                    error = OSError(errno.EIO, os.strerror(errno.EIO))
-            file.complete(self, error)
+            if error is not None:
+                file.complete(self, error)
+            else:
+                self.go_on(lambda: self.proceed(packet.overlapped))
+
+    def go_on(self, proceed: Callable[[], Launch | None]) -> None:
+        """A step has succeeded; ``proceed`` makes the next one of it. File's lock held."""
+        error: OSError | None = None
+        try:
+            if self.run(proceed()):
+                return
+        except OSError as reason:
+            error = reason
+        except HandleClosed:
+            # Between two steps, the socket that the next one was to be at was closed.
+            error = OperationAborted()
+        except Exception:
+            # Whatever it is, each operation has its packet.
+            manager.logger.exception("the next step of an operation could not be started")
+            error = OSError(errno.EIO, os.strerror(errno.EIO))
+        self.file.complete(self, error)
+
+    def take_over(self, connection: socket.socket) -> bool:
+        """Whether it is an accept that takes this connection. File's lock held."""
+        return False
 
     def resolve(self, codes: Codes) -> None:
         """It has completed: tell whoever waits. File's lock held."""
-        self.step = None  # it would keep the engine's handle
+        self.step = self.keeps = None  # they would keep the engine's handle, or a socket
         self.ended()
         self.codes = codes
         self.set()
         event = self.event
         if event is not None:
             event.set()
+
+
+class Unheeded:
+    """For a step that nobody waits for."""
+
+    def arrived(self, packet: Completion) -> None:
+        pass
 
 
 _files_lock = threading.RLock()  # guards the set; again by finalizers
@@ -208,6 +231,7 @@ class FileObject:
         self.is_socket = stat.S_ISSOCK(mode)
         self.is_regular = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
         self.is_stream = False
+        self.is_datagram = False  # of a network, where one that has no address receives nothing
         self.family = 0
         self.lock = threading.RLock()  # again by finalizers; it guards everything below
         self.orphaned = False  # it was made before a fork(), and this is the child
@@ -217,8 +241,11 @@ class FileObject:
         self.closed = False
         self.requests: dict[Request, None] = {}  # under way, or their packet is still to come
         self.accepting: Request | None = None  # the AcceptEx that makes this socket a connection
-        self.accepting_threads = 0  # in a call that waits for a connection
+        self.connecting: Request | None = None  # the ConnectEx that has not connected it yet
+        self.threads_inside = 0  # in a call that may wait
+        self.passed_over: list[socket.socket] = []  # accepted by an AcceptEx that has failed
         self.had_peer = False
+        self.bound = False  # it is known to have an address
         self.lost = 0  # the errno with which the connection ended
         self.sends_shut = False
         self.receives_shut = False
@@ -231,6 +258,8 @@ class FileObject:
                 self.is_stream = probe.type == socket.SOCK_STREAM
                 self.family = probe.family
                 self.had_peer = has_peer(probe)
+                networks = (socket.AF_INET, socket.AF_INET6)
+                self.is_datagram = probe.type == socket.SOCK_DGRAM and probe.family in networks
 
     def __repr__(self) -> str:
         return f"{'socket' if self.is_socket else 'file'} {self.number}"
@@ -258,7 +287,7 @@ class FileObject:
             raise OperationAborted
         os.dup2(other.fileno(), self.number, inheritable=False)
         self._drop_handle()
-        self.had_peer = has_peer(other)
+        self.had_peer = self.bound = has_peer(other)
         self.lost = 0
         self.sends_shut = self.receives_shut = False
 
@@ -318,6 +347,7 @@ class FileObject:
         if error is not None:
             codes = self.codes_for(error)
             if isinstance(error, OperationAborted):
+                codes = request.aborted
                 request.count = 0
         request.resolve(codes)
         self.deliver(request)
@@ -338,9 +368,64 @@ class FileObject:
             if number == errno.EPIPE and not self.sends_shut:
                 # Linux's word for a connection that is not there, or not there any more.
                 number = errno.ECONNRESET if self.had_peer else errno.ENOTCONN
-            if number in CONNECTION_LOST:
+            if number in CONNECTION_LOST and self.had_peer:
                 self.lost = number
+        elif number == errno.EDESTADDRREQ:
+            number = errno.ENOTCONN
         return codes_of(number)
+
+    def refusal(self, takes_input: bool) -> int:
+        """The errno with which a receive or a send on this socket fails untried, or 0. Lock held.
+
+        After the end of a connection Linux goes on to tell of the end of the stream, and it says
+        nothing of a way that was shut down here only.
+        """
+        if self.lost:
+            return self.lost
+        if self.receives_shut if takes_input else self.sends_shut:
+            return errno.ESHUTDOWN
+        if self.connecting is not None or (self.is_stream and not self.is_connected()):
+            return errno.ENOTCONN
+        if takes_input and self.is_datagram and not self.bound:
+            with socket.socket(fileno=os.dup(self.number)) as probe:
+                self.bound = is_bound(probe)
+            return 0 if self.bound else errno.EINVAL
+        return 0
+
+    def is_connected(self) -> bool:
+        """Whether it is a connection, or was one. Lock held."""
+        if not self.had_peer:
+            # It may have been connected as a socket object of Python's.
+            with socket.socket(fileno=os.dup(self.number)) as probe:
+                self.had_peer = has_peer(probe)
+        return self.had_peer
+
+    def is_changing(self) -> bool:
+        """Whether an AcceptEx or a ConnectEx is about to make a connection of it. Lock held."""
+        return self.accepting is not None or self.connecting is not None
+
+    def end_sends(self, sock: socket.socket) -> None:
+        """Have the peer read the end of the stream, behind what is being sent. Lock held."""
+        # A connection that both have ended has nobody to tell.
+        with contextlib.suppress(OSError):
+            if any(not one.takes_input for one in self.requests):
+                step = manager.Step()
+                step.target = Unheeded()
+                self.handle.shutdown(socket.SHUT_WR, step)
+            else:
+                sock.shutdown(socket.SHUT_WR)
+
+    def duplicate(self) -> int | None:
+        """Another number for the same file, which the caller closes; None for a closed one."""
+        with self.lock:
+            return None if self.closed else os.dup(self.number)
+
+    def pass_on(self, connection: socket.socket) -> None:
+        """An AcceptEx that has failed does not take this connection: the next one. Lock held."""
+        if self.closed:
+            connection.close()
+        elif not any(request.take_over(connection) for request in list(self.requests)):
+            self.passed_over.append(connection)
 
     def cancel(self, overlapped: OVERLAPPED | None) -> int:
         """Stop one operation, or all. Returned: a Windows code."""
@@ -371,9 +456,14 @@ class FileObject:
             if self.closed:
                 return False
             for request in list(self.requests):
+                if request.is_transfer and self.is_stream and not request.cancelled:
+                    request.aborted = codes_of(errno.ECONNABORTED)
                 request.cancel()  # its step may be at another file
+            for connection in self.passed_over:
+                connection.close()
+            self.passed_over.clear()
             if owner is not None:
-                if self.accepting_threads:
+                if self.threads_inside:
                     waiting = owner.dup()
                 socket.socket.detach(owner)  # the number is this file object's from here on
             self.closed = True
@@ -392,7 +482,7 @@ class FileObject:
             with accepting.file.lock:
                 accepting.cancel()
         if waiting is not None:
-            # Who waits in accept() does not hear of a mere close.
+            # Who waits in accept() or recv() does not hear of a mere close.
             with waiting, contextlib.suppress(OSError):
                 waiting.shutdown(socket.SHUT_RDWR)
         return True
@@ -437,3 +527,20 @@ def has_peer(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Whether it accepts connections."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
+def is_bound(sock: socket.socket) -> bool:
+    """Whether it has an address of its own."""
+    try:
+        name = sock.getsockname()
+    except OSError:
+        return False
+    return bool(name[1]) if isinstance(name, tuple) else bool(name)

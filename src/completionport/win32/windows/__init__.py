@@ -48,8 +48,11 @@ from ..constants import (
     SOCKET_ERROR,
     STATUS_PENDING,
     WAIT_FAILED,
+    WSAECONNABORTED,
+    WSAEINTR,
     WSAEINVAL,
     WSAENOTSOCK,
+    WSAETIMEDOUT,
 )
 from ..outcomes import Started, Taken
 from ..structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO, sockaddr_of
@@ -99,7 +102,7 @@ from .objects import (
     start,
     unset_key,
 )
-from .waits import take, wait_for_objects, wait_for_result
+from .waits import code_of, take, wait_for_objects, wait_for_result
 
 
 def size_of_name(name: SOCKADDR) -> int:
@@ -172,12 +175,14 @@ class WindowsSystem:
         found = file_of(file)
         if found is None:
             return ERROR_INVALID_HANDLE
-        if overlapped is None:
-            return code_unless(CancelIoEx(found.value, None))
-        io = overlapped._io
-        if not isinstance(io, Io):
+        io = None if overlapped is None else overlapped._io
+        if overlapped is not None and not isinstance(io, Io):
             return ERROR_NOT_FOUND
-        return code_unless(CancelIoEx(found.value, io.address))
+        asked = [io] if isinstance(io, Io) else list(found.under_way.values())
+        code = code_unless(CancelIoEx(found.value, io.address if isinstance(io, Io) else None))
+        for one in asked:
+            one.cancelled |= not code
+        return code
 
     def result(
         self, file: HANDLE | socket.socket, overlapped: OVERLAPPED, wait: bool, winsock: bool
@@ -190,7 +195,9 @@ class WindowsSystem:
             return 0, 0
         if found is None and io.status == STATUS_PENDING:
             return (ERROR_INVALID_HANDLE if wait else ERROR_IO_INCOMPLETE), 0
-        value = io.file.value if found is None else found.value
+        if found is None:
+            return code_of(io.status), io.count
+        value = found.value
         count, flags = DWORD(), DWORD()
         if wait and alerts.is_main_thread():
             wait_for_result(value, io.address)
@@ -240,6 +247,30 @@ class WindowsSystem:
         except OSError as error:
             return self.winsock_code(error), None
 
+    def blocking(
+        self, sock: socket.socket, takes_input: bool, call: Callable[[], int]
+    ) -> tuple[int, int]:
+        was_open = sock.fileno() >= 0
+        try:
+            return 0, call()
+        except OSError as error:
+            if was_open and sock.fileno() < 0:  # what Windows says of it depends on the version
+                return (WSAECONNABORTED if sock.type == socket.SOCK_STREAM else WSAEINTR), 0
+            return self.winsock_code(error), 0
+
+    def connect(self, sock: socket.socket, address: Any) -> int:
+        return self.prepare(sock, lambda: sock.connect(address))
+
+    def prepare(self, sock: socket.socket, call: Callable[[], Any]) -> int:
+        try:
+            call()
+        except OSError as error:
+            return self.winsock_code(error)
+        return 0
+
+    def set_option(self, sock: socket.socket, level: int, option: int, value: Any) -> int:
+        return self.prepare(sock, lambda: sock.setsockopt(level, option, value))
+
     def close_socket(self, sock: socket.socket) -> int:
         file = file_of_socket(sock)
         if file is None:
@@ -247,6 +278,7 @@ class WindowsSystem:
         value = detach(sock)
         if value < 0:
             return WSAENOTSOCK
+        file.closed = True  # before packets tell of it
         code = 0 if close_socket(value) == 0 else last_error()
         forget(file)
         return code
@@ -273,6 +305,8 @@ class WindowsSystem:
         return 0 if done == 0 else last_error()
 
     def winsock_code(self, error: OSError) -> int:
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return WSAETIMEDOUT  # of the socket object's own timeout
         return getattr(error, "winerror", None) or codes_of(error.errno).winsock
 
     def receive(
@@ -380,7 +414,7 @@ class WindowsSystem:
         def call(value: int, count: Any, address: int) -> int:
             return code_unless(accept_ex(value, target.value, where, *sizes, count, address))
 
-        return on_socket(listener, overlapped, memory, call)
+        return on_socket(listener, overlapped, memory, call, is_transfer=False)
 
     def accept_addresses(
         self, view: memoryview, sizes: tuple[int, int, int]
@@ -414,14 +448,14 @@ class WindowsSystem:
             target = where, size_of_name(name)
             return code_unless(function(value, *target, data, data_size, count, address))
 
-        return on_socket(sock, overlapped, memory, call)
+        return on_socket(sock, overlapped, memory, call, is_transfer=False)
 
     def disconnect_ex(self, sock: socket.socket, overlapped: OVERLAPPED, flags: int) -> Started:
         def call(value: int, count: Any, address: int) -> int:
             function = self._extension(value, *DISCONNECT_EX)
             return code_unless(function(value, address, flags, 0))
 
-        return on_socket(sock, overlapped, [], call)
+        return on_socket(sock, overlapped, [], call, is_transfer=False)
 
     def _extension(self, value: int, guid: GUID, kind: Any) -> Any:
         """A function that Winsock gives out by its GUID."""

@@ -37,6 +37,11 @@ from ..outcomes import Started, is_warning
 from ..structures import HANDLE, OVERLAPPED
 from .api import STATUS_UNSUCCESSFUL
 
+STATUS_CANCELLED = 0xC0000120
+STATUS_CONNECTION_ABORTED = 0xC0000241
+STATUSES_OF_A_CLOSE = frozenset({STATUS_CANCELLED, 0xC000013B, 0x8000000A})
+"""STATUS_LOCAL_DISCONNECT of Windows before Vista, STATUS_HANDLES_CLOSED of Wine."""
+
 
 class Port:
     """A completion port."""
@@ -70,6 +75,7 @@ class File:
         self.key: Any = None
         self.modes = 0
         self.closed = False
+        self.is_stream = False  # constant
         # Operations whose packet has not been taken, by address. Each step on it is atomic.
         self.under_way: dict[int, Io] = {}
 
@@ -80,8 +86,12 @@ class File:
 class Io:
     """One operation: its structure and whatever else the kernel may write to."""
 
-    def __init__(self, file: File, overlapped: OVERLAPPED, memory: list[Any]) -> None:
+    def __init__(
+        self, file: File, overlapped: OVERLAPPED, memory: list[Any], is_transfer: bool
+    ) -> None:
         self.file = file
+        self.is_transfer = is_transfer  # it moves data on what is connected already
+        self.cancelled = False  # by the program; set behind the call
         self.overlapped: OVERLAPPED | None = overlapped  # until its packet was taken
         self.memory: list[Any] | None = memory
         self.structure = OverlappedStructure(
@@ -91,7 +101,12 @@ class Io:
 
     @property
     def status(self) -> int:
-        return int(self.structure.Internal) & 0xFFFFFFFF
+        status = int(self.structure.Internal) & 0xFFFFFFFF
+        if status in STATUSES_OF_A_CLOSE and self.file.closed:
+            # One of a connection has been called differently from version to version.
+            was_closed = self.is_transfer and self.file.is_stream and not self.cancelled
+            return STATUS_CONNECTION_ABORTED if was_closed else STATUS_CANCELLED
+        return status
 
     @property
     def count(self) -> int:
@@ -181,6 +196,7 @@ def file_of_socket(sock: socket.socket) -> File | None:
             if sock.fileno() < 0:
                 return None
             file = File(sock.fileno())
+            file.is_stream = sock.type == socket.SOCK_STREAM
             _sockets[sock] = file
             weakref.finalize(sock, forget, file).atexit = False
         return None if file.closed else file
@@ -228,20 +244,37 @@ Call: TypeAlias = Callable[[int, Any, int], int]
 
 
 def on_socket(
-    sock: socket.socket, overlapped: OVERLAPPED, memory: list[Any], call: Call
+    sock: socket.socket,
+    overlapped: OVERLAPPED,
+    memory: list[Any],
+    call: Call,
+    *,
+    is_transfer: bool = True,
 ) -> Started:
     """Make the call that starts an operation of a socket."""
     file = file_of_socket(sock)
-    return Started(WSAENOTSOCK) if file is None else start(file, overlapped, memory, call)
+    if file is None:
+        return Started(WSAENOTSOCK)
+    return start(file, overlapped, memory, call, is_transfer=is_transfer)
 
 
-def start(file: File, overlapped: OVERLAPPED, memory: list[Any], call: Call) -> Started:
-    """Make the call that starts an operation; it returns 0 or an error code."""
+def start(
+    file: File,
+    overlapped: OVERLAPPED,
+    memory: list[Any],
+    call: Call,
+    *,
+    is_transfer: bool = True,
+) -> Started:
+    """Make the call that starts an operation; it returns 0 or an error code.
+
+    ``is_transfer``: it moves data on what is connected already.
+    """
     with _lock:
         if overlapped.Internal == STATUS_PENDING:
             return Started(ERROR_INVALID_PARAMETER)
         before = overlapped._io
-        io = overlapped._io = Io(file, overlapped, memory)
+        io = overlapped._io = Io(file, overlapped, memory, is_transfer)
     if before is not None and isinstance(before, Io) and not before.file.number:
         settle(before)
     file.under_way[io.address] = _kept[io.address] = io

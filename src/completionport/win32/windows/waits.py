@@ -86,7 +86,7 @@ def _look_up(port: Port, entry: OVERLAPPED_ENTRY) -> Taken:
         return Taken(count, key, overlapped, 0, 0)
     file = file_of_key(entry.lpCompletionKey)
     io = file.under_way[address]
-    return Taken(count, file.key, io.overlapped, io.status, _code_of(io.status))
+    return Taken(count, file.key, io.overlapped, io.status, code_of(io.status))
 
 
 def _strike_out(port: Port, entry: OVERLAPPED_ENTRY) -> None:
@@ -145,6 +145,6 @@ def _code_unless(done: int) -> int:
     return 0 if done else int(last_error())
 
 
-def _code_of(status: int) -> int:
+def code_of(status: int) -> int:
     """The Windows code of an operation's status, as `GetQueuedCompletionStatus` sets it."""
     return int(RtlNtStatusToDosError(status)) if status & 0x80000000 else 0
