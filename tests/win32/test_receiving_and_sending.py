@@ -318,7 +318,7 @@ class TestRefusals:
         [
             ((b"read-only", 0, win32.OVERLAPPED()), "writable"),
             ((5, 0, win32.OVERLAPPED()), "WSABUF"),
-            ((bytearray(1), 0, None), "OVERLAPPED"),
+            ((bytearray(1), 0, 0), "OVERLAPPED"),
         ],
     )
     def test_arguments_of_a_wrong_type(self, near, arguments, message):

@@ -92,8 +92,6 @@ class CompletionPort(Unique):
 
     ENGINE: ClassVar[str] = ""
     """Of an implementation: the name of its engine."""
-    _signal_watches: set[SignalWatch]
-    """Of a port that watches signals: it keeps them in force."""
     _derived: ClassVar[dict[tuple[type, type], type[CompletionPort]]] = {}
     """What was derived from a class and an implementation. Each step on it is atomic."""
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import weakref
-from collections.abc import Callable, Hashable
-from functools import partial
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from ..interface.errors import AlreadyAssociated
@@ -23,12 +21,9 @@ if sys.platform == "linux":
 F_DUPFD_QUERY = 1024 + 3
 """fcntl(2): whether another descriptor came from the same open. Python 3.14 has a name for it."""
 
-taken: dict[Hashable, list[Callable[[], Any]]] = {}
-"""Token -> [what gives the file, or None once that is gone].
-
-The file is kept by its handle, as long as it is noted: kept here, a file that knows its port would
-keep that for good. No lock, since finalizers come here too: one setdefault and one pop are atomic.
-The compiled handles pop from it themselves."""
+taken: dict[Hashable, list[Any]] = {}
+"""Token -> [the file], which keeps the file's id its own. No lock, since finalizers come here
+too: one setdefault and one pop are atomic. The compiled handles pop from it themselves."""
 
 
 class Association(NamedTuple):
@@ -71,23 +66,12 @@ def register(file: Any) -> Association:
 
 def claim(token: Hashable, file: Any) -> None:
     """Note that a file belongs to a port, under a token of its own; `AlreadyAssociated`."""
-    entry: list[Callable[[], Any]]
-    try:
-        entry = [weakref.ref(file)]
-    except TypeError:  # a number, or of a class that has no weak references
-        entry = [partial(_same, file)]
-    while (noted := taken.setdefault(token, entry)) is not entry:
-        if noted[0]() is not None:
-            raise AlreadyAssociated(f"{file!r} belongs to a completion port already")
-        # An exception came between the note and the handle, and another file has the id by now.
-        taken.pop(token, None)
+    entry = [file]
+    if taken.setdefault(token, entry) is not entry:
+        raise AlreadyAssociated(f"{file!r} belongs to a completion port already")
 
 
-def _same(file: Any) -> Any:
-    return file
-
-
-def release(token: Hashable, _taken: dict[Hashable, list[Callable[[], Any]]] = taken) -> None:
+def release(token: Hashable, _taken: dict[Hashable, list[Any]] = taken) -> None:
     """Forget a file. A token that is not noted is ignored.
 
     It works at the end of the interpreter too, when the names of this module are gone.

@@ -33,15 +33,13 @@ class _Watchers:
     def __init__(self, signum: int, previous: Previous) -> None:
         self.signum = signum
         self.previous = previous
-        # The ports hold their watches: held here, a watch whose key knows its port would keep that.
-        self.watches: dict[weakref.ref[_Watch], None] = {}
+        self.watches: dict[_Watch, None] = {}
 
     def handle(self, signum: int, frame: Any) -> None:
         """The handler. Python calls it in the main thread, between two of its steps."""
         told = False
-        for one in list(self.watches):
-            watch = one()
-            told = (watch is not None and watch.tell()) or told
+        for watch in list(self.watches):
+            told = watch.tell() or told
         if not told:
             self.retire()
             _apply(self.previous, signum, frame)
@@ -84,18 +82,11 @@ class _Watch(SignalWatch):
     @property
     def closed(self) -> bool:
         port = self._port()
-        return weakref.ref(self) not in self._watchers.watches or port is None or port.closed
+        return self not in self._watchers.watches or port is None or port.closed
 
     def close(self) -> None:
-        if self._leave() and _in_main_thread():
+        if self._watchers.watches.pop(self, False) is None and _in_main_thread():
             _retire_unused(self._watchers)
-
-    def _leave(self) -> bool:
-        """Be in force no more; False when it was not."""
-        port = self._port()
-        if port is not None:
-            vars(port)["_signal_watches"].discard(self)
-        return self._watchers.watches.pop(weakref.ref(self), False) is None
 
     def tell(self) -> bool:
         """Post a packet; False when there is nobody to take it."""
@@ -105,7 +96,7 @@ class _Watch(SignalWatch):
                 raise CompletionPortError
             port.post(self.signum, self.key, None, strand=self._strand)
         except CompletionPortError:
-            self._leave()
+            self._watchers.watches.pop(self, None)
             return False
         return True
 
@@ -149,19 +140,15 @@ def watch_signal(port: CompletionPort, signum: int, key: Any, strand: Strand | N
             ) from None
         _watched[number] = watchers
     watch = _Watch(port, watchers, key, strand)
-    vars(port).setdefault("_signal_watches", set()).add(watch)
-    watchers.watches[weakref.ref(watch)] = None
+    watchers.watches[watch] = None
     return watch
 
 
 def _retire_unused(watchers: _Watchers) -> None:
     """Main thread. A signal handler may come in between, and retires it as well."""
-    for one in list(watchers.watches):
-        watch = one()
-        if watch is None:
-            watchers.watches.pop(one, None)
-        elif watch.closed:
-            watch._leave()
+    for watch in list(watchers.watches):
+        if watch.closed:
+            watchers.watches.pop(watch, None)
     if not watchers.watches:
         watchers.retire()
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..shared.arguments import check_count
 from .arguments import check_dword, check_handle, check_overlapped, succeed
 from .constants import NULL
+from .handles import let_go
 from .last_error import SetLastError
 from .structures import HANDLE, INVALID_HANDLE_VALUE, OVERLAPPED, OVERLAPPED_ENTRY
 from .system import system
@@ -132,6 +133,17 @@ def SetFileCompletionNotificationModes(FileHandle: HANDLE | socket.socket, Flags
     return succeed(system.set_modes(FileHandle, Flags))
 
 
+def CancelIo(hFile: HANDLE | socket.socket) -> bool:
+    """Ask the operations of a file that the calling thread has started to stop.
+
+    Returned: True, also when there were none; False and ``ERROR_INVALID_HANDLE`` for a closed file.
+    Each that stops gives its packet as with `CancelIoEx`, which needs no certain thread.
+    """
+    if not isinstance(hFile, socket.socket):
+        check_handle("hFile", hFile)
+    return succeed(system.cancel_of_thread(hFile))
+
+
 def CancelIoEx(hFile: HANDLE | socket.socket, lpOverlapped: OVERLAPPED | None) -> bool:
     """Cancel one operation that is under way on a file, or with None all of them.
 
@@ -174,9 +186,11 @@ def CloseHandle(hObject: HANDLE) -> bool:
     A port: every thread that waits in it gets ``ERROR_ABANDONED_WAIT_0``, and packets that were not
     taken are dropped. A file: its operations complete with ``ERROR_OPERATION_ABORTED``. A thread
     goes on. Returned: True, or False and ``ERROR_INVALID_HANDLE`` for what is closed already.
+
+    All of that comes with the last handle: see `DuplicateHandle`.
     """
     check_handle("hObject", hObject)
-    return succeed(system.close(hObject))
+    return let_go(hObject) or succeed(system.close(hObject))
 
 
 def _take(port: HANDLE, count: int, milliseconds: int, alertable: bool = False) -> Any:

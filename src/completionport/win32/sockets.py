@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from .arguments import check_dword, check_handle, check_overlapped, succeed
 from .constants import (
+    ERROR_INVALID_PARAMETER,
     SD_BOTH,
     SO_UPDATE_ACCEPT_CONTEXT,
     SO_UPDATE_CONNECT_CONTEXT,
@@ -139,6 +140,7 @@ def WSAAccept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET:
         return INVALID_SOCKET
     connection = SOCKET(fileno=accepted.detach())
     connection.settimeout(None)
+    system.note_connection(connection)
     if addr is not None:
         try:
             addr.assign(connection.family, connection.getpeername())
@@ -224,7 +226,7 @@ def closesocket(s: AnySocket) -> int:
 
 
 def WSARecv(
-    s: AnySocket, lpBuffers: Buffers, dwFlags: int, lpOverlapped: OVERLAPPED
+    s: AnySocket, lpBuffers: Buffers, dwFlags: int, lpOverlapped: OVERLAPPED | None
 ) -> tuple[int, int | None]:
     """Receive into the buffers: ``(0, bytes)``, or ``(SOCKET_ERROR, None)`` and the last error.
 
@@ -239,28 +241,36 @@ def WSARecv(
       ``WSA_INVALID_PARAMETER`` when ``lpOverlapped`` is under way.
 
     Several receives on one socket get the data in the order of these calls.
+
+    With ``NULL`` for ``lpOverlapped`` it waits as `recv` does, and no packet comes.
     """
+    views = views_of(lpBuffers, True)
+    if lpOverlapped is None:
+        return _done(system.receive_now(s, views, dwFlags, None))
     check_overlapped(lpOverlapped)
-    return _transferred(system.receive(s, views_of(lpBuffers, True), dwFlags, lpOverlapped))
+    return _transferred(system.receive(s, views, dwFlags, lpOverlapped))
 
 
 def WSASend(
-    s: AnySocket, lpBuffers: Buffers, dwFlags: int, lpOverlapped: OVERLAPPED
+    s: AnySocket, lpBuffers: Buffers, dwFlags: int, lpOverlapped: OVERLAPPED | None
 ) -> tuple[int, int | None]:
     """Send all of the buffers: ``(0, bytes)``, or ``(SOCKET_ERROR, None)`` and the last error.
 
     The operation completes when the system has taken every byte, so there is no partial send.
     The rest is as with `WSARecv`.
     """
+    views = views_of(lpBuffers, False)
+    if lpOverlapped is None:
+        return _done(system.send_now(s, views, dwFlags, None))
     check_overlapped(lpOverlapped)
-    return _transferred(system.send(s, views_of(lpBuffers, False), dwFlags, lpOverlapped))
+    return _transferred(system.send(s, views, dwFlags, lpOverlapped))
 
 
 def WSARecvFrom(
     s: AnySocket,
     lpBuffers: Buffers,
     dwFlags: int,
-    lpOverlapped: OVERLAPPED,
+    lpOverlapped: OVERLAPPED | None,
     lpFrom: SOCKADDR | None = None,
 ) -> tuple[int, int | None]:
     """Receive one datagram: ``(0, bytes)``, or ``(SOCKET_ERROR, None)`` and the last error.
@@ -271,8 +281,10 @@ def WSARecvFrom(
     there already the call says so itself, and the packet comes all the same, since for Windows that
     is a warning (``STATUS_BUFFER_OVERFLOW``). The rest is as with `WSARecv`.
     """
-    check_overlapped(lpOverlapped)
     views = views_of(lpBuffers, True)
+    if lpOverlapped is None:
+        return _done(system.receive_now(s, views, dwFlags, lpFrom or SOCKADDR()))
+    check_overlapped(lpOverlapped)
     return _transferred(system.receive_from(s, views, dwFlags, lpFrom, lpOverlapped))
 
 
@@ -281,16 +293,45 @@ def WSASendTo(
     lpBuffers: Buffers,
     dwFlags: int,
     lpTo: SOCKADDR | tuple[Any, ...],
-    lpOverlapped: OVERLAPPED,
+    lpOverlapped: OVERLAPPED | None,
 ) -> tuple[int, int | None]:
     """Send one datagram: ``(0, bytes)``, or ``(SOCKET_ERROR, None)`` and the last error.
 
     ``lpTo``: the receiver's address, a structure or Python's form of one. The rest is as with
     `WSASend`.
     """
-    check_overlapped(lpOverlapped)
     views = views_of(lpBuffers, False)
+    if lpOverlapped is None:
+        return _done(system.send_now(s, views, dwFlags, _structure(s, lpTo)))
+    check_overlapped(lpOverlapped)
     return _transferred(system.send_to(s, views, dwFlags, _structure(s, lpTo), lpOverlapped))
+
+
+def recvfrom(
+    s: AnySocket,
+    buf: bytearray | memoryview,
+    flags: int = 0,
+    from_: SOCKADDR | None = None,
+) -> int:
+    """Receive one datagram, waiting for it: the number of bytes, or ``SOCKET_ERROR``.
+
+    ``from_``: a structure that is filled in with the sender's address. A datagram that is longer
+    than ``buf`` loses what there is no room for: ``WSAEMSGSIZE``, with the sender filled in. On
+    Windows no signal ends the wait: see `recv`.
+    """
+    views = views_of(buf, True)
+    result, count = _done(system.receive_now(s, views, flags, from_ or SOCKADDR()))
+    return result if count is None else count
+
+
+def sendto(s: AnySocket, buf: Buffer, flags: int, to: SOCKADDR | tuple[Any, ...]) -> int:
+    """Send one datagram, waiting for room: the number of bytes, or ``SOCKET_ERROR``.
+
+    ``to``: the receiver's address, a structure or Python's form of one, numeric.
+    """
+    views = views_of(buf, False)
+    result, count = _done(system.send_now(s, views, flags, _structure(s, to)))
+    return result if count is None else count
 
 
 def TransmitFile(
@@ -298,7 +339,7 @@ def TransmitFile(
     hFile: HANDLE | None,
     nNumberOfBytesToWrite: int,
     nNumberOfBytesPerSend: int,
-    lpOverlapped: OVERLAPPED,
+    lpOverlapped: OVERLAPPED | None,
     lpTransmitBuffers: TRANSMIT_FILE_BUFFERS | None = None,
     dwFlags: int = 0,
 ) -> bool:
@@ -310,8 +351,11 @@ def TransmitFile(
     connection afterwards, with ``TF_REUSE_SOCKET`` as in `DisconnectEx`.
 
     Returned: as `AcceptEx`. The packet's bytes are those of file and buffers together.
+
+    With ``NULL`` for ``lpOverlapped`` it waits, and begins at the file's own position.
     """
-    check_overlapped(lpOverlapped)
+    if lpOverlapped is not None:
+        check_overlapped(lpOverlapped)
     if hFile is not None:
         check_handle("hFile", hFile)
     check_dword("nNumberOfBytesToWrite", nNumberOfBytesToWrite)
@@ -319,6 +363,8 @@ def TransmitFile(
     buffers = TRANSMIT_FILE_BUFFERS() if lpTransmitBuffers is None else lpTransmitBuffers
     parts = (views_of(buffers.Head, False)[0], views_of(buffers.Tail, False)[0])
     sizes = (nNumberOfBytesToWrite, nNumberOfBytesPerSend)
+    if lpOverlapped is None:
+        return succeed(system.transmit_now(hSocket, hFile, sizes, parts, dwFlags))
     return succeed(system.transmit_file(hSocket, hFile, sizes, parts, dwFlags, lpOverlapped).code)
 
 
@@ -329,7 +375,7 @@ def AcceptEx(
     dwReceiveDataLength: int,
     dwLocalAddressLength: int,
     dwRemoteAddressLength: int,
-    lpOverlapped: OVERLAPPED,
+    lpOverlapped: OVERLAPPED | None,
 ) -> bool:
     """Accept a connection into a socket that is there already, and receive its first data.
 
@@ -345,9 +391,11 @@ def AcceptEx(
 
     Returned: True when it has succeeded, else False and the last error: ``ERROR_IO_PENDING`` while
     it is under way. The packet has the listening socket's key and the number of data bytes. It
-    fails with ``ERROR_OPERATION_ABORTED`` when either socket is closed first.
+    fails with ``ERROR_OPERATION_ABORTED`` when either socket is closed first. It is always
+    overlapped: ``ERROR_INVALID_PARAMETER`` with ``NULL`` for ``lpOverlapped``.
     """
-    check_overlapped(lpOverlapped)
+    if lpOverlapped is not None:
+        check_overlapped(lpOverlapped)
     if not isinstance(sAcceptSocket, SOCKET):
         raise TypeError(
             "AcceptEx() accepts into a SOCKET made by WSASocket() or socket(), "
@@ -361,6 +409,8 @@ def AcceptEx(
         raise ValueError(
             f"lpOutputBuffer has {view.nbytes} bytes, the lengths together are {sum(sizes)}"
         )
+    if lpOverlapped is None:
+        return succeed(ERROR_INVALID_PARAMETER)
     return succeed(system.accept_ex(sListenSocket, sAcceptSocket, view, sizes, lpOverlapped).code)
 
 
@@ -380,7 +430,7 @@ def ConnectEx(
     s: AnySocket,
     name: SOCKADDR | tuple[Any, ...],
     lpSendBuffer: Buffer | None,
-    lpOverlapped: OVERLAPPED,
+    lpOverlapped: OVERLAPPED | None,
 ) -> bool:
     """Connect a bound socket, and send the first data.
 
@@ -388,15 +438,18 @@ def ConnectEx(
     once it is connected, or None; the packet's bytes are those of it.
 
     Returned: as `AcceptEx`. ``WSAEINVAL`` for a socket that is not bound. What the network says
-    (``ERROR_CONNECTION_REFUSED``) comes with the packet.
+    (``ERROR_CONNECTION_REFUSED``) comes with the packet. It is always overlapped:
+    ``ERROR_INVALID_PARAMETER`` with ``NULL`` for ``lpOverlapped``.
     """
+    if lpOverlapped is None:
+        return succeed(ERROR_INVALID_PARAMETER)
     check_overlapped(lpOverlapped)
     views = [] if lpSendBuffer is None else views_of(lpSendBuffer, False)
     return succeed(system.connect_ex(s, _structure(s, name), views, lpOverlapped).code)
 
 
 def DisconnectEx(
-    s: AnySocket, lpOverlapped: OVERLAPPED, dwFlags: int = 0, dwReserved: int = 0
+    s: AnySocket, lpOverlapped: OVERLAPPED | None, dwFlags: int = 0, dwReserved: int = 0
 ) -> bool:
     """End a connection, behind what was sent before.
 
@@ -404,8 +457,10 @@ def DisconnectEx(
     go on. ``WSAENOTCONN`` for a socket without a connection.
     ``dwFlags``: with ``TF_REUSE_SOCKET`` the socket can be given to `AcceptEx` or `ConnectEx`
     again.
-    Returned: as `AcceptEx`.
+    Returned: as `AcceptEx`. With ``NULL`` for ``lpOverlapped`` it waits.
     """
+    if lpOverlapped is None:
+        return succeed(system.disconnect_now(s, dwFlags))
     check_overlapped(lpOverlapped)
     return succeed(system.disconnect_ex(s, lpOverlapped, dwFlags).code)
 
@@ -470,6 +525,12 @@ def _do(call: Any) -> int:
 def _counted(answer: tuple[int, int]) -> int:
     code, count = answer
     return _told(code) or count
+
+
+def _done(answer: tuple[int, int]) -> tuple[int, int | None]:
+    """What a call that has waited says."""
+    code, count = answer
+    return (SOCKET_ERROR, None) if _told(code) else (0, count)
 
 
 def _told(code: int) -> int:

@@ -13,6 +13,7 @@ from ..shared.addresses import pack, unpack
 from .constants import AF_INET, AF_INET6, STATUS_PENDING
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
+WritableBuffer: TypeAlias = "bytearray | memoryview | array[Any] | mmap"
 
 
 class IoStatus(Protocol):
@@ -278,8 +279,17 @@ class SOCKADDR_IN(SOCKADDR):
         return IN_ADDR(memoryview(self._memory)[4:8])
 
 
+class IN6_ADDR:
+    """An IPv6 address; ``inet_pton`` fills it in, ``inet_ntop`` makes a text of it."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self, memory: memoryview | None = None) -> None:
+        self._memory = memoryview(bytearray(16)) if memory is None else memory
+
+
 class SOCKADDR_IN6(SOCKADDR):
-    """An IPv6 address and a port; read it with ``address``."""
+    """An IPv6 address and a port; numbers are in network order, as in C."""
 
     __slots__ = ()
 
@@ -287,6 +297,73 @@ class SOCKADDR_IN6(SOCKADDR):
     """Bytes that C has for it."""
     sin6_family = SOCKADDR.sa_family
     """The family, as `SOCKADDR.sa_family`: ``AF_INET6``."""
+
+    @property
+    def sin6_port(self) -> int:
+        """The port in network order: ``htons`` makes it."""
+        return int.from_bytes(self._memory[2:4], sys.byteorder)
+
+    @sin6_port.setter
+    def sin6_port(self, value: int) -> None:
+        self._memory[2:4] = value.to_bytes(2, sys.byteorder)
+
+    @property
+    def sin6_addr(self) -> IN6_ADDR:
+        """The address, in this structure's own memory: what is set there is set here."""
+        return IN6_ADDR(memoryview(self._memory)[8:24])
+
+    @property
+    def sin6_scope_id(self) -> int:
+        """The number of the interface that a link-local address is of, else 0."""
+        return int.from_bytes(self._memory[24:28], sys.byteorder)
+
+    @sin6_scope_id.setter
+    def sin6_scope_id(self, value: int) -> None:
+        self._memory[24:28] = value.to_bytes(4, sys.byteorder)
+
+
+class ADDRINFO:
+    """One address of `getaddrinfo`, or what is wanted of it (its ``pHints``).
+
+    There is no ``ai_next``: `getaddrinfo` returns a list.
+    """
+
+    __slots__ = (
+        *("ai_addr", "ai_addrlen", "ai_canonname", "ai_family", "ai_flags", "ai_protocol"),
+        "ai_socktype",
+    )
+
+    def __init__(self) -> None:
+        self.ai_flags = 0
+        """``AI_PASSIVE``, ``AI_CANONNAME``, ``AI_NUMERICHOST``, ``AI_NUMERICSERV``."""
+        self.ai_family = 0
+        """``AF_INET``, ``AF_INET6``; 0 for either."""
+        self.ai_socktype = 0
+        """``SOCK_STREAM``, ``SOCK_DGRAM``; 0 for any."""
+        self.ai_protocol = 0
+        """``IPPROTO_TCP``, ``IPPROTO_UDP``; 0 for any."""
+        self.ai_addrlen = 0
+        """Bytes that C has for ``ai_addr``."""
+        self.ai_canonname: str | None = None
+        """The host's own name, of the first address with ``AI_CANONNAME``."""
+        self.ai_addr: SOCKADDR | None = None
+        """The address."""
+
+
+class tcp_keepalive:
+    """How an idle connection is looked at: what ``SIO_KEEPALIVE_VALS`` takes."""
+
+    __slots__ = ("keepaliveinterval", "keepalivetime", "onoff")
+
+    def __init__(
+        self, onoff: int = 0, keepalivetime: int = 7_200_000, keepaliveinterval: int = 1000
+    ) -> None:
+        self.onoff = onoff
+        """0 to leave it alone, else to ask the other side now and then."""
+        self.keepalivetime = keepalivetime
+        """Milliseconds without data before the first question, 1 to 0xFFFFFFFF."""
+        self.keepaliveinterval = keepaliveinterval
+        """Milliseconds between questions that are not answered, 1 to 0xFFFFFFFF."""
 
 
 def sockaddr_of(data: bytes | memoryview) -> SOCKADDR:

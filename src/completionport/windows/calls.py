@@ -353,7 +353,7 @@ def _finish_file(channel: ChannelState, flight: Flight, code: int) -> None:
     if code and code != api.ERROR_OPERATION_ABORTED:
         request.fail(api.error(code))
     if flight.extra is None:
-        flight.let_go()
+        flight.unpin()
         request.advance(flight.before + count - request.transferred)
     else:
         file.offset += flight.before + count - request.transferred

@@ -106,6 +106,7 @@ class IocpChannel(ChannelState):
         request.flight = flight
         try:
             call = calls.prepare(self, flight)
+            flight.hold()
             self.scheduler.flights[flight.address] = flight
             code = call()
             if code not in (0, api.ERROR_IO_PENDING):

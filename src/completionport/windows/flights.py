@@ -1,17 +1,14 @@
 """An operation as long as the kernel has it: its OVERLAPPED, and the memory it reads or writes.
 
-The kernel writes to both at any time until its packet is in the queue of the port. So the port's
-scheduler has every flight in a table, from before the call until its packet was taken: whatever the
-program drops, the memory stays where it is. The collector sees all of it, and a port that it takes
-is closed first, which waits for the kernel. What the kernel has not let go by then, and when the
-interpreter ends, stays for good (`keep`).
+The kernel writes to both at any time until its packet is in the queue of the port. So a flight
+holds a reference to itself from before the call until its packet was taken: whatever the program
+drops, and also while the interpreter ends, the memory stays where it is.
 """
 
 from __future__ import annotations
 
 import ctypes
 import socket
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..portable.channels.requests import Request
@@ -48,6 +45,9 @@ _release_buffer.restype = None
 _increase = ctypes.pythonapi.Py_IncRef
 _increase.argtypes = [ctypes.py_object]
 _increase.restype = None
+_decrease = ctypes.pythonapi.Py_DecRef
+_decrease.argtypes = [ctypes.py_object]
+_decrease.restype = None
 
 
 class Channel(Protocol):
@@ -62,8 +62,10 @@ class Flight:
 
     __slots__ = (
         "_buffers",
+        "_held",
         "_overlapped",
-        "_views",
+        "_pins",
+        "_slices",
         "address",
         "before",
         "channel",
@@ -80,9 +82,10 @@ class Flight:
         self._overlapped = OVERLAPPED()
         self.address = ctypes.addressof(self._overlapped)
         self.before = request.transferred
-        # Of our own, which keep the memory where it is: the request may release its views before.
-        self._views: list[memoryview] = []
+        self._pins: list[_Buffer] = []
+        self._slices: list[memoryview] = []
         self._buffers: Any = None
+        self._held = False
         self.space: bytearray | None = None  # memory of ours that the kernel fills
         self.sock: socket.socket | None = None  # of an accept
         self.extra: Any = None  # what else the kernel reads or writes
@@ -113,7 +116,7 @@ class Flight:
                 continue
             if skip:
                 view = view[skip:]
-                self._views.append(view)
+                self._slices.append(view)
                 skip = 0
             left.append(view)
         return left
@@ -130,15 +133,10 @@ class Flight:
 
     def pin(self, view: memoryview, writable: bool) -> tuple[int, int]:
         """Keep a buffer where it is. Returned: its address and its size."""
-        own = memoryview(view)
-        self._views.append(own)
-        buffer = _Buffer()
-        where = ctypes.addressof(buffer)
-        _get_buffer(own, where, _WRITABLE if writable else _SIMPLE)
-        try:
-            return buffer.buf or 0, buffer.len
-        finally:
-            _release_buffer(where)
+        pin = _Buffer()
+        _get_buffer(view, ctypes.addressof(pin), _WRITABLE if writable else _SIMPLE)
+        self._pins.append(pin)
+        return pin.buf or 0, pin.len
 
     def pin_all(self, views: list[memoryview], writable: bool, most: int) -> tuple[int, int]:
         """Make an array of WSABUF of up to ``most`` bytes. Returned: its address and its length."""
@@ -151,14 +149,22 @@ class Flight:
         self._buffers = buffers
         return ctypes.addressof(buffers), len(views)
 
-    def keep(self, _increase: Callable[[Any], None] = _increase) -> None:
-        """The kernel has it, and nobody will wait for that any more: nothing of it ever goes away.
-
-        It works at the end of the interpreter too, when the names of this module are gone.
-        """
+    def hold(self) -> None:
+        """The kernel is about to get it: from now on nothing of it goes away."""
+        self._held = True
         _increase(self)
+
+    def unpin(self) -> None:
+        """The kernel needs the buffers no more."""
+        while self._pins:
+            pin = self._pins.pop()  # named, so that it is there as long as the call is at it
+            _release_buffer(ctypes.addressof(pin))
 
     def let_go(self) -> None:
         """The kernel is done with it, or never got it. The second call does nothing."""
-        while self._views:
-            self._views.pop().release()
+        self.unpin()
+        while self._slices:
+            self._slices.pop().release()
+        if self._held:
+            self._held = False
+            _decrease(self)

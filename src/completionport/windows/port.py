@@ -66,7 +66,6 @@ class IocpCore(Core):
         if is_finalizing():
             # The names of modules may be gone, and threads may have stopped for good with a lock.
             # What the kernel holds stays where it is, and the end of the process takes it back.
-            self.scheduler.keep_flights()
             return
         if self.scheduler.shut():
             for channel in list(self.channels):

@@ -374,7 +374,6 @@ class KernelScheduler:
             if not self.kernel.wait(harvest, AT_ONCE, wait):
                 break
             self._drop(harvest)
-        self.keep_flights()
         with self._lock:
             if not self._waiting - {threading.get_ident()}:
                 self.kernel.close()
@@ -385,11 +384,6 @@ class KernelScheduler:
             strand = self._back.popitem()[0]
             while strand.line:
                 strand.line.popleft().drop()
-
-    def keep_flights(self) -> None:
-        """Leave what the kernel still has to the process."""
-        for flight in list(self.flights.values()):
-            flight.keep()
 
     def _drop(self, harvest: Harvest) -> None:
         """Nobody takes these: the port is closed."""

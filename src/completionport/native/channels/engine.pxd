@@ -75,10 +75,6 @@ cdef struct Operation:
     int code                # completionport.interface.operation.Operation
     void* overlapped        # one reference from the claim until the packet is taken
     Channel* channel        # as `overlapped`, one reference
-    # While the port owns that reference of `overlapped`: `HeldOperations.lock`.
-    HeldOperations* held_in # NULL: it does not. Its owner alone writes this
-    Operation* next_held
-    Operation** held_from   # what points to it: `first`, or `next_held` of the one before
     # All below: the channel's lock until DONE, then whoever takes the packet.
     Operation* next         # in the channel's queue
     Operation* previous
@@ -125,13 +121,6 @@ cdef struct Operation:
     Operation* next_in_line
     Operation* previous_in_line
     bint in_line
-
-cdef struct HeldOperations:
-    # A share of the operations that a port owns. Only attached threads change it, so a collection sees it
-    # stand still: they need the lock among themselves, where there is no GIL.
-    cp_mutex lock
-    Operation* first
-    char apart[48]          # each share has a line of the cache
 
 cdef struct Opening:
     # An open(2) that may be left behind: it owns all its memory. The state is the pool's lock's, the

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport int64_t
 
-from ..channels.engine cimport Channel, Engine, HeldOperations
-from ..primitives.atomics cimport CP_SHARES, cp_mutex
+from ..channels.engine cimport Channel, Engine
+from ..primitives.atomics cimport cp_mutex
 from ..scheduling.scheduler cimport Scheduler
 
 cdef class Core:
@@ -12,7 +12,6 @@ cdef class Core:
     cdef Channel* errands                 # of operations that belong to no handle
     cdef readonly object port_reference   # weak: a port that is dropped closes itself
     cdef Channel* channels                # all of this port: `channels_lock`
-    cdef HeldOperations held[CP_SHARES]   # whose references the port owns; each has its lock
     cdef set tokens                       # of the files associated here; one call at a time each
     cdef cp_mutex channels_lock
     cdef cp_mutex close_lock
@@ -34,10 +33,6 @@ cdef class Core:
     cdef tuple census(self)
     cdef tuple zero_copy_counts(self)
     cdef int close_in_child(self) except -1
-
-cdef class Hold:
-    cdef Core core
-    cdef void* the_core                   # the same, for the collector's visit, which counts no reference
 
 # What stands for the core of a port, or of what belongs to one, that was not initialised: one that is
 # closed, so that whatever needs a port finds out where it would see that anyway.

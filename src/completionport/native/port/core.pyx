@@ -8,8 +8,6 @@ Handles hold the core, the `CompletionPort` holds the core, nothing in the core 
 import os
 import sys
 
-cimport cython
-from cpython.object cimport PyObject, PyTypeObject, traverseproc
 from libc.stdint cimport int64_t
 
 from ..channels.channels cimport channel_close, channel_new, channel_release
@@ -26,7 +24,6 @@ from ..primitives.atomics cimport (
     cp_now_ns,
     cp_peek,
     cp_peek_64,
-    CP_SHARES,
 )
 from ..scheduling import monitor  # the scheduler calls it
 from ..scheduling.scheduler cimport (
@@ -35,15 +32,13 @@ from ..scheduling.scheduler cimport (
     announce_close,
     close_queue,
     enter,
-    has_taken,
     leave,
-    may_take,
     scheduler_new,
     scheduler_release,
     somebody_leads,
     wait_until_alone,
 )
-from ..scheduling.timer_heap cimport VisitReference, close_timers, open_timers, visit_references
+from ..scheduling.timer_heap cimport close_timers, open_timers
 from .operations cimport drop_packet
 
 from ...interface.errors import NOT_INITIALISED, PortClosed, PortForked, system_error
@@ -86,8 +81,6 @@ cdef long length(Operation* operation) noexcept nogil:
     return count
 
 
-# Handles that the collector lets go with it use it to their end. It refers to nothing of the program's.
-@cython.no_gc_clear
 cdef class Core:
     def __cinit__(self, str engine, int concurrency, int pool_threads, object port_reference):
         cdef int error
@@ -254,7 +247,6 @@ cdef class Core:
         if is_finalizing():
             # The interpreter may have stopped a thread inside for good.
             deadline = cp_now_ns() + LAST_PATIENCE_NS
-        may_take(self.scheduler)
         with nogil:
             # A function that the pool runs may close its own port, and can't wait for itself.
             offload_disown(self.errands)
@@ -267,7 +259,6 @@ cdef class Core:
             if locked and alone:
                 packets = close_queue(self.scheduler)
                 timers = close_timers(self.scheduler)
-        has_taken(self.scheduler)
         if not locked:
             # So was one that closes the port, and what it closes goes with the process.
             return 0
@@ -303,57 +294,6 @@ cdef class Core:
             channel = channel.following
         self.engine.type.destroy(self.engine)
         return 0
-
-
-@cython.final
-@cython.no_gc_clear
-cdef class Hold:
-    """What a port object owns, as the collector sees it; whatever lets the port go closes the core.
-
-    Only the port object refers to it. Handles, timers and strands refer to the core, which refers to nothing
-    of the program's: so they keep no port, and a port is garbage when nothing but what it owns refers to it.
-    Its finalizer runs before the collector takes anything apart: then nothing is under way any more.
-    """
-
-    def __cinit__(self, Core core not None):
-        self.core = core
-        self.the_core = <void*> core
-
-    def __del__(self):
-        if self.core is not None:
-            self.core.close()
-
-
-ctypedef int (*Traverse)(PyObject* self, VisitReference visit, void* argument) noexcept
-
-cdef Traverse visit_attributes = <Traverse> (<PyTypeObject*> Hold).tp_traverse
-
-
-cdef int visit_owned(PyObject* self, VisitReference visit, void* argument) noexcept:
-    """The collector's visit, which sees threads stand still, but for those that are not attached.
-
-    What it is shown must be the same each time that it comes during one collection. Operations are: only
-    attached threads change `held`, whatever becomes of the operation meanwhile. Packets and timers are while
-    nobody who is not attached may take one. What is not shown counts as referred to from elsewhere.
-    """
-    cdef Operation* operation
-    cdef void* core = (<Hold> self).the_core
-    cdef int i
-    cdef int result = visit_attributes(self, visit, argument)
-    if result != 0 or (<Core> core).destroyed or (<Core> core).fork_generation != fork_count:
-        # Who closed the port has let go of all, or has left it to a thread that is still at it.
-        return result
-    for i in range(CP_SHARES):
-        operation = (<Core> core).held[i].first
-        while operation != NULL:
-            result = visit(operation.overlapped, argument)
-            if result != 0:
-                return result
-            operation = operation.next_held
-    return visit_references((<Core> core).scheduler, visit, argument)
-
-
-(<PyTypeObject*> Hold).tp_traverse = <traverseproc> visit_owned
 
 
 cdef object nobody():

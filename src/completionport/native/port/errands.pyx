@@ -8,7 +8,6 @@ from ..channels.channels cimport cancel_operations, submit_operation
 from ..channels.engine cimport CP_CLOSE, CP_COPY, CP_OPEN, CP_RESOLVE, CP_STAT, Operation
 from ..channels.lookups cimport lookup_new
 from .core cimport Core
-from .held cimport hold, let_go
 from .operations cimport HandleBase, OverlappedBase, drop_packet
 from .strand cimport Strand
 
@@ -75,12 +74,10 @@ cdef object launch(Core core, OverlappedBase operation):
         raise
     Py_INCREF(operation)
     operation.operation_.overlapped = <void*> operation
-    hold(core.held, &operation.operation_)
     error = submit_operation(core.errands, &operation.operation_)
     core.end()
     if error != 0:
         # The port was closed in between; nothing else fails here.
-        let_go(&operation.operation_)
         Py_DECREF(operation)
         operation.withdraw()
         raise PortClosed() if error == EBADF else system_error(error)

@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 
-cimport cython
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from libc.stdint cimport int64_t, uint32_t
@@ -53,7 +53,6 @@ from ..primitives.atomics cimport (
 )
 from ..scheduling.scheduler cimport is_closed, strand_retain
 from .core cimport Core
-from .held cimport hold, let_go
 from .file_status cimport alignment_of
 from .operations cimport HandleBase, OverlappedBase
 from .strand cimport Strand
@@ -140,16 +139,15 @@ cdef int socket_option(int descriptor, int option) noexcept:
     return value
 
 
-# The collector must take nothing away before __dealloc__: the file is kept as long as it is noted. What is on
-# a circle with a handle is the key's or the file's, which have means of their own.
-@cython.no_gc_clear
 cdef class Handle(HandleBase):
     cdef Core core
     cdef Channel* channel
     cdef object file_
     cdef int number          # of the program's descriptor
     cdef object identity     # what fstat(2) told of it
-    cdef object token        # in the registry of associated files
+    # Owned, but out of the collector's sight, which clears attributes before __dealloc__.
+    cdef PyObject* last_core
+    cdef PyObject* token     # in the registry of associated files
     cdef uint32_t token_gone # atomic: whoever sets it releases the token
     cdef int family          # of a socket, and its type
     cdef int type
@@ -208,7 +206,10 @@ cdef class Handle(HandleBase):
             self.file_ = file
             self.number = number
             self.core = core
-            self.token = token
+            Py_INCREF(core)
+            self.last_core = <PyObject*> core
+            Py_INCREF(token)
+            self.token = <PyObject*> token
             core.tokens.add(token)
             core.adopt(self.channel)
         except BaseException:
@@ -219,18 +220,21 @@ cdef class Handle(HandleBase):
 
     def __dealloc__(self):
         # Nothing is pending: an operation under way would have kept the handle.
-        if self.token is not None:
+        if self.token != NULL:
             self.release_token()
-        if self.channel != NULL and self.core is not None:
-            self.core.forget(self.channel)
+            Py_DECREF(<object> self.token)
+        if self.channel != NULL and self.last_core != NULL:
+            (<Core> self.last_core).forget(self.channel)
+        if self.last_core != NULL:
+            Py_DECREF(<object> self.last_core)
 
     cdef bint release_token(self) except -1:
         """True for the first caller, who may close the file."""
         if not cp_swap_if(&self.token_gone, 0, 1):
             return False
         # No Python code runs here, so no signal handler's exception leaves it half done.
-        taken_files.pop(self.token, None)
-        self.core.tokens.discard(self.token)
+        taken_files.pop(<object> self.token, None)
+        (<Core> self.last_core).tokens.discard(<object> self.token)
         return True
 
     @property
@@ -283,7 +287,6 @@ cdef class Handle(HandleBase):
         self.core.begin()
         Py_INCREF(operation)
         operation.operation_.overlapped = <void*> operation
-        hold(self.core.held, &operation.operation_)
         if may_wait:
             with nogil:
                 error = submit_operation(self.channel, &operation.operation_)
@@ -291,7 +294,6 @@ cdef class Handle(HandleBase):
             error = submit_operation(self.channel, &operation.operation_)
         self.core.end()
         if error != 0:
-            let_go(&operation.operation_)
             Py_DECREF(operation)
             if error == NO_PACKET:
                 operation.conclude()

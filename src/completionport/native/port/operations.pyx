@@ -21,7 +21,7 @@ from cpython.buffer cimport (
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.object cimport PyObject, PyTypeObject, traverseproc
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport free
@@ -72,7 +72,6 @@ from ..scheduling.scheduler cimport (
 )
 from ..scheduling.timer_heap cimport TimedPacket
 from .file_status cimport STATUS_ROOM, status_of
-from .held cimport let_go
 
 from ...interface.error_codes import add_codes
 from ...interface.errors import BACKLOG_IS_FULL, NO_THREAD, OperationAborted, OperationPending, system_error
@@ -580,28 +579,6 @@ cdef class OverlappedBase:
         self.withdraw()
 
 
-ctypedef int (*Visit)(PyObject* object, void* argument) noexcept
-ctypedef int (*Traverse)(PyObject* self, Visit visit, void* argument) noexcept
-
-cdef Traverse visit_attributes = <Traverse> (<PyTypeObject*> OverlappedBase).tp_traverse
-
-
-cdef int visit_buffers_too(PyObject* self, Visit visit, void* argument) noexcept:
-    """The collector's visit: Cython shows it `single` and not `many`. Attached threads alone change them."""
-    cdef Py_buffer* many = (<OverlappedBase> self).many
-    cdef int i
-    cdef int result = visit_attributes(self, visit, argument)
-    if many != NULL:
-        for i in range((<OverlappedBase> self).pinned):
-            # `unpin` lets them go one by one, and may run the program's code in between.
-            if result == 0 and <PyObject*> many[i].obj != NULL:
-                result = visit(<PyObject*> many[i].obj, argument)
-    return result
-
-
-(<PyTypeObject*> OverlappedBase).tp_traverse = <traverseproc> visit_buffers_too
-
-
 cdef inline bint brings_descriptor(Operation* operation) noexcept:
     cdef int code = cp_peek_int(&operation.code)
     return code == CP_ACCEPT or code == CP_OPEN
@@ -677,7 +654,6 @@ cdef OverlappedBase overlapped_of(Packet* packet):
     """The Overlapped of a taken packet; the packet's reference moves to the caller."""
     cdef PyObject* pointer = <PyObject*> (<Operation*> packet).overlapped
     cdef OverlappedBase overlapped = <OverlappedBase> pointer
-    let_go(<Operation*> packet)
     Py_XDECREF(pointer)
     return overlapped
 

@@ -33,17 +33,15 @@ from ..scheduling.scheduler cimport (
     Taken,
     TakeStatus,
     enter,
-    has_taken,
     is_closed,
     leave,
-    may_take,
     post,
     take,
     take_ready,
     thread_is_back,
 )
 from ..scheduling.timer_heap cimport fire_if_due, timers_pending
-from .core cimport Core, Hold, unborn_core
+from .core cimport Core, unborn_core
 from .errands cimport (
     call_function,
     drop_operation,
@@ -158,11 +156,9 @@ cdef Answer answer_of(TakeStatus status) except *:
     return ASK_AGAIN
 
 
-# So that whatever runs late finds a core: it refers to nothing that could be on a circle.
-@cython.no_gc_clear
 cdef class Port:
     cdef Core core
-    cdef Hold hold
+    cdef PyObject* last_core     # the same: the collector may have cleared `core` at the end
     cdef object engine_name
 
     def __cinit__(self):
@@ -181,18 +177,22 @@ cdef class Port:
         )
         self.core.engine.offload.call = call_function
         self.core.engine.offload.drop = drop_operation
-        self.hold = Hold(self.core)
+        Py_INCREF(self.core)
+        self.last_core = <PyObject*> self.core
+
+    def __dealloc__(self):
+        if self.last_core != NULL:
+            (<Core> self.last_core).close()
+            Py_DECREF(<object> self.last_core)
 
     def __del__(self):
-        # A subclass may have one of its own, and leave this one out: then `hold` closes.
-        if is_closed(self.core.scheduler) or self.core.forked():
-            return
-        try:
-            told = f"{self!r} was not closed: call close(), or use it in a with statement"
-        finally:
-            self.core.close()
-        # Without its `source`, by which what shows or keeps the warning would keep the port.
-        warn(told, resource_warning, stacklevel=2)
+        if self.core is not None and not is_closed(self.core.scheduler) and not self.core.forked():
+            warn(
+                f"{self!r} was not closed: call close(), or use it in a with statement",
+                resource_warning,
+                stacklevel=2,
+                source=self,
+            )
 
     def __repr__(self):
         if self.core.unborn:
@@ -330,12 +330,10 @@ cdef class Port:
                 until = cp_now_ns() + SIGNAL_SLICE_NS
                 if deadline != FOREVER:
                     until = min(deadline, until)
-            may_take(scheduler)
             with nogil:
                 status = take(scheduler, until, taken, &arrival)
                 leave(scheduler)
             thread_is_back()
-            has_taken(scheduler)
             if status == TAKE_TIMEOUT and until != deadline:
                 status = TAKE_INTERRUPTED
             answer = answer_of(status)

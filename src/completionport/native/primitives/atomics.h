@@ -120,15 +120,4 @@ static inline void cp_mutex_unlock(cp_mutex *mutex)
         cp_futex_wake(mutex, 1);
 }
 
-/* For what only threads with an attached thread state touch: the GIL is the lock, where there is one. */
-#ifdef Py_GIL_DISABLED
-#define cp_lock_without_gil(mutex) cp_mutex_lock(mutex)
-#define cp_unlock_without_gil(mutex) cp_mutex_unlock(mutex)
-enum { CP_SHARES = 16 };
-#else
-#define cp_lock_without_gil(mutex) ((void)(mutex))
-#define cp_unlock_without_gil(mutex) ((void)(mutex))
-enum { CP_SHARES = 1 };
-#endif
-
 #endif

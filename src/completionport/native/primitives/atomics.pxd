@@ -5,10 +5,6 @@ cdef extern from "atomics.h" nogil:
     void cp_mutex_lock(cp_mutex *mutex) noexcept
     bint cp_mutex_lock_until(cp_mutex *mutex, int64_t deadline_ns) noexcept
     void cp_mutex_unlock(cp_mutex *mutex) noexcept
-    void cp_lock_without_gil(cp_mutex *mutex) noexcept
-    void cp_unlock_without_gil(cp_mutex *mutex) noexcept
-    # Into so many, each with such a lock, goes what all threads change: constant.
-    enum: CP_SHARES
     bint cp_swap_if(uint32_t *word, uint32_t expected, uint32_t wanted) noexcept
     uint32_t cp_load_acquire(const uint32_t *word) noexcept
     uint32_t cp_load_relaxed(const uint32_t *word) noexcept

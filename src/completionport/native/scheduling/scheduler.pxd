@@ -5,7 +5,7 @@ Nothing here touches a Python object: every function runs with or without the GI
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from ..primitives.atomics cimport cp_add_fetch, cp_load_acquire, cp_now_ns, cp_peek_64
+from ..primitives.atomics cimport cp_load_acquire, cp_now_ns, cp_peek_64
 from ..primitives.guard cimport Guard, guard_enter, guard_leave, guard_wait_until_alone
 from ..primitives.light_mutex cimport cp_light_mutex
 from ..primitives.times cimport Times
@@ -136,7 +136,6 @@ cdef struct Scheduler:
     int waiting
     # The rest.
     uint64_t arrivals
-    int takers              # atomic: threads that may take a packet while they are not attached
     Waiter* last_signalled  # of those that are not yet back
     int blocked             # threads that hold a place that does not count
     Strand* strands
@@ -272,16 +271,6 @@ cdef inline bint enter(Scheduler* s) noexcept nogil:
 
 cdef inline void leave(Scheduler* s) noexcept nogil:
     guard_leave(&s.guard)
-
-
-cdef inline void may_take(Scheduler* s) noexcept nogil:
-    """Before a thread lets the GIL go for `take`: from here to `has_taken`, when it has it again, a
-    collection is not shown the packets."""
-    cp_add_fetch(&s.takers, 1)
-
-
-cdef inline void has_taken(Scheduler* s) noexcept nogil:
-    cp_add_fetch(&s.takers, -1)
 
 
 cdef inline bint wait_until_alone(Scheduler* s, int64_t deadline_ns) noexcept nogil:

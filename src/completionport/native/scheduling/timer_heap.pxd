@@ -24,7 +24,3 @@ cdef bint timer_cancel(Scheduler* s, TimedPacket* timed) noexcept nogil
 cdef void fire_if_due(Scheduler* s) noexcept nogil
 cdef size_t timers_pending(Scheduler* s) noexcept nogil
 cdef Packet* close_timers(Scheduler* s) noexcept nogil
-
-# Other than 0 ends the visit, which returns it.
-ctypedef int (*VisitReference)(void* reference, void* argument) noexcept nogil
-cdef int visit_references(Scheduler* s, VisitReference visit, void* argument) noexcept nogil

@@ -16,7 +16,6 @@ from libc.stdlib cimport calloc, free, realloc
 
 from ..primitives.atomics cimport (
     cp_futex_wake,
-    cp_load_int,
     cp_mutex,
     cp_mutex_lock,
     cp_mutex_unlock,
@@ -28,10 +27,6 @@ from ..primitives.atomics cimport (
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from .scheduler cimport (
     NO_TIMER,
-    PACKET_POSTED,
-    PACKET_TIMER,
-    PostedPacket,
-    Strand,
     on_timers,
     push_timed,
 )
@@ -251,64 +246,6 @@ cdef Packet* close_timers(Scheduler* s) noexcept nogil:
     tell_next(s, heap)
     cp_mutex_unlock(&heap.lock)
     return packets
-
-
-cdef int visit_three(
-    VisitReference visit, void* argument, void* transferred, void* key, void* overlapped
-) noexcept nogil:
-    cdef int result = visit(transferred, argument)
-    if result == 0:
-        result = visit(key, argument)
-    if result == 0:
-        result = visit(overlapped, argument)
-    return result
-
-
-cdef int visit_packets(Packet* packet, VisitReference visit, void* argument) noexcept nogil:
-    """A list of them. The scheduler's lock."""
-    cdef PostedPacket* posted
-    cdef TimedPacket* timed
-    cdef int result = 0
-    while packet != NULL and result == 0:
-        if packet.kind == PACKET_POSTED:
-            posted = <PostedPacket*> packet
-            result = visit_three(visit, argument, posted.transferred, posted.key, posted.overlapped)
-        elif packet.kind == PACKET_TIMER:
-            timed = <TimedPacket*> packet
-            result = visit_three(visit, argument, timed.transferred, timed.key, timed.overlapped)
-        packet = packet.next
-    return result
-
-
-cdef int visit_references(Scheduler* s, VisitReference visit, void* argument) noexcept nogil:
-    """Show what timers and posted packets own, unless a thread that is not attached may take one.
-
-    A Timer itself owns nothing of the program's. Both locks: a timer is in one of the two places. ``visit``
-    runs nothing of the program's. The caller is attached.
-    """
-    cdef TimerHeap* heap = <TimerHeap*> s.timers
-    cdef TimedPacket* timed
-    cdef Strand* strand
-    cdef size_t i
-    cdef int result = 0
-    if cp_load_int(&s.takers) != 0:
-        return 0
-    cp_mutex_lock(&heap.lock)
-    cp_light_mutex_lock(&s.lock)
-    for i in range(heap.count):
-        timed = heap.entries[i].timed
-        result = visit_three(visit, argument, timed.transferred, timed.key, timed.overlapped)
-        if result != 0:
-            break
-    if result == 0:
-        result = visit_packets(s.head, visit, argument)
-    strand = s.strands
-    while strand != NULL and result == 0:
-        result = visit_packets(strand.head, visit, argument)
-        strand = strand.following
-    cp_light_mutex_unlock(&s.lock)
-    cp_mutex_unlock(&heap.lock)
-    return result
 
 
 on_timers(fire)

@@ -23,9 +23,7 @@ from ..scheduling.scheduler cimport (
     Taken,
     TakeStatus,
     enter,
-    has_taken,
     leave,
-    may_take,
     take,
     take_ready,
     thread_is_back,
@@ -127,11 +125,9 @@ cdef class WorkingCore:
                 status = TAKE_PACKET
                 if not take_ready(scheduler, &taken, False):
                     arrival = 0
-                    may_take(scheduler)
                     with nogil:
                         status = take(scheduler, cp_peek_64(&self.next_tick), &taken, &arrival)
                     thread_is_back()
-                    has_taken(scheduler)
                 if (
                     status == TAKE_PACKET and taken.packet != NULL
                     and taken.packet.kind == PACKET_STREAM and not stream_of(taken.packet).listens

@@ -52,19 +52,6 @@ from .core import Core
 from .errands import new_request, start
 
 
-class _Hold:
-    """Whatever lets the port object go closes the port. Only the port refers to it."""
-
-    __slots__ = ("_core",)
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-
-    def __del__(self) -> None:
-        if not self._core.closed:
-            self._core.close()
-
-
 class PortablePort(CompletionPort):
     """A completion port in Python."""
 
@@ -81,22 +68,19 @@ class PortablePort(CompletionPort):
         check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
         count = check_concurrency(concurrency)
         self._core = type(self).CORE(self, count or default_concurrency(), pool_threads)
-        self._hold = _Hold(self._core)
 
     def __del__(self) -> None:
-        # A subclass may have one of its own, and leave this one out: then `_hold` closes.
         core = self._core
         if core is None or core.closed:
             return
-        forked, told = core.forked, ""
         try:
-            told = f"{self!r} was not closed: call close(), or use it in a with statement"
+            # When the interpreter ends, the names of modules may be gone.
+            if not core.forked and warnings is not None:
+                warnings.warn(
+                    f"unclosed completion port {self!r}", ResourceWarning, stacklevel=2, source=self
+                )
         finally:
             core.close()
-        # Without its `source`, by which what shows or keeps the warning would keep the port.
-        # When the interpreter ends, the names of modules may be gone.
-        if not forked and warnings is not None:
-            warnings.warn(told, ResourceWarning, stacklevel=2)
 
     @property
     def concurrency(self) -> int:

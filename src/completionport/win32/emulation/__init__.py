@@ -38,7 +38,9 @@ from ..outcomes import Started, Taken
 from ..structures import HANDLE, OVERLAPPED, SYSTEM_INFO
 from . import manager
 from .files import SUCCESS, FileObject, Port, Request
+from .handles import EngineHandles
 from .lookup import file_of, on_file, place_of, transfer
+from .options import EngineOptions
 from .requests import Read, Send
 from .sockets import EngineSockets
 from .waiting import Event, Thread, Waitable, wait_for
@@ -52,7 +54,7 @@ DISPOSITIONS = {
 }
 
 
-class EngineSystem(EngineSockets):
+class EngineSystem(EngineSockets, EngineHandles, EngineOptions):
     """`completionport.win32.system.System` on the engine that a `CompletionPort` takes."""
 
     def __init__(self) -> None:

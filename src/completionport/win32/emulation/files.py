@@ -15,8 +15,10 @@ import os
 import socket
 import stat
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, TypeAlias
 
 from ...interface.error_codes import Codes, codes_of
@@ -85,6 +87,12 @@ class Port:
         return True
 
 
+class Unheard(OVERLAPPED):
+    """Of an operation whose call waits for its end: no packet tells of it."""
+
+    __slots__ = ()
+
+
 class Request(Waitable):
     """One operation of the program; it is signalled when it has completed."""
 
@@ -105,6 +113,8 @@ class Request(Waitable):
         # The file's lock:
         self.step: manager.Step | None = None
         self.steps = 0
+        self.quiet = isinstance(overlapped, Unheard)  # constant: no packet tells of it
+        self.thread = get_ident()  # constant: who has started it, for CancelIo
         self.more_steps = False  # the one under way is not the last
         self.cancelled = False
         self.aborted = ABORTED  # what it is told when it was stopped
@@ -244,7 +254,7 @@ class FileObject:
         self.connecting: Request | None = None  # the ConnectEx that has not connected it yet
         self.threads_inside = 0  # in a call that may wait
         self.passed_over: list[socket.socket] = []  # accepted by an AcceptEx that has failed
-        self.had_peer = False
+        self.connected_at: float | None = None  # of `time.monotonic`'s clock; None: it never was
         self.bound = False  # it is known to have an address
         self.lost = 0  # the errno with which the connection ended
         self.sends_shut = False
@@ -263,6 +273,18 @@ class FileObject:
 
     def __repr__(self) -> str:
         return f"{'socket' if self.is_socket else 'file'} {self.number}"
+
+    @property
+    def had_peer(self) -> bool:
+        """Whether it is or was a connection. Lock held."""
+        return self.connected_at is not None
+
+    @had_peer.setter
+    def had_peer(self, value: bool) -> None:
+        if not value:
+            self.connected_at = None
+        elif self.connected_at is None:
+            self.connected_at = time.monotonic()
 
     @property
     def handle(self) -> Handle:
@@ -287,6 +309,7 @@ class FileObject:
             raise OperationAborted
         os.dup2(other.fileno(), self.number, inheritable=False)
         self._drop_handle()
+        self.connected_at = None
         self.had_peer = self.bound = has_peer(other)
         self.lost = 0
         self.sends_shut = self.receives_shut = False
@@ -356,7 +379,7 @@ class FileObject:
         """Put the packet into the port's queue, where there is a port by now. Lock held."""
         # Each holds the other from the call to here.
         overlapped, request.overlapped = request.overlapped, None
-        if self.port is not None:
+        if self.port is not None and not request.quiet:
             self.port.deliver(request.count, self.key, overlapped, request.codes)
 
     def codes_for(self, error: OSError) -> Codes:
@@ -427,13 +450,16 @@ class FileObject:
         elif not any(request.take_over(connection) for request in list(self.requests)):
             self.passed_over.append(connection)
 
-    def cancel(self, overlapped: OVERLAPPED | None) -> int:
-        """Stop one operation, or all. Returned: a Windows code."""
+    def cancel(self, overlapped: OVERLAPPED | None, thread: int | None = None) -> int:
+        """Stop one operation, or all, or all that a thread has started: a Windows code."""
         with self.lock:
             if self.closed:
                 return ERROR_INVALID_HANDLE
             wanted = [
-                one for one in self.requests if overlapped is None or one.overlapped is overlapped
+                one
+                for one in self.requests
+                if (overlapped is None or one.overlapped is overlapped)
+                and (thread is None or one.thread == thread)
             ]
             asked = [one.cancel() for one in wanted]
         return 0 if any(asked) else ERROR_NOT_FOUND

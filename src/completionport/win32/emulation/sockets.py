@@ -73,6 +73,9 @@ class EngineSockets:
             with file.lock:
                 file.threads_inside -= 1
 
+    def note_connection(self, sock: socket.socket) -> None:
+        file_of_socket(sock)
+
     def blocking(
         self, sock: socket.socket, takes_input: bool, call: Callable[[], int]
     ) -> tuple[int, int]:

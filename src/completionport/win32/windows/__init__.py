@@ -83,6 +83,7 @@ from .api import (
     wsa_socket,
     wsa_startup,
 )
+from .handles import WindowsHandles
 from .objects import (
     File,
     Io,
@@ -99,18 +100,15 @@ from .objects import (
     on_socket,
     set_key,
     settle,
+    size_of_name,
     start,
     unset_key,
 )
+from .options import WindowsOptions
 from .waits import code_of, take, wait_for_objects, wait_for_result
 
 
-def size_of_name(name: SOCKADDR) -> int:
-    """Bytes of the address in it."""
-    return 28 if name.sa_family == socket.AF_INET6 else 16
-
-
-class WindowsSystem:
+class WindowsSystem(WindowsHandles, WindowsOptions):
     """`completionport.win32.system.System` as Windows has it."""
 
     def __init__(self) -> None:
@@ -235,6 +233,9 @@ class WindowsSystem:
     ) -> tuple[int, int | None]:
         value = wsa_socket(family, kind, protocol, None, 0, flags | NO_HANDLE_INHERIT)
         return (last_error(), None) if value == NO_SOCKET else (0, value)
+
+    def note_connection(self, sock: socket.socket) -> None:
+        """Windows knows."""
 
     def set_synchronous(self, sock: socket.socket) -> None:
         """Windows knows."""
@@ -488,7 +489,7 @@ class WindowsSystem:
         code = last_error()
         if value is None or value == NO_HANDLE:
             return code, None
-        return (code if code == ERROR_ALREADY_EXISTS else 0), HANDLE(File(value))
+        return (code if code == ERROR_ALREADY_EXISTS else 0), HANDLE(File(value, flags))
 
     def read(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED

@@ -141,3 +141,15 @@ get_accept_addresses = declare(
 )
 CONNECT_EX = (WSAID_CONNECTEX, ConnectEx_TYPE)
 DISCONNECT_EX = (WSAID_DISCONNECTEX, DisconnectEx_TYPE)
+cancel_io = declare(kernel32, "CancelIo", BOOL, HANDLE_VALUE)
+flush_file_buffers = declare(kernel32, "FlushFileBuffers", BOOL, HANDLE_VALUE)
+format_message = declare(
+    kernel32,
+    *("FormatMessageW", DWORD, DWORD, c_void_p, DWORD, DWORD, ctypes.c_wchar_p, DWORD, c_void_p),
+)
+ioctl_socket = declare(
+    ws2_32, "ioctlsocket", c_int, SOCKET_VALUE, ctypes.c_long, POINTER(ctypes.c_ulong)
+)
+get_option = declare(
+    ws2_32, "getsockopt", c_int, SOCKET_VALUE, c_int, c_int, c_void_p, POINTER(c_int)
+)

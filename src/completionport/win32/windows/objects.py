@@ -34,7 +34,7 @@ from ..constants import (
     WSAENOTSOCK,
 )
 from ..outcomes import Started, is_warning
-from ..structures import HANDLE, OVERLAPPED
+from ..structures import HANDLE, OVERLAPPED, SOCKADDR
 from .api import STATUS_UNSUCCESSFUL
 
 STATUS_CANCELLED = 0xC0000120
@@ -69,8 +69,9 @@ class Waitable:
 class File:
     """What is known of a socket or of a file's handle."""
 
-    def __init__(self, value: int) -> None:
+    def __init__(self, value: int, flags: int = 0) -> None:
         self.value = value
+        self.flags = flags  # of `CreateFile`; constant
         self.number = 0  # its completion key, 0 before it was associated; set once
         self.key: Any = None
         self.modes = 0
@@ -186,6 +187,11 @@ def buffers_of(views: list[memoryview], memory: list[Any]) -> Any:
         entry.buf = memory_of(view, memory)
     memory.append(array)
     return array
+
+
+def size_of_name(name: SOCKADDR) -> int:
+    """Bytes of the address in it."""
+    return 28 if name.sa_family == socket.AF_INET6 else 16
 
 
 def file_of_socket(sock: socket.socket) -> File | None:
