@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import select
+import socket
 import time
 
 from completionport import Handler
-from support import LONG, wait_until
+from support import LONG, RESET_ON_CLOSE, wait_until
 
 
 class Silent(Handler):
@@ -76,6 +77,12 @@ class Echo(Recorder):
     def received(self, connection, data):
         super().received(connection, data)
         connection.send(data)
+
+
+def reset(client):
+    """Close with a RST."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
 
 
 def fill(client, most=64_000_000):

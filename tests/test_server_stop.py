@@ -273,3 +273,314 @@ class TestDatagrams:
             assert [client.recv(100) for _ in range(3)] == [b"answer"] * 3
             thread.outcome()
         assert handler.refused is None
+
+
+class Keeping(Recorder):
+    """It is asked, and keeps the connection."""
+
+    def stopping(self, connection):
+        self.events.append(("stopping", connection, None))
+
+
+@pytest.fixture(params=[1, 4], ids=["one at a time", "several at a time"])
+def served(request, serve):
+    def served(handler, **options):
+        return serve(handler, concurrency=request.param, workers=4, **options)
+
+    return served
+
+
+class TestStopping:
+    def test_who_keeps_it_answers_from_another_thread(self, served, dial):
+        handler = Keeping()
+        server = served(handler)
+        client = dial(server)
+        client.sendall(b"question")
+        wait_until(lambda: handler.count("received"))
+        thread = Background(server.stop, LONG)
+        wait_until(lambda: handler.count("stopping"))
+        connection = handler.first()
+        assert not connection.closing
+        connection.send(b"answer")
+        connection.close()
+        assert read_to_end(client) == b"answer"
+        client.close()
+        thread.outcome()
+        assert handler.names() == ["connected", "received", "stopping", "closed"]
+        assert handler.end() is None
+
+    def test_it_is_served_on(self, served, dial):
+        class Echoing(Keeping):
+            def received(self, connection, data):
+                super().received(connection, data)
+                connection.send(data)
+
+        handler = Echoing()
+        server = served(handler)
+        client = dial(server)
+        handler.first()
+        thread = Background(server.stop, LONG)
+        wait_until(lambda: handler.count("stopping"))
+        for _ in range(3):
+            client.sendall(b"question")
+            assert client.recv(100) == b"question"
+        client.shutdown(socket.SHUT_WR)
+        assert read_to_end(client) == b""
+        client.close()
+        thread.outcome()
+        assert handler.names()[-3:] == ["received", "end_of_stream", "closed"]
+
+    def test_a_long_answer_is_streamed_to_its_end(self, served, dial):
+        whole = pattern(20_000_000)
+
+        class Streaming(Keeping):
+            def received(self, connection, data):
+                super().received(connection, data)
+                connection.state = 0
+                self.go_on(connection)
+
+            def drained(self, connection):
+                self.go_on(connection)
+
+            def go_on(self, connection):
+                while connection.state < len(whole) and connection.send_queue_size < 300_000:
+                    connection.send(whole[connection.state : connection.state + 100_000])
+                    connection.state += 100_000
+                if connection.state == len(whole):
+                    connection.close()
+
+        handler = Streaming()
+        server = served(handler)
+        client = dial(server, buffer=65536)
+        client.sendall(b"question")
+        wait_until(lambda: handler.count("received"))
+        thread = Background(server.stop, LONG)
+        wait_until(lambda: handler.count("stopping"))
+        assert read_to_end(client) == whole
+        client.close()
+        thread.outcome()
+
+    def test_it_comes_in_order_behind_the_callback_at_work(self, served, dial):
+        class Slow(Keeping):
+            def received(self, connection, data):
+                super().received(connection, data)
+                with connection.server.completion_port.blocking():
+                    inside.set()
+                    assert go_on.wait(LONG)
+                self.events.append(("over", connection, None))
+
+            def stopping(self, connection):
+                super().stopping(connection)
+                connection.close()
+
+        handler, inside, go_on = Slow(), threading.Event(), threading.Event()
+        server = served(handler)
+        client = dial(server)
+        client.sendall(b"question")
+        assert inside.wait(LONG)
+        thread = stopping(server)
+        go_on.set()
+        assert read_to_end(client) == b""
+        client.close()
+        thread.outcome()
+        assert handler.names() == ["connected", "received", "over", "stopping", "closed"]
+
+    def test_who_is_just_being_welcomed_is_asked_behind_it(self, served, dial):
+        class Slow(Keeping):
+            def connected(self, connection):
+                super().connected(connection)
+                with connection.server.completion_port.blocking():
+                    inside.set()
+                    assert go_on.wait(LONG)
+
+            def stopping(self, connection):
+                super().stopping(connection)
+                connection.send(b"bye")
+                connection.close()
+
+        handler, inside, go_on = Slow(), threading.Event(), threading.Event()
+        server = served(handler)
+        client = dial(server)
+        assert inside.wait(LONG)
+        thread = stopping(server)
+        go_on.set()
+        assert read_to_end(client) == b"bye"
+        client.close()
+        thread.outcome()
+        assert handler.names() == ["connected", "stopping", "closed"]
+
+    def test_everybody_is_asked_once(self, served, dial):
+        handler = Keeping()
+        server = served(handler)
+        clients = [dial(server) for _ in range(50)]
+        wait_until(lambda: handler.count("connected") == 50)
+        thread = Background(server.stop, LONG)
+        wait_until(lambda: handler.count("stopping") == 50)
+        for client in clients:
+            client.close()
+        thread.outcome()
+        asked = [connection for name, connection, _ in handler.events if name == "stopping"]
+        assert len(set(asked)) == len(asked) == 50
+
+    def test_a_paused_one_is_asked_too(self, served, dial):
+        class Paused(Keeping):
+            def received(self, connection, data):
+                super().received(connection, data)
+                if data == b"question":
+                    connection.pause()
+
+        handler = Paused()
+        server = served(handler)
+        client = dial(server)
+        client.sendall(b"question")
+        wait_until(lambda: handler.count("received"))
+        client.sendall(b"more")
+        thread = Background(server.stop, LONG)
+        wait_until(lambda: handler.count("stopping"))
+        handler.first().resume()
+        wait_until(lambda: handler.data() == b"questionmore")
+        client.close()
+        thread.outcome()
+
+    def test_one_whose_peer_has_ended_its_side_is_asked_too(self, served, dial):
+        class HalfClosed(Keeping):
+            def end_of_stream(self, connection):
+                self.events.append(("end_of_stream", connection, None))
+
+        handler = HalfClosed()
+        server = served(handler)
+        client = dial(server)
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: handler.count("end_of_stream"))
+        thread = Background(server.stop, LONG)
+        wait_until(lambda: handler.count("stopping"))
+        handler.first().send(b"answer")
+        handler.first().close()
+        assert read_to_end(client) == b"answer"
+        thread.outcome()
+
+    def test_one_that_is_closing_is_not_asked(self, served, dial):
+        class Long(Keeping):
+            def received(self, connection, data):
+                super().received(connection, data)
+                connection.send(pattern(8_000_000))
+                connection.close()
+
+        handler = Long()
+        server = served(handler)
+        busy, lingering = dial(server, buffer=65536), dial(server)
+        busy.sendall(b"question")
+        wait_until(lambda: handler.count("received"))
+        wait_until(lambda: handler.count("connected") == 2)
+        (sender,) = [one for name, one, _ in handler.events if name == "received"]
+        wait_until(lambda: sender.closing)
+        (other,) = [one for one in handler.connections if one is not sender]
+        other.close()
+        assert read_to_end(lingering) == b""
+        thread = stopping(server)
+        assert read_to_end(busy) == pattern(8_000_000)
+        busy.close()
+        lingering.close()
+        thread.outcome()
+        assert handler.count("stopping") == 0
+
+    def test_what_is_left_after_the_grace_is_aborted(self, served, dial):
+        handler = Keeping()
+        server = served(handler)
+        clients = [dial(server) for _ in range(3)]
+        wait_until(lambda: handler.count("connected") == 3)
+        began = time.monotonic()
+        server.stop(0.5)
+        assert 0.4 < time.monotonic() - began < 5
+        assert handler.count("stopping") == 3
+        assert [error for name, _, error in handler.events if name == "closed"] == [None] * 3
+        for client in clients:
+            with contextlib.suppress(ConnectionResetError):
+                assert read_to_end(client) == b""
+
+    def test_no_grace_asks_nobody(self, served, dial):
+        handler = Keeping()
+        server = served(handler)
+        _clients = [dial(server) for _ in range(3)]
+        wait_until(lambda: handler.count("connected") == 3)
+        server.stop(0)
+        assert handler.count("stopping") == 0
+        assert handler.count("closed") == 3
+
+    def test_an_exception_ends_its_connection(self, served, dial, caplog):
+        class Failing(Keeping):
+            def stopping(self, connection):
+                super().stopping(connection)
+                raise ValueError("a mistake")
+
+        handler = Failing()
+        server = served(handler)
+        _client = dial(server)
+        handler.first()
+        began = time.monotonic()
+        server.stop(LONG)
+        assert time.monotonic() - began < LONG / 2
+        assert isinstance(handler.end(), ValueError)
+        assert "exception in a callback" in caplog.text
+
+    def test_it_may_be_an_attribute_of_the_object(self, served, dial):
+        handler = Recorder()
+        handler.stopping = lambda connection: (connection.send(b"bye"), connection.close())
+        server = served(handler)
+        client = dial(server)
+        handler.first()
+        thread = Background(server.stop, LONG)
+        assert read_to_end(client) == b"bye"
+        client.close()
+        thread.outcome()
+
+    def test_it_may_do_as_the_base_does(self, served, dial):
+        class Telling(Keeping):
+            def stopping(self, connection):
+                Keeping.stopping(self, connection)
+                connection.send(b"bye")
+                super(Keeping, self).stopping(connection)
+
+        handler = Telling()
+        server = served(handler)
+        client = dial(server)
+        handler.first()
+        thread = Background(server.stop, LONG)
+        assert read_to_end(client) == b"bye"
+        client.close()
+        thread.outcome()
+
+    def test_a_stop_by_a_callback_asks_as_well(self, served, dial):
+        class Stopping(Keeping):
+            def received(self, connection, data):
+                super().received(connection, data)
+                connection.server.stop(LONG)
+
+            def stopping(self, connection):
+                super().stopping(connection)
+                connection.send(b"bye")
+                connection.close()
+
+        handler = Stopping()
+        server = served(handler)
+        client, other = dial(server), dial(server)
+        wait_until(lambda: handler.count("connected") == 2)
+        client.sendall(b"stop")
+        assert read_to_end(client) == read_to_end(other) == b"bye"
+        client.close()
+        other.close()
+        server.stop()
+        assert handler.count("stopping") == 2
+
+    def test_no_new_connection_comes_meanwhile(self, served, dial):
+        handler = Keeping()
+        server = served(handler)
+        client = dial(server)
+        handler.first()
+        thread = Background(server.stop, LONG)
+        wait_until(lambda: handler.count("stopping"))
+        with pytest.raises((ConnectionError, TimeoutError)):
+            dial(server)
+        client.close()
+        thread.outcome()
+        assert handler.count("connected") == 1

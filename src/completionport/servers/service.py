@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import abc
 import contextlib
 import os
@@ -41,6 +42,11 @@ PRIVILEGED = 1024
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if sys.platform == "win32":
     STOP_SIGNALS.append(signal.SIGBREAK)
+else:
+    STOP_SIGNALS.append(signal.SIGHUP)
+
+LAST_PATIENCE = 0.5
+"""Seconds that a second signal leaves for the end, before threads are left behind."""
 
 _PORT_NUMBERS = (
     *("queued", "taken", "waiting", "running", "blocked", "replaced", "wakeups"),
@@ -144,11 +150,13 @@ class Service(Unique):
             threading.Thread(target=self._core.work, name=f"completionport-worker-{number}")
             for number in range(1, (workers or self._default_workers()) + 1)
         ]
+        self._let_go = threading.Event()  # the process may end
+        self._keeper = threading.Thread(target=self._let_go.wait, name="completionport-server")
         # Guards `_started`, `_stopping` and `_waker`. The handler of a signal may call `stop` too.
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._waker: socket.socket | None = None
-        self._signalled = False  # written by the signal handler only
+        self._signals = _NO_SIGNALS  # written by `serve_forever` only
         self._started = False
         self._stopping = False
         self._stop_asked = threading.Event()
@@ -179,43 +187,76 @@ class Service(Unique):
                 if self._socket.fileno() < 0:
                     raise ValueError("the server's socket was closed before the start")
                 self._prepare()
-                self._start_workers()
-                self._core.listen(self._socket)
+                if self._start_workers():
+                    self._core.listen(self._socket)
             except BaseException:
                 # Workers for whom nothing will come would keep the process alive.
                 self.stop(0)
                 raise
 
-    def _start_workers(self) -> None:
-        for number, thread in enumerate(self._threads, 1):
+    def _start_workers(self) -> bool:
+        """False: a signal says that they are not wanted any more.
+
+        They are daemons, which end with the process where a second signal finds one in a callback
+        that does not come back. Until then another thread keeps the process, which waits only.
+        """
+        threads = self._threads
+        # An isolated subinterpreter has no daemons, and gets no signals.
+        if getattr(_thread, "daemon_threads_allowed", lambda: True)():
+            if not any(thread.daemon for thread in threads):
+                threads = [*threads, self._keeper]
+            for thread in self._threads:
+                thread.daemon = True
+        for number, thread in enumerate(threads, 1):
+            if self._signals.count:
+                return False
             try:
                 thread.start()
             except RuntimeError as error:
+                count = len(self._threads)
+                which = f"number {number} of {count} workers" if number <= count else "one more"
                 raise RuntimeError(
-                    f"{error}: the system refuses number {number} of {len(self._threads)} workers. "
+                    f"{error}: the system refuses {which}. "
                     "Ask for fewer, or raise the limits of threads and memory (ulimit -a)"
                 ) from error
+        return True
 
     def serve_forever(self, grace: float = 5.0) -> None:
-        """Start, and serve until `stop` is called or SIGINT or SIGTERM (on Windows also
-        SIGBREAK, which is Ctrl-Break) comes; then stop.
+        """Start, and serve until `stop` is called or a signal comes; then stop.
 
-        ``grace`` as for `stop`. Signals end it only in the main thread, where their handlers are
-        restored afterwards.
+        ``grace`` as for `stop`. The signals are SIGINT, SIGTERM and SIGHUP (on Windows SIGBREAK,
+        which is Ctrl-Break, in its place); SIGHUP only where the program has left it what the
+        system does with it. They end it only in the main thread, where their handlers are restored
+        afterwards. A second signal, whichever, cuts the grace off: the connections are aborted, and
+        where that does not end the server at once, since a callback does not come back, the
+        process need not wait for its threads any more.
+
+        Raised: `SystemExit` with 128 and the number of the second signal, within a second;
+        otherwise as for `start` and `stop`.
         """
-        with self._signals() as wait:
+        check_seconds("grace", grace)
+        with self._heeding_signals() as signals:
+            self._signals = signals
             if not self._started:
                 self.start()
-            wait()
-        self.stop(grace)
+            signals.wait(self._stop_asked, 1)
+            self._ask_to_stop(grace)
+            if not signals.wait(self._stopped, 2):
+                self._cut_short()
+                raise SystemExit(128 + signals.number)
 
     def stop(self, grace: float = 5.0) -> None:
         """Take nothing new, end what there is, end the workers, close the port.
 
-        ``grace``: seconds, 0 or more, that callbacks at work have for their answers, and what is
-        queued for the peers has to go out; then it is dropped, and what is sent is refused
-        (`ConnectionClosed`), as it is at once where no callback is at work. Nothing more is
-        received. The call returns when all is over, which takes as long as the callbacks do;
+        ``grace``: seconds, 0 or more, for what there is to come to its end. A `Server` calls
+        `Handler.stopping` for each connection that is open, in its order: behind the callback that
+        is at work, which may still answer. Unless overridden that closes the connection: nothing
+        more is received, and what is queued goes out. Who overrides it may keep it, to answer
+        later. A `DatagramServer` receives no more, and closes when its callbacks are over. After
+        the grace the rest is aborted: what is queued is dropped, and what is sent is refused
+        (`ConnectionClosed`). With 0 that is at once, and nobody is asked.
+
+        The call returns when all is over, which takes as long as the callbacks do;
         called in a callback, it returns at once and the rest is done behind it. Calling again
         waits for the end, and does nothing more. An exception of a signal handler ends the
         waiting only.
@@ -225,17 +266,23 @@ class Service(Unique):
         check_seconds("grace", grace)
         if os.getpid() != self._process:
             raise PortForked
+        self._ask_to_stop(grace)
+        if threading.current_thread() not in self._threads:
+            self._stopped.wait()
+
+    def _ask_to_stop(self, grace: float) -> None:
         self._stop_asked.set()
         with self._lock:
             first, self._stopping = not self._stopping, True
-            if self._waker is not None:
-                with contextlib.suppress(BlockingIOError):
-                    self._waker.send(b"\0")
+            self._wake()
         if first:
             # By a thread of its own: a worker can't wait for itself, nor can a signal's handler for
             # what it has interrupted.
             stopping = threading.Thread(
-                target=self._stop, args=(grace,), name="completionport-stop"
+                target=self._stop,
+                args=(grace,),
+                name="completionport-stop",
+                daemon=self._threads[0].daemon,
             )
             try:
                 stopping.start()
@@ -243,16 +290,27 @@ class Service(Unique):
                 if threading.current_thread() in self._threads:
                     raise
                 self._stop(grace)
-        if threading.current_thread() not in self._threads:
-            self._stopped.wait()
+
+    def _wake(self) -> None:
+        """Have `serve_forever` look up. Lock held."""
+        if self._waker is not None:
+            with contextlib.suppress(BlockingIOError):
+                self._waker.send(b"\0")
+
+    def _cut_short(self) -> None:
+        """A second signal: nobody has time any more."""
+        self._core.abort_connections()
+        if not self._stopped.wait(LAST_PATIENCE):
+            self._let_go.set()
 
     def _stop(self, grace: float) -> None:
         try:
             if self._started:
                 self._core.stop_listening()
                 self._socket.close()
-                self._core.close_connections()
-                if not self._core.wait_closed(grace):
+                if grace:
+                    self._core.close_connections()
+                if not grace or not self._core.wait_closed(grace):
                     self._core.abort_connections()
                     # A callback that does not come back must not hold the end up for ever.
                     self._core.wait_closed(max(grace, 1.0))
@@ -265,6 +323,9 @@ class Service(Unique):
             self._socket.close()
             self._port.close()
             self._stopped.set()
+            self._let_go.set()
+            with self._lock:
+                self._wake()
 
     def stats(self) -> dict[str, Any]:
         """The core's numbers, and those of the port that tell of the workers."""
@@ -281,39 +342,65 @@ class Service(Unique):
             self.stop()
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[Callable[[], object]]:
-        """Let SIGINT and SIGTERM ask for the end, in the main thread; gives how to wait for it."""
+    def _heeding_signals(self) -> Iterator[_Signals]:
+        """Count the signals that ask for the end, in the main thread."""
         if threading.current_thread() is not threading.main_thread():
-            yield self._stop_asked.wait
+            yield _Signals(None)
             return
-
-        # The operating system may give the signal to a worker, and then nothing would interrupt
-        # a lock that the main thread waits for. A descriptor is written to in any case.
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._signalled = True
-
-        def wait() -> None:
-            while not (self._signalled or self._stop_asked.is_set()):
-                select.select([reader], [], [])
-                with contextlib.suppress(BlockingIOError):
-                    reader.recv(4096)
-
         reader, writer = socket.socketpair()
         with reader, writer:
             reader.setblocking(False)
             writer.setblocking(False)
-            before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+            signals = _Signals(reader)
+            before = {
+                number: signal.signal(number, signals.came)
+                for number in STOP_SIGNALS
+                # A program that knows what it means goes on, as one under nohup does.
+                if number != _HANG_UP or signal.getsignal(number) is signal.SIG_DFL
+            }
             descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
             with self._lock:
                 self._waker = writer
             try:
-                yield wait
+                yield signals
             finally:
                 with self._lock:
                     self._waker = None
                 signal.set_wakeup_fd(descriptor)
                 for number, handler in before.items():
                     signal.signal(number, handler)
+
+
+class _Signals:
+    """The signals that have asked a server for its end, and the wait for them."""
+
+    def __init__(self, reader: socket.socket | None) -> None:
+        self.count = 0  # written by the handler only
+        self.number = 0  # of the last one
+        # The operating system may give a signal to a worker, and then nothing would interrupt a
+        # lock that the main thread waits for. A descriptor is written to in any case.
+        self._reader = reader
+
+    def came(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        self.number = number
+        self.count += 1
+
+    def wait(self, event: threading.Event, most: int) -> bool:
+        """Until the event is set: True. False: so many signals have come, and it is not."""
+        if self._reader is None:
+            return event.wait()
+        while not event.is_set():
+            if self.count >= most:
+                return False
+            select.select([self._reader], [], [])
+            with contextlib.suppress(BlockingIOError):
+                self._reader.recv(4096)
+        return True
+
+
+_HANG_UP = getattr(signal, "SIGHUP", None)
+_NO_SIGNALS = _Signals(None)
 
 
 def bound_socket(

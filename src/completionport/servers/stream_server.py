@@ -58,12 +58,23 @@ class Handler:
         sends a long answer piece by piece closes behind the last one.
         """
 
+    def stopping(self, connection: Connection) -> None:
+        """The server stops, by `Server.stop` or a signal. Unless overridden, this closes.
+
+        It comes once for each connection that is open then and not closing, in its order with the
+        other callbacks, also while the connection is paused. One that overrides it and returns
+        keeps the connection: it is served on, and sends from any thread go out, until it is closed
+        or the grace is over. Then it is aborted: `closed` with None. ``stop(0)`` asks nobody.
+        """
+        connection.close()
+
     def closed(self, connection: Connection, error: Exception | None) -> None:
         """The connection is over: the last callback, exactly one for each `connected`.
 
         ``error`` is None after a `Connection.close` or `Connection.abort`; else what ended it:
         an `OSError` from the network, the exception of a callback, or `TimeoutError`
-        after ``idle_timeout``.
+        after ``idle_timeout``. A reset is told when it comes, also to a connection that is paused
+        or whose peer has ended its side: what was not received by then is lost.
         """
 
 
@@ -105,16 +116,19 @@ class Connection(ServiceSocket[S]):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Receive no more, and close when what is queued has gone out.
+        """Receive no more, send what is queued, and close.
 
-        A peer that goes on sending may lose the end of what it was sent: a system that closes a
-        socket with input that nobody has read resets the connection. Where that matters have it
-        send all first, up to `Handler.end_of_stream`.
+        The close lingers: behind the last byte this side is ended (``shutdown``), and what the peer
+        still sends is read and thrown away, until the peer ends its side too, but for 2 s and 1 MiB
+        at most, and not beyond the grace of a server that stops. A system that closes a socket
+        with input that nobody has read resets the connection, and the peer would lose the end of
+        what it was sent (RFC 9112, 9.6). `Handler.closed` comes behind that. Where the peer has
+        ended its side there is nothing to wait for.
         """
 
     @abc.abstractmethod
     def abort(self) -> None:
-        """Close at once; what is queued is dropped."""
+        """Close at once, without lingering; what is queued is dropped."""
 
     @abc.abstractmethod
     def pause(self) -> None:
@@ -209,6 +223,8 @@ class Server(Service):
                 max_connections=max_connections,
                 idle_timeout=idle_timeout,
                 send_limit=send_limit,
+                # Of a listener that others made, what waits to be accepted may not have it.
+                inherits_nodelay=listener is None and sys.platform == "linux",
             ),
         )
 

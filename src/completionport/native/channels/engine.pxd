@@ -218,13 +218,17 @@ cdef struct Stream:
     bint wants_input        # receiving or accepting is asked for
     bint armed              # io_uring: the multishot request is under way
     bint stopping           # io_uring: and its end was asked for
+    bint watched            # io_uring: a poll tells of a failure while nothing is received
     # There may be more to receive or accept: where that is told, and where a receive found no buffer.
     bint readable
     bint hung_up            # likewise: the end or an error is there, behind what can be received
     # A receive that brings less than was asked for leaves nothing: TCP, as long as no byte was urgent.
     bint short_empties
+    bint failing            # the connection has failed; who receives finds out by that, else SO_ERROR says it
     bint ended              # the peer will send no more
-    bint close_when_sent
+    bint close_when_sent    # closing, lingering, or closed
+    bint lingering          # our side has ended: what the peer still sends is thrown away
+    int32_t linger_left     # so many bytes of it at most
     bint was_full           # the kernel did not take all at once: `drained` is owed
     int error               # errno that ends the stream
     Chunk* first_chunk      # received, or accepted, and not looked at yet: io_uring, datagrams
@@ -275,6 +279,8 @@ cdef struct EngineType:
     # Accept or receive until told otherwise; what comes is told by `stream_schedule`.
     void (*start_input)(Engine* engine, Stream* stream) noexcept nogil
     void (*stop_input)(Engine* engine, Stream* stream) noexcept nogil
+    # Nothing is received: tell when the connection fails, by `failing`. It ends with the channel.
+    void (*watch)(Engine* engine, Stream* stream) noexcept nogil
     # The next piece received: its size, 0 for the end, or a negative errno (EAGAIN: nothing yet,
     # and `stream_schedule` will tell). It stays valid until `release_input`. `scratch` is for
     # engines that have no buffers of their own; its size is the most that is wanted.

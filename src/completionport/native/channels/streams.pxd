@@ -31,7 +31,10 @@ cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil
 cdef int stream_append(Stream* stream, const char* data, size_t size, void* object) noexcept nogil
 cdef int64_t stream_try_send(Stream* stream, const char* data, size_t size) noexcept nogil
 cdef int64_t stream_input_if_ready(Stream* stream, char* scratch, size_t size) noexcept nogil
-cdef void stream_ready(Stream* stream, bint at_end) noexcept nogil
+cdef void stream_ready(Stream* stream, bint at_end, bint failed) noexcept nogil
+cdef void stream_failed(Stream* stream) noexcept nogil
+cdef void stream_ask_for_failure(Stream* stream) noexcept nogil
+cdef bint stream_linger(Stream* stream) noexcept nogil
 cdef void stream_start_output(Stream* stream) noexcept nogil
 cdef void stream_append_block(Stream* stream, Block* block) noexcept nogil
 cdef void stream_block_done(Stream* stream) noexcept nogil

@@ -5,6 +5,7 @@ Sending: what the kernel does not take at once waits in blocks. Small data is co
 finished send needs no Python; large bytes objects are referenced, and given to `garbage` when sent.
 """
 
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
@@ -17,14 +18,16 @@ from .engine cimport CP_SEND, SOCKET, Channel, ChannelOwner, Operation
 cdef extern from "errno.h" nogil:
     int errno
     enum:
-        EAGAIN, EINTR, ENOMEM
+        EAGAIN, ECONNRESET, EINTR, ENOMEM, EPIPE
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int descriptor, void* data, size_t size, int flags)
     ssize_t send(int descriptor, const void* data, size_t size, int flags)
     int accept4(int descriptor, void* address, void* size, int flags)
+    int shutdown(int descriptor, int how)
+    int getsockopt(int descriptor, int level, int option, void* value, unsigned int* size)
     enum:
-        MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
+        MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, SOL_SOCKET, SO_ERROR
 
 cdef extern from "atomics.h" nogil:
     Block* cp_exchange_pointer(Block** list, Block* value) nogil
@@ -33,6 +36,8 @@ cdef extern from "atomics.h" nogil:
 
 cdef enum:
     SMALLEST_BLOCK = 512
+    LINGER_BYTES = 1048576      # that a closed connection still reads, and throws away
+    DISCARDED_AT_ONCE = 16384
 
 
 cdef ChannelOwner stream_owner
@@ -61,10 +66,12 @@ cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil:
 # -- receiving, for engines that tell when a stream is ready ---------------------------------------
 
 
-cdef void stream_ready(Stream* stream, bint at_end) noexcept nogil:
-    """There is something to receive; ``at_end``: and then the end or an error."""
+cdef void stream_ready(Stream* stream, bint at_end, bint failed) noexcept nogil:
+    """There is something to receive; ``at_end``: and then the end or an error, ``failed``: an error."""
     stream.readable = True
     stream.hung_up = stream.hung_up or at_end
+    if failed:
+        stream_failed(stream)
     if stream.wants_input:
         stream_schedule(stream, False)
 
@@ -116,10 +123,70 @@ cdef int64_t receive_some(Stream* stream, char* scratch, size_t size) noexcept n
     return -EAGAIN
 
 
+# -- failure and end ------------------------------------------------------------------------------
+
+
+cdef void stream_failed(Stream* stream) noexcept nogil:
+    """The connection is reset, or given up by the system: a worker comes, also where nothing is received."""
+    if not stream.listens and stream.datagrams == NULL:
+        stream.failing = True
+        stream_schedule(stream, False)
+
+
+cdef void stream_ask_for_failure(Stream* stream) noexcept nogil:
+    """Of one that is `failing` and does not receive, which would bring the error."""
+    cdef int error = 0
+    cdef unsigned int size = sizeof(error)
+    stream.failing = False
+    if stream.error == 0 and getsockopt(
+        stream.channel.descriptor, SOL_SOCKET, SO_ERROR, &error, &size
+    ) == 0:
+        # Linux calls it EPIPE where the peer had ended its side before.
+        stream.error = ECONNRESET if error == EPIPE else error
+
+
+cdef bint stream_linger(Stream* stream) noexcept nogil:
+    """All that was queued has gone out: end our side, and throw away what the peer still sends.
+
+    A socket that is closed with input that nobody has read, or that gets some later, resets its connection,
+    and the peer loses what it has not taken yet (RFC 9112, 9.6). True: there is nothing to wait for any
+    more, and the caller closes the channel.
+    """
+    if not stream.lingering:
+        if stream.ended or stream.error != 0:
+            return True
+        stream.lingering = True
+        stream.linger_left = LINGER_BYTES
+        stream.wants_input = True
+        if stream.hung_up and discard(stream):
+            return True
+        if shutdown(stream.channel.descriptor, SHUT_WR) != 0:
+            return True
+        stream.channel.engine.type.start_input(stream.channel.engine, stream)
+    return discard(stream)
+
+
+cdef bint discard(Stream* stream) noexcept nogil:
+    """Throw away what has come; True: that was all there can be, or as much as we take."""
+    cdef Engine* engine = stream.channel.engine
+    cdef char scratch[DISCARDED_AT_ONCE]
+    cdef char* data
+    cdef int64_t size
+    while stream.linger_left > 0:
+        size = engine.type.next_input(engine, stream, scratch, sizeof(scratch), &data)
+        if size == -EAGAIN:
+            return False
+        if size <= 0:
+            return True
+        stream.linger_left -= <int32_t> size
+        engine.type.release_input(engine, stream)
+    return True
+
+
 cdef void stream_closing(Channel* channel) noexcept nogil:
     cdef Stream* stream = <Stream*> channel
     stream.wants_input = False
-    if stream.armed and not stream.stopping:
+    if (stream.armed and not stream.stopping) or stream.watched:
         channel.engine.type.stop_input(channel.engine, stream)
     drop_blocks(stream)
     stream_schedule(stream, True)

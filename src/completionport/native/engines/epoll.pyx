@@ -111,6 +111,10 @@ cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
     stream.wants_input = False
 
 
+cdef void watch(Engine* engine, Stream* stream) noexcept nogil:
+    """Errors are told in any case."""
+
+
 cdef int64_t next_input(
     Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
 ) noexcept nogil:
@@ -178,6 +182,7 @@ epoll_type.start = start
 epoll_type.cancel = cancel
 epoll_type.start_input = start_input
 epoll_type.stop_input = stop_input
+epoll_type.watch = watch
 epoll_type.next_input = next_input
 epoll_type.release_input = release_input
 epoll_type.submit = submit

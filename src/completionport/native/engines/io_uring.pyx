@@ -47,7 +47,7 @@ from ..channels.datagrams cimport datagrams_receive, datagrams_release
 from ..channels.engine cimport CP_CLOSE, Channel, Chunk, EngineType, Operation, Stream
 from ..channels.sources cimport give_source_up, prepare_source, source_came
 from ..channels.steps cimport FINISHED, GO_ON, WAIT, Progress, account
-from ..channels.streams cimport append_chunk, stream_input_if_ready, stream_schedule
+from ..channels.streams cimport append_chunk, stream_failed, stream_input_if_ready, stream_schedule
 from ..pool.offload cimport offload_cancel, offload_start
 from ..primitives.atomics cimport (
     cp_load_acquire,
@@ -98,7 +98,7 @@ cdef extern from "uring_abi.h" nogil:
         CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
         CP_OP_READ_MULTISHOT, CP_CQE_F_NOTIF, CP_NOTIF_USAGE_COPIED
         CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
-        CP_RECV_MULTISHOT, CP_RECVSEND_POLL_FIRST, CP_ACCEPT_MULTISHOT
+        CP_RECV_MULTISHOT, CP_RECVSEND_POLL_FIRST, CP_ACCEPT_MULTISHOT, CP_POLL_ADD_MULTI
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -110,7 +110,7 @@ cdef extern from "sched.h" nogil:
 
 cdef extern from "poll.h" nogil:
     enum:
-        POLLIN, POLLOUT, POLLRDHUP
+        POLLERR, POLLIN, POLLOUT, POLLRDHUP
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -133,6 +133,7 @@ cdef enum:
     TAG_OPERATION = 1
     TAG_INPUT = 2
     TAG_CANCEL = 3                # a channel
+    TAG_WATCH = 4                 # a stream
     TAG_MASK = 7
     # Of the kernel's linux/errno.h, which is not for programs.
     ERESTARTSYS = 512
@@ -215,6 +216,8 @@ cdef void cancel_completed(Uring* uring, Channel* channel, int32_t result) noexc
         ask_again(uring, channel, channel.output.head)
         if channel.owner != NULL and stream.armed and stream.stopping:
             ask_to_cancel(uring, channel, <uintptr_t> stream | TAG_INPUT)
+        if channel.owner != NULL and stream.watched and channel.closing:
+            ask_to_cancel(uring, channel, <uintptr_t> stream | TAG_WATCH)
     request_over(channel)
     cp_mutex_unlock(&channel.lock)
     channel_release(channel)
@@ -441,12 +444,55 @@ cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
 cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
     stream.wants_input = False
     disarm_input(<Uring*> engine, stream)
+    if stream.watched and stream.channel.closing:
+        ask_to_cancel(<Uring*> engine, &stream.channel, <uintptr_t> stream | TAG_WATCH)
 
 
 cdef void disarm_input(Uring* uring, Stream* stream) noexcept nogil:
     if stream.armed and not stream.stopping:
         stream.stopping = True
         ask_to_cancel(uring, &stream.channel, <uintptr_t> stream | TAG_INPUT)
+
+
+cdef void watch(Engine* engine, Stream* stream) noexcept nogil:
+    """A poll for nothing, which tells of errors; once begun it lasts as long as the connection.
+
+    It is a multishot one, which is edge-triggered: a peer that has ended its side is told once.
+    """
+    cdef Uring* uring = <Uring*> engine
+    cdef cp_sqe* sqe
+    if uring.tells_readiness or stream.watched or stream.channel.closing:
+        return
+    cp_mutex_lock(&uring.ring.sq_lock)
+    sqe = next_entry(&uring.ring)
+    sqe.opcode = CP_OP_POLL_ADD
+    sqe.fd = stream.channel.descriptor
+    sqe.len = CP_POLL_ADD_MULTI
+    sqe.user_data = <uintptr_t> stream | TAG_WATCH
+    commit_entry(&uring.ring)
+    cp_mutex_unlock(&uring.ring.sq_lock)
+    stream.watched = True
+    stream.channel.in_kernel += 1
+    channel_retain(&stream.channel)
+
+
+cdef void watch_completed(Uring* uring, Stream* stream, int32_t result, uint32_t flags) noexcept nogil:
+    cdef Channel* channel = &stream.channel
+    cdef bint ended = not flags & CP_CQE_F_MORE
+    cp_mutex_lock(&channel.lock)
+    if ended:
+        stream.watched = False
+    if not channel.closing:
+        if result > 0 and result & POLLERR:
+            stream_failed(stream)
+        elif result == -ECANCELED and not stream.wants_input:
+            # The thread that has begun it has ended.
+            watch(&uring.engine, stream)
+    if ended:
+        request_over(channel)
+    cp_mutex_unlock(&channel.lock)
+    if ended:
+        channel_release(channel)
 
 
 cdef void release_chunk(Uring* uring, Stream* stream, Chunk* chunk) noexcept nogil:
@@ -583,6 +629,8 @@ cdef bint reap_once(Uring* uring) noexcept nogil:
             input_completed(uring, <Stream*> <uintptr_t> (cqe.user_data - TAG_INPUT), cqe.res, cqe.flags)
         elif cqe.user_data == 0:
             uring.woken = True
+        elif cqe.user_data & TAG_MASK == TAG_WATCH:
+            watch_completed(uring, <Stream*> <uintptr_t> (cqe.user_data - TAG_WATCH), cqe.res, cqe.flags)
         elif cqe.user_data & TAG_MASK == TAG_CANCEL:
             cancel_completed(uring, <Channel*> <uintptr_t> (cqe.user_data - TAG_CANCEL), cqe.res)
         elif cqe.user_data & TAG_MASK == TAG_OPERATION and cqe.flags & CP_CQE_F_NOTIF:
@@ -722,6 +770,7 @@ io_uring_type.start = start
 io_uring_type.cancel = cancel
 io_uring_type.start_input = start_input
 io_uring_type.stop_input = stop_input
+io_uring_type.watch = watch
 io_uring_type.next_input = next_input
 io_uring_type.release_input = release_input
 io_uring_type.submit = submit

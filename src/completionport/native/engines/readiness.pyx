@@ -215,7 +215,7 @@ cdef void channel_ready(Channel* channel, uint32_t events) noexcept nogil:
             if events & EPOLLPRI:
                 stream.short_empties = False
             if input:
-                stream_ready(stream, failed or events & EPOLLRDHUP != 0)
+                stream_ready(stream, failed or events & EPOLLRDHUP != 0, events & EPOLLERR != 0)
         elif input or (events & EPOLLPRI and wants_urgent(channel.input.head)):
             if input:
                 channel.stopped_short = False

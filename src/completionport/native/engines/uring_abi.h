@@ -154,6 +154,7 @@ enum {
     CP_RECVSEND_POLL_FIRST = 1 << 0,
     CP_RECV_MULTISHOT = 1 << 1,
     CP_ACCEPT_MULTISHOT = 1 << 0,
+    CP_POLL_ADD_MULTI = 1 << 0,
     CP_SEND_ZC_REPORT_USAGE = 1 << 3,
 
     CP_PROBE_SUPPORTED = 1 << 0,

@@ -14,6 +14,7 @@ cdef class ServerBase(WorkingCore):
     # Constant after creation.
     cdef readonly object address
     cdef object on_drained
+    cdef object on_stopping      # None: a connection is closed when the server stops
     cdef size_t send_limit
     cdef bint keeps_time
 
@@ -28,8 +29,10 @@ cdef class Connection:
     cdef bint paused
     cdef bint throttled          # more is queued than `send_limit`
     cdef bint retiring           # channel lock: it ends with the callback that is at work
+    cdef bint stopping_due       # channel lock: its handler is to be asked what becomes of it
     cdef int64_t taken_before    # channel lock: what the peer had taken, see `made_progress`
     cdef bint end_told           # own worker only
+    cdef bint linger_noted       # own worker only: the core sees to it that its lingering ends
     cdef unsigned char peer_size
     cdef char peer[ADDRESS_SIZE]
     cdef object __weakref__

@@ -10,7 +10,13 @@ from libc.stdint cimport int64_t
 
 from ..channels.channels cimport channel_close, channel_release
 from ..channels.engine cimport Channel, Engine, Stream
-from ..channels.streams cimport stream_append, stream_schedule, stream_start_output, stream_try_send
+from ..channels.streams cimport (
+    stream_append,
+    stream_linger,
+    stream_schedule,
+    stream_start_output,
+    stream_try_send,
+)
 from ..primitives.atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
@@ -212,28 +218,39 @@ cdef class Connection:
         return error
 
     def close(self):
-        cdef bint now = False
+        cdef Stream* stream = self.stream
+        cdef bint over = False
         if not self.core.goes_in():
             return
-        cp_mutex_lock(&self.stream.channel.lock)
-        if not self.stream.channel.closing and not self.stream.close_when_sent:
-            now = self.stream.queued_bytes == 0
-            if not now:
-                cp_set(&self.stream.close_when_sent, True)
-                self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
-        cp_mutex_unlock(&self.stream.channel.lock)
-        if now:
-            channel_close(&self.stream.channel, False)
+        cp_mutex_lock(&stream.channel.lock)
+        if not stream.channel.closing and not stream.close_when_sent:
+            cp_set(&stream.close_when_sent, True)
+            if stream.first_block != NULL:
+                stream.channel.engine.type.stop_input(stream.channel.engine, stream)
+            else:
+                over = stream_linger(stream)
+                if not over:
+                    # A worker sees to it that it does not last.
+                    stream_schedule(stream, True)
+        cp_mutex_unlock(&stream.channel.lock)
+        if over:
+            channel_close(&stream.channel, False)
+        else:
+            stream.channel.engine.type.submit(stream.channel.engine)
         leave(self.core.core.scheduler)
 
     cdef int retire(self) except -1:
-        """Close it, but leave the callback that is at work time for its answer."""
+        """The server stops: ask the handler, or close it, once the callback at work has answered."""
         cdef Channel* channel = &self.stream.channel
         cdef bint at_work = True
         if not enter(self.core.core.scheduler):
             return 0
         cp_mutex_lock(&channel.lock)
-        if not channel.closing:
+        if self.core.on_stopping is not None:
+            if not channel.closing and not self.stream.close_when_sent:
+                self.stopping_due = True
+                stream_schedule(self.stream, True)
+        elif not channel.closing and not self.stream.close_when_sent:
             self.retiring = True
             channel.engine.type.stop_input(channel.engine, self.stream)
             # Or its packet is in the queue, and who takes that closes it.
@@ -253,9 +270,11 @@ cdef class Connection:
     def pause(self):
         if self.core.goes_in():
             cp_mutex_lock(&self.stream.channel.lock)
-            if not self.paused:
+            if not (self.paused or self.stream.close_when_sent or self.stream.channel.closing):
                 cp_set(&self.paused, True)
                 self.stream.channel.engine.type.stop_input(self.stream.channel.engine, self.stream)
+                if not self.stream.scheduled:
+                    self.stream.channel.engine.type.watch(self.stream.channel.engine, self.stream)
             cp_mutex_unlock(&self.stream.channel.lock)
             self.stream.channel.engine.type.submit(self.stream.channel.engine)
             leave(self.core.core.scheduler)

@@ -11,4 +11,5 @@ def ServerCore(
     max_connections: int | None,
     idle_timeout: float | None,
     send_limit: int,
+    inherits_nodelay: bool,
 ) -> Core: ...

@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t
 
 from ..channels.channels cimport channel_close, channel_release, channel_retain
 from ..channels.engine cimport Engine, Stream
-from ..channels.streams cimport stream_new
+from ..channels.streams cimport stream_ask_for_failure, stream_linger, stream_new
 from ..primitives.atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
@@ -37,7 +37,7 @@ from ..scheduling.scheduler cimport FOREVER, enter, leave, push
 from .connection cimport ADDRESS_SIZE, Connection, ServerBase
 from .worker cimport overridden, pause, report, surely
 
-from ...interface.errors import system_error
+from ...interface.errors import PortClosed, system_error
 from ...servers.stream_server import Handler
 
 cdef extern from "errno.h" nogil:
@@ -50,6 +50,11 @@ cdef extern from "sys/socket.h" nogil:
     enum:
         AF_INET, AF_INET6
     int getpeername(int descriptor, sockaddr* address, unsigned int* size)
+    int setsockopt(int descriptor, int level, int option, const void* value, unsigned int size)
+
+cdef extern from "netinet/tcp.h" nogil:
+    enum:
+        IPPROTO_TCP, TCP_NODELAY
 
 cdef extern from "unistd.h" nogil:
     int close(int descriptor)
@@ -58,10 +63,19 @@ cdef enum:
     CHUNKS_AT_ONCE = 16        # then other connections have their turn
     ACCEPTS_AT_ONCE = 64
     RETRY_ACCEPT_NS = 100000000
+    LINGER_NS = 2000000000     # so long a closed connection waits for its peer's end
 
 cdef extern from "Python.h":
     # NULL, with an exception set, when there is no memory.
     PyObject* new_bytes "PyBytes_FromStringAndSize"(const char* data, Py_ssize_t size)
+
+
+cdef void forsake(Stream* stream, int descriptor) noexcept:
+    """Of a connection that nobody has heard of: close it."""
+    if stream != NULL:
+        cp_set_int(&stream.channel.descriptor, -1)
+        channel_release(&stream.channel)
+    close(descriptor)
 
 
 cdef class ServerCore(ServerBase):
@@ -76,8 +90,14 @@ cdef class ServerCore(ServerBase):
     cdef size_t buffer_size
     cdef Py_ssize_t max_connections   # -1: no limit
     cdef int64_t idle_ns              # 0: no limit
-    cdef object census_lock           # `connections`, `all_closed` and `retiring` together
-    cdef bint retiring                # connections that come now end behind `connected`
+    cdef bint sets_nodelay            # constant: what is accepted has not inherited it
+    # `connections`, `all_closed` and what follows, up to `ticking`. `Connection.close` does not take it,
+    # since a finalizer may call that where its thread has it.
+    cdef object census_lock
+    cdef bint retiring                # connections that come now are asked, or end, behind `connected`
+    cdef bint aborting                # and those are refused
+    cdef dict lingering               # those that linger, in order of the time when that ends, ns
+    cdef bint ticking                 # a timer is set for the first of them
     # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick` of the base.
     cdef bint starved                 # accepting waits for descriptors
     cdef int64_t accepted             # atomic
@@ -85,7 +105,8 @@ cdef class ServerCore(ServerBase):
     cdef int64_t received_packets, received_bytes, sent_bytes
 
     def __init__(
-        self, port, handler, server, *, buffer_size, max_connections, idle_timeout, send_limit
+        self, port, handler, server, *, buffer_size, max_connections, idle_timeout, send_limit,
+        inherits_nodelay
     ):
         cdef int error
         self.port = port
@@ -96,12 +117,15 @@ cdef class ServerCore(ServerBase):
         self.on_received = handler.received
         self.on_end = handler.end_of_stream
         self.on_drained = overridden(handler, Handler, "drained")
+        self.on_stopping = overridden(handler, Handler, "stopping")
         self.on_closed = overridden(handler, Handler, "closed")
         self.listener_gone = threading.Event()
         self.listener_gone.set()
         self.all_closed = threading.Event()
         self.all_closed.set()
         self.connections = set()
+        self.lingering = {}
+        self.sets_nodelay = not inherits_nodelay
         self.census_lock = threading.Lock()
         self.buffer_size = self.scratch_size = buffer_size
         self.send_limit = send_limit
@@ -163,7 +187,10 @@ cdef class ServerCore(ServerBase):
             (<Connection> connection).retire()
 
     def abort_connections(self):
-        for connection in list(self.connections):
+        with self.census_lock:
+            self.aborting = True
+            connections = list(self.connections)
+        for connection in connections:
             (<Connection> connection).abort()
 
     def wait_closed(self, timeout=None):
@@ -286,10 +313,15 @@ cdef class ServerCore(ServerBase):
             report(DEBUG, "accept: %s", os.strerror(error), False)
 
     cdef Connection new_connection(self, int descriptor):
-        """Nobody knows of it yet, but for the census; whatever is raised, the descriptor is closed."""
+        """Nobody knows of it yet, but for the census; whatever is raised, the descriptor is closed.
+
+        None, and that too, where no connection is wanted any more.
+        """
         cdef Connection connection = None
         cdef Stream* stream = NULL
         cdef unsigned int size = ADDRESS_SIZE
+        cdef bint aborting = False
+        cdef int on = 1
         try:
             connection = Connection.__new__(Connection)
             stream = stream_new(self.core.engine, descriptor)
@@ -304,22 +336,28 @@ cdef class ServerCore(ServerBase):
             if getpeername(descriptor, <sockaddr*> connection.peer, &size) == 0:
                 connection.peer_size = <unsigned char> min(size, <unsigned int> ADDRESS_SIZE)
             stream.short_empties = (<sockaddr*> connection.peer).sa_family in (AF_INET, AF_INET6)
+            if self.sets_nodelay:
+                # One that has gone already fails: the first receive says so.
+                setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
             if self.keeps_time:
                 cp_set_64(&stream.active_ns, cp_now_ns())
             self.census_lock.acquire()
             try:
-                self.connections.add(connection)
-                self.all_closed.clear()
-                connection.retiring = self.retiring
+                aborting = self.aborting
+                if not aborting:
+                    self.connections.add(connection)
+                    self.all_closed.clear()
+                    connection.retiring = self.retiring and self.on_stopping is None
+                    connection.stopping_due = self.retiring and self.on_stopping is not None
             finally:
                 self.census_lock.release()
         except BaseException:
             self.connections.discard(connection)
-            if stream != NULL:
-                cp_set_int(&stream.channel.descriptor, -1)
-                channel_release(&stream.channel)
-            close(descriptor)
+            forsake(stream, descriptor)
             raise
+        if aborting:
+            forsake(stream, descriptor)
+            return None
         stream.owner = <void*> connection
         return connection
 
@@ -335,6 +373,9 @@ cdef class ServerCore(ServerBase):
         except BaseException:
             leave(self.core.scheduler)
             return False
+        if connection is None:
+            leave(self.core.scheduler)
+            return True
         stream = connection.stream
         Py_INCREF(connection)
         add_to_shared_stats(&self.accepted, 1)
@@ -392,15 +433,24 @@ cdef class ServerCore(ServerBase):
         cdef int count = 0
         cdef bint again = True
         cdef PyObject* made
+        cdef bint asked
         cdef bytes chunk = None
         while again and count < CHUNKS_AT_ONCE:
+            asked = False
             cp_mutex_lock(&stream.channel.lock)
+            if stream.failing and not stream.wants_input and not stream.channel.closing:
+                stream_ask_for_failure(stream)
             if stream.channel.closing:
                 size = -EBADF
             elif connection.retiring or stream.close_when_sent:
                 size = -EBADF
                 # A peer that does not read may keep the connection for long, and they have buffers.
-                self.drop_chunks(stream)
+                if not stream.lingering:
+                    self.drop_chunks(stream)
+            elif connection.stopping_due:
+                connection.stopping_due = False
+                asked = True
+                size = -EAGAIN
             elif connection.held is not None and not (connection.paused or connection.throttled):
                 size = -EAGAIN
             else:
@@ -410,7 +460,9 @@ cdef class ServerCore(ServerBase):
                     add_to_stats(&stream.received_packets, 1)
                     if self.keeps_time:
                         cp_set_64(&stream.active_ns, cp_now_ns())
-                elif size == -EAGAIN and connection.held is None and not stream.was_full:
+                elif size == -EAGAIN and stream.wants_input and (
+                    connection.held is None and not stream.was_full
+                ):
                     # All is done, as it nearly always is by now.
                     stream.scheduled = False
                     cp_mutex_unlock(&stream.channel.lock)
@@ -427,12 +479,15 @@ cdef class ServerCore(ServerBase):
                     PyErr_Clear()
                     size = -ENOMEM
             leave(self.core.scheduler)
-            try:
-                again = self.deliver(connection, size, chunk)
-            except BaseException as error:
-                # What was received is lost, so nothing may come behind it.
-                connection.fail(error)
-                again = False
+            if asked:
+                self.call(connection, self.on_stopping, None)
+            else:
+                try:
+                    again = self.deliver(connection, size, chunk)
+                except BaseException as error:
+                    # What was received is lost, so nothing may come behind it.
+                    connection.fail(error)
+                    again = False
             count += 1
             if not enter(self.core.scheduler):
                 return
@@ -476,7 +531,7 @@ cdef class ServerCore(ServerBase):
         """
         cdef Engine* engine = stream.channel.engine
         cdef bint drained = False
-        cdef bint sent = False
+        cdef bint over = False
         cdef bint gone = False
         cdef bint quiet
         cp_mutex_lock(&stream.channel.lock)
@@ -489,16 +544,18 @@ cdef class ServerCore(ServerBase):
                 if connection.throttled:
                     cp_set(&connection.throttled, False)
                     connection.want_input()
-            sent = stream.close_when_sent
+            over = stream.close_when_sent and stream_linger(stream)
         cp_mutex_unlock(&stream.channel.lock)
-        if drained or sent:
+        if over:
+            channel_close(&stream.channel, False)
+        elif drained or (stream.lingering and not connection.linger_noted):
             leave(self.core.scheduler)
             if drained:
                 self.call(connection, self.on_drained, None)
+            else:
+                self.note_lingering(connection)
             if not enter(self.core.scheduler):
                 return
-            if sent:
-                channel_close(&stream.channel, False)
         cp_mutex_lock(&stream.channel.lock)
         quiet = connection.paused or connection.throttled
         if connection.retiring:
@@ -508,21 +565,89 @@ cdef class ServerCore(ServerBase):
             # When the kernel holds nothing more the stream is not to be queued again.
             gone = stream.channel.in_kernel == 0
             stream.scheduled = gone
-        elif stream.first_block == NULL and (stream.was_full or stream.close_when_sent):
+        elif stream.first_block == NULL and (
+            stream.was_full or (stream.close_when_sent and not stream.lingering)
+        ):
+            push(engine.scheduler, &stream.packet, True)
+        elif stream.lingering and (
+            not connection.linger_noted or stream.first_chunk != NULL or (stream.readable and stream.wants_input)
+            or stream.ended or stream.error != 0
+        ):
             push(engine.scheduler, &stream.packet, True)
         elif not stream.close_when_sent and (
-            again or stream.first_chunk != NULL
+            again or stream.first_chunk != NULL or connection.stopping_due or stream.error != 0
             or (stream.readable and stream.wants_input)
+            or (stream.failing and not stream.wants_input)
             or (stream.ended and not connection.end_told and not quiet)
             or (connection.held is not None and not quiet)
         ):
             push(engine.scheduler, &stream.packet, True)
         else:
             stream.scheduled = False
+            if not stream.wants_input and not stream.close_when_sent:
+                engine.type.watch(engine, stream)
         cp_mutex_unlock(&stream.channel.lock)
         leave(self.core.scheduler)
         if gone:
             self.finish(connection)
+
+    cdef void note_lingering(self, Connection connection) noexcept:
+        """Have its lingering end in time; without memory to say so, now."""
+        cdef bint tick = False
+        connection.linger_noted = True
+        try:
+            self.census_lock.acquire()
+            try:
+                self.lingering[connection] = cp_now_ns() + LINGER_NS
+                tick = not self.ticking
+                self.ticking = True
+            finally:
+                self.census_lock.release()
+        except BaseException:
+            connection.fail(None)
+        if tick:
+            self.tick_after(LINGER_NS)
+
+    cdef void tick_after(self, int64_t nanoseconds) noexcept:
+        while True:
+            try:
+                self.port.post_after(nanoseconds / 1e9)
+                return
+            except PortClosed:
+                return
+            except BaseException:
+                pause()
+
+    cdef void timer_came(self) noexcept:
+        """Some may have lingered long enough."""
+        cdef int64_t now = cp_now_ns()
+        cdef int64_t following = now + LINGER_NS // 16
+        try:
+            following = self.end_lingering(now)
+        except BaseException:
+            pass  # no memory: once more, in a moment
+        if following != FOREVER:
+            self.tick_after(following - now)
+
+    cdef int64_t end_lingering(self, int64_t now) except -1:
+        """End those whose time is over; when that of the next is, or FOREVER."""
+        cdef int64_t following = FOREVER
+        cdef list over = []
+        self.census_lock.acquire()
+        try:
+            for connection, deadline in self.lingering.items():
+                if deadline > now:
+                    following = deadline
+                    break
+                over.append(connection)
+            for connection in over:
+                del self.lingering[connection]
+            self.ticking = following != FOREVER
+        finally:
+            self.census_lock.release()
+        for connection in over:
+            (<Connection> connection).abort()
+        return following
 
     cdef void finish(self, Connection connection) noexcept:
         """The connection is over: the last callback, and everything of it goes."""
@@ -530,7 +655,7 @@ cdef class ServerCore(ServerBase):
         cdef object error
         with cython.critical_section(connection):
             error = connection.failure
-        if error is None and stream.error != 0:
+        if error is None and stream.error != 0 and not stream.lingering:
             self.fail_with(connection, stream.error)
             error = connection.failure
         if self.on_closed is not None:
@@ -568,6 +693,7 @@ cdef class ServerCore(ServerBase):
             try:
                 # Together, or a connection that comes just now would count as closed.
                 self.connections.discard(connection)
+                self.lingering.pop(connection, None)
                 if not self.connections:
                     self.all_closed.set()
             finally:

@@ -18,6 +18,7 @@ cdef class WorkingCore:
     cdef void serve(self, Stream* stream, char* scratch, size_t room) noexcept
     cdef void serve_listener(self, Stream* listener) noexcept
     cdef int tick(self, int64_t due) except -1
+    cdef void timer_came(self) noexcept
     cdef void tell_shortage(self, str message, int error) noexcept
     cdef void clear_garbage(self) noexcept
 

@@ -11,11 +11,12 @@ from libc.stdlib cimport free, malloc
 from ..channels.engine cimport Block, Stream
 from ..channels.streams cimport has_garbage, stream_of, take_garbage
 from ..port.core cimport unborn_core
-from ..port.operations cimport drop_posted
+from ..port.operations cimport drop_packet, drop_posted
 from ..primitives.atomics cimport cp_now_ns, cp_peek_64, cp_set_64
 from ..scheduling.scheduler cimport (
     FOREVER,
     PACKET_STREAM,
+    PACKET_TIMER,
     TAKE_CLOSED,
     TAKE_NO_MEMORY,
     TAKE_PACKET,
@@ -98,6 +99,9 @@ cdef class WorkingCore:
         """What is done by the clock; `next_tick` was `due` when that had come."""
         raise NotImplementedError
 
+    cdef void timer_came(self) noexcept:
+        """A timer of the core's has come."""
+
     cdef void tell_shortage(self, str message, int error) noexcept:
         """A line in the log: once for a shortage, not for each that found its place in between."""
         cdef int64_t now = cp_now_ns()
@@ -147,6 +151,9 @@ cdef class WorkingCore:
                     elif status == TAKE_PACKET:
                         if taken.packet != NULL and taken.packet.kind == PACKET_STREAM:
                             self.serve_listener(stream_of(taken.packet))
+                        elif taken.packet != NULL and taken.packet.kind == PACKET_TIMER:
+                            drop_packet(taken.packet)
+                            self.timer_came()
                         else:
                             # Nothing else is posted to a server's port.
                             drop_posted(&taken)

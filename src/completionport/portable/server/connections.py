@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -50,6 +51,19 @@ NO_ROOM = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, getattr(errno, "WSAEMFILE", 0)}
 )
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+LINGER = 2.0
+"""Seconds that a closed connection waits for its peer's end,"""
+LINGER_BYTES = 1 << 20
+"""and so many bytes of what the peer still sends are thrown away."""
+LOOK_AGAIN = 0.1
+"""Seconds between two looks at connections that linger or don't receive."""
+
+
+class _Look:
+    """The key of a timer's packet: somebody is to look at those."""
+
+
+LOOK = _Look()
 
 
 class _Step(enum.Enum):
@@ -60,6 +74,7 @@ class _Step(enum.Enum):
     END_OF_STREAM = enum.auto()
     DRAINED = enum.auto()
     RECEIVE = enum.auto()
+    STOPPING = enum.auto()
     CLOSED = enum.auto()
 
 
@@ -80,6 +95,8 @@ class PortableConnection(Connection):
         "_flushing",
         "_handle",
         "_inbox",
+        "_linger_left",
+        "_linger_until",
         "_lock",
         "_nudged",
         "_outbox",
@@ -94,6 +111,7 @@ class PortableConnection(Connection):
         "_shut",
         "_sock",
         "_sockname",
+        "_stopping_due",
         "_was_full",
         "received_bytes",
         "received_packets",
@@ -125,6 +143,10 @@ class PortableConnection(Connection):
         self._paused = False
         self._closing = False  # close() or abort() was called, or it failed
         self._retiring = False  # it ends with the callback that is at work
+        self._stopping_due = False  # its handler is to be asked what becomes of it
+        # While it lingers: until when, and how many bytes it still takes. None before.
+        self._linger_until: float | None = None
+        self._linger_left = LINGER_BYTES
         self._shut = False  # the handle is closed
         self._end = False  # the peer sends no more
         self._drained_due = False
@@ -177,13 +199,16 @@ class PortableConnection(Connection):
                 return
             self._closing = True
             if not self._queued:
-                self._shut_down()
+                self._linger()
             self._nudge()
 
     def retire(self) -> None:
-        """Close it, but leave the callback that is at work time for its answer."""
+        """The server stops: ask the handler, or close it once the callback at work has answered."""
         with self._lock:
-            if self._active or not self._connected_told:
+            if self._core.asks:
+                self._stopping_due = True
+                self._nudge()
+            elif self._active or not self._connected_told:
                 self._retiring = True
             else:
                 self.close()
@@ -268,6 +293,8 @@ class PortableConnection(Connection):
                 self.close()
             step = self._next()
             if step is None:
+                if self._is_deaf():
+                    self._core.look_at(self)
                 self._active = False
             elif step is _Step.RECEIVE:
                 self._receive()
@@ -280,6 +307,8 @@ class PortableConnection(Connection):
                 self._end_told = True
             elif step is _Step.DRAINED:
                 self._drained_due = False
+            elif step is _Step.STOPPING:
+                self._stopping_due = False
             else:
                 self._closed_told = True
         if step is _Step.RECEIVED:
@@ -290,9 +319,24 @@ class PortableConnection(Connection):
             self._call(handler.end_of_stream)
         elif step is _Step.DRAINED:
             self._call(handler.drained)
+        elif step is _Step.STOPPING:
+            self._call(handler.stopping)
         elif step is _Step.CLOSED:
             self._call(handler.closed, self._failure)
             persist(self._core.forget, self)
+
+    def look(self, now: float) -> bool:
+        """Of one that lingers or does not receive: end it where it is time. True: look again."""
+        with self._lock:
+            if self._linger_until is not None:
+                if now >= self._linger_until:
+                    self._shut_down()
+                    self._nudge()
+            elif self._is_deaf():
+                error = _failure_of(self._sock)
+                if error is not None:
+                    self.fail(error)
+            return self._is_deaf()
 
     def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -315,8 +359,12 @@ class PortableConnection(Connection):
         if self._shut:
             under_way = self._receiving or self._sending
             return None if under_way or self._closed_told else _Step.CLOSED
+        if self._linger_until is not None:
+            return None if self._receiving else _Step.RECEIVE
         if self._closing:
             return None
+        if self._stopping_due:
+            return _Step.STOPPING
         if self._drained_due:
             return _Step.DRAINED
         if self._paused:
@@ -337,6 +385,13 @@ class PortableConnection(Connection):
         with contextlib.suppress(PortClosed):  # and then no worker is left to call back
             self._core.port.post(0, self, None)
 
+    def _is_deaf(self) -> bool:
+        """Whether a worker has to look now and then for its end, which no operation would bring."""
+        return not self._shut and (
+            self._linger_until is not None
+            or (not self._receiving and not self._sending and not self._closing)
+        )
+
     def _receive(self) -> None:
         self._receiving = True
         try:
@@ -346,19 +401,27 @@ class PortableConnection(Connection):
             self._shut_down()
         except (OSError, MemoryError) as error:
             self._receiving = False
-            self.fail(error)
+            self.fail(None if self._linger_until is not None else error)
 
     def _take_received(self, completion: Completion) -> None:
         if completion.error is not None:
-            if not isinstance(completion.error, OperationAborted):
+            if self._linger_until is not None:
+                self._shut_down()
+            elif not isinstance(completion.error, OperationAborted):
                 self.fail(completion.error)
         elif completion.transferred == 0:
             self._end = True
+            if self._linger_until is not None:
+                self._shut_down()
         else:
             self.used = time.monotonic()
             self.received_bytes += completion.transferred
             if not self._closing:
                 self._inbox.append(completion.overlapped.result())
+            elif self._linger_until is not None:
+                self._linger_left -= completion.transferred
+                if self._linger_left <= 0:
+                    self._shut_down()
 
     def _flush(self) -> None:
         """Send what can be sent now; an operation carries the rest."""
@@ -419,12 +482,28 @@ class PortableConnection(Connection):
             return
         self._flush()
         if self._closing and not self._queued:
-            self._shut_down()
+            self._linger()
 
     def _sent(self, count: int) -> None:
         self._queued = max(self._queued - count, 0)
         self.sent_bytes += count
         self.used = time.monotonic()
+
+    def _linger(self) -> None:
+        """All has gone out: end our side, and throw away what the peer still sends."""
+        if self._shut or self._linger_until is not None:
+            return
+        self._inbox.clear()
+        if self._end:
+            self._shut_down()
+            return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:  # it is gone already
+            self._shut_down()
+            return
+        self._linger_until = time.monotonic() + LINGER
+        self._core.look_at(self)
 
     def _shut_down(self) -> None:
         self._closing = True
@@ -451,8 +530,11 @@ class ServerCore(WorkingCore):
         max_connections: int | None,
         idle_timeout: float | None,
         send_limit: int,
+        inherits_nodelay: bool,
     ) -> None:
         super().__init__(port)
+        self.asks = type(handler).stopping is not Handler.stopping or "stopping" in vars(handler)
+        self._sets_nodelay = not inherits_nodelay
         self.handler = handler
         self.server = server
         self.buffer_size = buffer_size
@@ -466,6 +548,9 @@ class ServerCore(WorkingCore):
         self._starved = False  # accepting waits for descriptors, or for a moment
         self._no_room_at = float("-inf")  # when there was no descriptor for the last time
         self._stopping = False
+        # Those that linger, or that don't receive, and whether a timer is set to look at them.
+        self._deaf: dict[PortableConnection, None] = {}
+        self._looking = False
         # Accepted, and waiting for a descriptor that the port needs for them.
         self._waiting: deque[socket.socket] = deque()
         # From birth to the end of `closed`.
@@ -487,6 +572,8 @@ class ServerCore(WorkingCore):
         key = completion.key
         if type(key) is PortableConnection:
             key.take(completion)
+        elif key is LOOK:
+            self._look()
         elif completion.overlapped is self._accept_operation:
             self._take_accepted(completion)
 
@@ -510,6 +597,34 @@ class ServerCore(WorkingCore):
         """Close each connection at once."""
         for connection in self._all():
             connection.abort()
+
+    def look_at(self, connection: PortableConnection) -> None:
+        """Have somebody look at it until it is over, or receives again."""
+        with self._changed:
+            self._deaf[connection] = None
+            first, self._looking = not self._looking, True
+        if first:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        with contextlib.suppress(PortClosed):
+            self.port.post_after(LOOK_AGAIN, 0, LOOK, None)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        with self._changed:
+            deaf = list(self._deaf)
+        for connection in deaf:
+            if not connection.look(now):
+                with self._changed:
+                    self._deaf.pop(connection, None)
+                # Perhaps it has become so again meanwhile, and that was noted before.
+                if connection.look(now):
+                    self.look_at(connection)
+        with self._changed:
+            self._looking = bool(self._deaf)
+        if self._looking:
+            self._look_later()
 
     def _is_over(self) -> bool:
         return not self._connections and not self._accepting
@@ -595,7 +710,7 @@ class ServerCore(WorkingCore):
                 return None
             try:
                 sock.setblocking(False)
-                if sock.family in (socket.AF_INET, socket.AF_INET6):
+                if self._sets_nodelay and sock.family in (socket.AF_INET, socket.AF_INET6):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError:
                 pass  # it is gone already: the first receive will say so
@@ -697,6 +812,24 @@ def _is_buffer(data: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _failure_of(sock: socket.socket) -> OSError | None:
+    """What has ended the connection, where nobody receives."""
+    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if number:
+        # Linux calls a reset EPIPE where the peer had ended its side before.
+        number = errno.ECONNRESET if number == errno.EPIPE else number
+        return OSError(number, os.strerror(number))
+    if sys.platform == "win32":
+        # There only a call tells.
+        try:
+            sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            return error
+    return None
 
 
 def _address(ask: Callable[[], Any]) -> Any:

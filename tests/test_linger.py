@@ -1,0 +1,334 @@
+"""A close that lingers: the answer arrives, and nobody waits for nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+from completionport import ConnectionClosed
+from server_support import Echo, Recorder, Silent, reset
+from support import LONG, Background, has_ipv6, needs_unix_sockets, pattern, read_to_end, wait_until
+
+LINGER = 2.0
+SOON = 1.2  # seconds: well before the end of a linger, also on a busy machine
+
+
+class Answering(Recorder):
+    """Answers what comes first, and closes."""
+
+    def __init__(self, answer=b"answer", how="close"):
+        super().__init__()
+        self.answer = answer
+        self.how = how
+        self.closed_at = None
+
+    def received(self, connection, data):
+        super().received(connection, data)
+        connection.send(self.answer)
+        getattr(connection, self.how)()
+
+    def closed(self, connection, error):
+        self.closed_at = time.monotonic()
+        super().closed(connection, error)
+
+
+@pytest.fixture(params=[1, 4], ids=["one at a time", "several at a time"])
+def concurrency(request):
+    return request.param
+
+
+@pytest.fixture(
+    params=[
+        "tcp",
+        pytest.param("tcp6", marks=pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")),
+        pytest.param("unix", marks=needs_unix_sockets),
+    ]
+)
+def listener(request, tmp_path):
+    """A listening socket, and how to connect to it."""
+    if request.param == "unix":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(str(tmp_path / "socket"))
+    else:
+        sock = socket.socket(socket.AF_INET6 if request.param == "tcp6" else socket.AF_INET)
+        sock.bind(("::1" if request.param == "tcp6" else "127.0.0.1", 0))
+    sock.listen()
+    with sock, contextlib.ExitStack() as clients:
+
+        def connect():
+            client = clients.enter_context(socket.socket(sock.family))
+            client.settimeout(LONG)
+            client.connect(address)
+            return client
+
+        address = sock.getsockname()
+        yield sock, connect
+
+
+class TestTheAnswerArrives:
+    def test_where_the_peer_goes_on_sending(self, serve, listener, concurrency):
+        sock, connect = listener
+        handler = Answering(pattern(3_000_000))
+        serve(handler, listener=sock, concurrency=concurrency, workers=4)
+        for _ in range(5):
+            client = connect()
+
+            def go_on(client=client):
+                with contextlib.suppress(OSError):
+                    for _ in range(20):
+                        client.sendall(bytes(10_000))
+                        time.sleep(0.002)
+
+            client.sendall(b"question")
+            sender = Background(go_on)
+            assert read_to_end(client) == handler.answer
+            sender.outcome()
+            client.close()
+        wait_until(lambda: handler.count("closed") == 5)
+        assert [error for name, _, error in handler.events if name == "closed"] == [None] * 5
+
+    def test_where_input_lies_unread(self, serve, listener, concurrency):
+        class Hasty(Answering):
+            def connected(self, connection):
+                super().connected(connection)
+                assert sent.wait(LONG)
+                connection.send(self.answer)
+                connection.close()
+
+        sock, connect = listener
+        handler, sent = Hasty(pattern(200_000)), threading.Event()
+        serve(handler, listener=sock, concurrency=concurrency, workers=4)
+        client = connect()
+        client.sendall(bytes(100_000))
+        sent.set()
+        assert read_to_end(client) == handler.answer
+        client.sendall(bytes(100_000))  # nor is it reset then
+        client.close()
+        assert handler.end() is None
+
+    def test_by_a_thread_that_is_no_worker(self, serve, dial, concurrency):
+        handler = Recorder()
+        server = serve(handler, concurrency=concurrency, workers=4)
+        client = dial(server)
+        connection = handler.first()
+        connection.send(b"bye")
+        connection.close()
+        assert connection.closing
+        with pytest.raises(ConnectionClosed):
+            connection.send(b"more")
+        assert read_to_end(client) == b"bye"
+        client.sendall(bytes(50_000))
+        client.shutdown(socket.SHUT_WR)
+        assert handler.end() is None
+        assert handler.names() == ["connected", "closed"]
+
+    def test_of_a_connection_that_was_paused(self, serve, dial, concurrency):
+        class Paused(Recorder):
+            def received(self, connection, data):
+                super().received(connection, data)
+                connection.pause()
+
+        handler = Paused()
+        server = serve(handler, concurrency=concurrency, workers=4)
+        client = dial(server)
+        client.sendall(b"question")
+        wait_until(lambda: handler.count("received"))
+        client.sendall(bytes(300_000))
+        connection = handler.first()
+        connection.send(pattern(100_000))
+        connection.close()
+        assert read_to_end(client) == pattern(100_000)
+        client.close()
+        assert handler.end() is None
+
+    def test_of_a_server_that_stops(self, serve, dial, concurrency):
+        class Long(Recorder):
+            def received(self, connection, data):
+                super().received(connection, data)
+                if data[:1] == b"q":
+                    connection.send(pattern(3_000_000))
+
+        handler = Long()
+        server = serve(handler, concurrency=concurrency, workers=4)
+        client = dial(server)
+        client.sendall(b"question")
+        wait_until(lambda: handler.count("received"))
+        thread = Background(server.stop, LONG)
+        wait_until(lambda: handler.first().closing)
+        client.sendall(bytes(50_000))
+        assert read_to_end(client) == pattern(3_000_000)
+        client.close()
+        thread.outcome()
+        assert handler.end() is None
+
+
+class TestHowLong:
+    def test_until_the_peer_ends_its_side_too(self, serve, dial, concurrency):
+        handler = Answering()
+        client = dial(serve(handler, concurrency=concurrency, workers=4))
+        client.sendall(b"question")
+        assert read_to_end(client) == b"answer"
+        assert handler.closed_at is None  # this side has ended, and it still reads
+        began = time.monotonic()
+        client.close()
+        assert handler.end() is None
+        assert handler.closed_at - began < SOON
+
+    def test_for_two_seconds_at_most(self, serve, dial, concurrency):
+        handler = Answering()
+        server = serve(handler, concurrency=concurrency, workers=4)
+        clients = [dial(server) for _ in range(3)]
+        for client in clients:
+            client.sendall(b"question")
+            assert read_to_end(client) == b"answer"
+        ended = time.monotonic()
+        wait_until(lambda: handler.count("closed") == 3)
+        assert LINGER - 0.5 < handler.closed_at - ended < LINGER + 2
+        assert server.stats()["connections"] == 0
+        # And once more, when nobody has lingered for a while.
+        client = dial(server)
+        client.sendall(b"question")
+        assert read_to_end(client) == b"answer"
+        wait_until(lambda: handler.count("closed") == 4)
+
+    def test_for_a_mebibyte_at_most(self, serve, dial, concurrency):
+        handler = Answering()
+        client = dial(serve(handler, concurrency=concurrency, workers=4))
+        client.sendall(b"question")
+        assert read_to_end(client) == b"answer"
+        began = time.monotonic()
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 100_000_000:
+                sent += client.send(bytes(65536))
+        assert handler.end() is None
+        assert handler.closed_at - began < SOON
+        assert 1_000_000 < sent < 16_000_000  # what the buffers of the system take besides
+
+    def test_not_where_the_peer_has_ended_its_side(self, serve, dial, concurrency):
+        handler = Echo()
+        server = serve(handler, concurrency=concurrency, workers=4)
+        began = time.monotonic()
+        clients = []
+        for _ in range(20):
+            client = dial(server)
+            client.sendall(b"question")
+            client.shutdown(socket.SHUT_WR)
+            assert read_to_end(client) == b"question"
+            clients.append(client)  # open until all have ended
+        wait_until(lambda: handler.count("closed") == 20)
+        assert time.monotonic() - began < LINGER
+
+    def test_not_where_the_end_is_there_and_not_read_yet(self, serve, dial, concurrency):
+        class Slow(Answering):
+            def received(self, connection, data):
+                assert ended.wait(LONG)
+                super().received(connection, data)
+
+        handler, ended = Slow(), threading.Event()
+        client = dial(serve(handler, concurrency=concurrency, workers=4))
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+        began = time.monotonic()
+        ended.set()
+        assert read_to_end(client) == b"answer"
+        assert handler.end() is None
+        assert handler.closed_at - began < SOON
+
+    def test_not_behind_an_abort(self, serve, dial, concurrency):
+        handler = Answering(how="abort")
+        client = dial(serve(handler, concurrency=concurrency, workers=4))
+        began = time.monotonic()
+        client.sendall(b"question")
+        assert handler.end() is None
+        assert handler.closed_at - began < SOON
+
+    def test_an_abort_ends_it(self, serve, dial, concurrency):
+        handler = Answering()
+        client = dial(serve(handler, concurrency=concurrency, workers=4))
+        client.sendall(b"question")
+        assert read_to_end(client) == b"answer"
+        began = time.monotonic()
+        handler.first().abort()
+        assert handler.end() is None
+        assert handler.closed_at - began < SOON
+
+    def test_a_reset_ends_it(self, serve, dial, concurrency):
+        handler = Answering()
+        client = dial(serve(handler, concurrency=concurrency, workers=4))
+        client.sendall(b"question")
+        assert read_to_end(client) == b"answer"
+        began = time.monotonic()
+        reset(client)
+        assert handler.end() is None  # it was closed before
+        assert handler.closed_at - began < SOON
+
+    def test_within_the_grace_of_a_stop(self, serve, dial, concurrency):
+        handler = Recorder()
+        server = serve(handler, concurrency=concurrency, workers=4)
+        idle = dial(server)
+        handler.first()
+        began = time.monotonic()
+        server.stop(0.2)
+        assert time.monotonic() - began < SOON
+        assert handler.end() is None
+        with contextlib.suppress(ConnectionResetError):
+            assert read_to_end(idle) == b""
+
+    def test_a_stop_is_over_once_all_have_ended_their_side(self, serve, dial, concurrency):
+        handler = Recorder()
+        server = serve(handler, concurrency=concurrency, workers=4)
+        client = dial(server)
+        handler.first()
+        began = time.monotonic()
+        thread = Background(server.stop, LONG)
+        assert read_to_end(client) == b""
+        client.close()
+        thread.outcome()
+        assert time.monotonic() - began < SOON
+
+    def test_stop_of_no_grace_waits_for_nobody(self, serve, dial, concurrency):
+        handler = Recorder()
+        server = serve(handler, concurrency=concurrency, workers=4)
+        _client = dial(server)
+        handler.first()
+        began = time.monotonic()
+        server.stop(0)
+        assert time.monotonic() - began < SOON
+        assert handler.end() is None
+
+    def test_while_all_workers_but_one_are_busy(self, serve, dial, concurrency):
+        """What bounds it needs no worker that waits."""
+
+        class Busy(Answering):
+            def received(self, connection, data):
+                if data == b"work":
+                    with connection.server.completion_port.blocking():
+                        assert go_on.wait(LONG)
+                    connection.abort()
+                else:
+                    super().received(connection, data)
+
+        handler, go_on = Busy(), threading.Event()
+        server = serve(handler, concurrency=concurrency, workers=2)
+        busy, client = dial(server), dial(server)
+        busy.sendall(b"work")
+        client.sendall(b"question")
+        assert read_to_end(client) == b"answer"
+        assert handler.end() is None
+        go_on.set()
+        wait_until(lambda: handler.count("closed") == 2)
+
+
+def test_a_silent_peer_that_is_closed_leaves_nothing(serve, dial, concurrency):
+    server = serve(Silent(), concurrency=concurrency, workers=4)
+    for _ in range(3):
+        client = dial(server)
+        client.sendall(os.urandom(1000))
+    server.stop(0.1)
+    assert server.stats()["connections"] == 0
