@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from ..shared.arguments import check_count
@@ -24,6 +25,18 @@ def check_handle(name: str, value: Any) -> None:
     """Raise unless ``value`` is a HANDLE."""
     if not isinstance(value, HANDLE):
         raise TypeError(f"{name} must be a HANDLE, not {type(value).__name__}")
+
+
+def check_file(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a HANDLE or a socket."""
+    if not isinstance(value, (HANDLE, socket.socket)):
+        raise TypeError(f"{name} must be a HANDLE or a socket, not {type(value).__name__}")
+
+
+def check_socket(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a socket."""
+    if not isinstance(value, socket.socket):
+        raise TypeError(f"{name} must be a socket, not {type(value).__name__}")
 
 
 def succeed(code: int) -> bool:

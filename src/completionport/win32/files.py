@@ -37,7 +37,14 @@ def CreateFile(
     ``dwDesiredAccess``: ``GENERIC_READ``, ``GENERIC_WRITE``. ``dwShareMode``: what others may do
     meanwhile, which only Windows enforces. ``dwCreationDisposition``: ``OPEN_EXISTING``,
     ``CREATE_ALWAYS`` and so on. ``dwFlagsAndAttributes``: without ``FILE_FLAG_OVERLAPPED`` no port
-    takes the file, and an operation on it returns when it is done; other flags count on Windows.
+    takes the file, and an operation on it returns when it is done. A folder is opened with
+    ``FILE_FLAG_BACKUP_SEMANTICS`` only (else ``ERROR_ACCESS_DENIED``). Other flags count on
+    Windows.
+
+    The last error tells a missing folder (``ERROR_PATH_NOT_FOUND``) from a missing file
+    (``ERROR_FILE_NOT_FOUND``). ``TRUNCATE_EXISTING`` needs ``GENERIC_WRITE``
+    (``ERROR_INVALID_PARAMETER``). Access that ``dwDesiredAccess`` did not ask for is
+    ``ERROR_ACCESS_DENIED`` at the read or write.
 
     With ``CREATE_ALWAYS`` and ``OPEN_ALWAYS`` the last error of a success is 0, or
     ``ERROR_ALREADY_EXISTS`` where the file was there before.
@@ -109,7 +116,11 @@ def WriteFile(
 def WriteFile(
     hFile: HANDLE | socket.socket, lpBuffer: Buffer, lpOverlapped: OVERLAPPED | None
 ) -> bool | Transferred:
-    """Write all of a buffer, at the place that ``lpOverlapped`` says. Returned: as `ReadFile`."""
+    """Write all of a buffer, at the place that ``lpOverlapped`` says. Returned: as `ReadFile`.
+
+    With ``Offset`` and ``OffsetHigh`` both 0xFFFFFFFF that is the end of the file, wherever that
+    is by then, as with ``FILE_APPEND_DATA``.
+    """
     view = views_of(lpBuffer, False)[0]
     if lpOverlapped is None:
         code, count = system.write_now(hFile, view)

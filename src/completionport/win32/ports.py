@@ -7,7 +7,7 @@ from typing import Any
 
 from ..shared.arguments import check_count
 from .arguments import check_dword, check_handle, check_overlapped, succeed
-from .constants import NULL
+from .constants import ERROR_INVALID_HANDLE, NULL, WSAENOTSOCK
 from .handles import let_go
 from .last_error import SetLastError
 from .structures import HANDLE, INVALID_HANDLE_VALUE, OVERLAPPED, OVERLAPPED_ENTRY
@@ -126,7 +126,8 @@ def SetFileCompletionNotificationModes(FileHandle: HANDLE | socket.socket, Flags
     """Say how a file tells of completed operations; what was set once stays.
 
     ``Flags``: with ``FILE_SKIP_COMPLETION_PORT_ON_SUCCESS`` an operation that succeeds in its call
-    gives no packet. ``FILE_SKIP_SET_EVENT_ON_HANDLE`` is taken, and makes no difference here.
+    gives no packet. With ``FILE_SKIP_SET_EVENT_ON_HANDLE`` no operation signals the handle itself.
+    A file that is not overlapped takes neither (``ERROR_INVALID_PARAMETER``).
     Returned: True, or False and ``ERROR_INVALID_HANDLE`` or ``ERROR_INVALID_PARAMETER``.
     """
     check_count("Flags", Flags, 0, 0xFF)
@@ -180,8 +181,8 @@ def WSAGetOverlappedResult(
     return succeed(code), count
 
 
-def CloseHandle(hObject: HANDLE) -> bool:
-    """Close a port, a file, a thread's or an event's handle.
+def CloseHandle(hObject: HANDLE | socket.socket) -> bool:
+    """Close a port, a file, a thread's or an event's handle; a socket as `closesocket` does.
 
     A port: every thread that waits in it gets ``ERROR_ABANDONED_WAIT_0``, and packets that were not
     taken are dropped. A file: its operations complete with ``ERROR_OPERATION_ABORTED``. A thread
@@ -189,6 +190,9 @@ def CloseHandle(hObject: HANDLE) -> bool:
 
     All of that comes with the last handle: see `DuplicateHandle`.
     """
+    if isinstance(hObject, socket.socket):
+        code = system.close_socket(hObject)
+        return succeed(ERROR_INVALID_HANDLE if code == WSAENOTSOCK else code)
     check_handle("hObject", hObject)
     return let_go(hObject) or succeed(system.close(hObject))
 

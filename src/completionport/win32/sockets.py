@@ -193,7 +193,9 @@ def shutdown(s: AnySocket, how: int = SD_BOTH) -> int:
 def setsockopt(s: AnySocket, level: int, optname: int, optval: Any = None) -> int:
     """Set an option: 0, or ``SOCKET_ERROR``.
 
-    ``optval``: an integer or bytes; for ``SO_UPDATE_ACCEPT_CONTEXT`` the listening socket.
+    ``optval``: an integer or bytes; for ``SO_RCVTIMEO`` and ``SO_SNDTIMEO`` milliseconds, after
+    which a `recv` or `send` that waits fails with ``WSAETIMEDOUT``; for
+    ``SO_UPDATE_ACCEPT_CONTEXT`` the listening socket.
     That and ``SO_UPDATE_CONNECT_CONTEXT`` are needed on Windows behind `AcceptEx` and `ConnectEx`
     before the socket is asked for its addresses or shut down; elsewhere they do nothing.
     """

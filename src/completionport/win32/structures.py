@@ -10,6 +10,7 @@ from mmap import mmap
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 from ..shared.addresses import pack, unpack
+from ..shared.arguments import check_count
 from .constants import AF_INET, AF_INET6, STATUS_PENDING
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview | array[Any] | mmap"
@@ -26,6 +27,14 @@ class IoStatus(Protocol):
     @property
     def count(self) -> int:
         """Bytes moved."""
+
+
+class Written:
+    """What the program has written into an OVERLAPPED, as C programs do to empty it."""
+
+    def __init__(self, status: int, count: int) -> None:
+        self.status = status
+        self.count = count
 
 
 class OVERLAPPED:
@@ -46,7 +55,10 @@ class OVERLAPPED:
     OffsetHigh: int
     """High 32 bits of it."""
     hEvent: HANDLE | None
-    """An event of `CreateEvent`: reset when the operation starts, set when it has completed."""
+    """An event of `CreateEvent`: reset when the operation starts, set when it has completed.
+
+    With its lowest bit set (``event | 1``) no packet comes for the operation.
+    """
     _io: IoStatus | None  # set by the system that carries the operation out
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -60,13 +72,31 @@ class OVERLAPPED:
 
     @property
     def Internal(self) -> int:
-        """The operation's NTSTATUS: ``STATUS_PENDING`` while it is under way, 0 for success."""
+        """The operation's NTSTATUS: ``STATUS_PENDING`` while it is under way, 0 for success.
+
+        It can be set, as `InternalHigh`; while an operation is under way that has no effect.
+        """
         return 0 if self._io is None else self._io.status
+
+    @Internal.setter
+    def Internal(self, value: int) -> None:
+        self._write(value, self.InternalHigh)
 
     @property
     def InternalHigh(self) -> int:
         """Bytes moved, once it has completed."""
         return 0 if self._io is None else self._io.count
+
+    @InternalHigh.setter
+    def InternalHigh(self, value: int) -> None:
+        self._write(self.Internal, value)
+
+    def _write(self, status: int, count: int) -> None:
+        for value in (status, count):
+            check_count("a field of an OVERLAPPED", value, 0, 2**64 - 1)
+        io = self._io
+        if io is None or isinstance(io, Written) or io.status != STATUS_PENDING:
+            self._io = Written(status & 0xFFFFFFFF, count)
 
 
 WSAOVERLAPPED = OVERLAPPED
@@ -107,12 +137,37 @@ class HANDLE:
     __slots__ = ("__weakref__", "_object")
 
     _object: Any  # of the system that made it; None once closed
+    _is_marked = False
 
     def __init__(self, kernel_object: Any) -> None:
         self._object = kernel_object
 
     def __repr__(self) -> str:
         return "<HANDLE closed>" if self._object is None else f"<HANDLE {self._object!r}>"
+
+    def __or__(self, bits: int) -> HANDLE:
+        """The same handle with its lowest bit set: as ``hEvent`` it keeps the packet away."""
+        check_count("what is set in a handle", bits, 0, 1)
+        return MarkedHandle(self) if bits else self
+
+
+class MarkedHandle(HANDLE):
+    """A handle whose lowest bit is set, which the system does not look at but in ``hEvent``."""
+
+    __slots__ = ("_handle",)
+
+    _is_marked = True
+
+    def __init__(self, handle: HANDLE) -> None:
+        self._handle = handle
+
+    @property
+    def _object(self) -> Any:
+        return self._handle._object
+
+    @_object.setter
+    def _object(self, value: Any) -> None:
+        self._handle._object = value
 
 
 INVALID_HANDLE_VALUE = HANDLE(None)

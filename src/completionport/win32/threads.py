@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .arguments import check_dword, check_handle, succeed
+from .arguments import check_dword, check_file, check_handle, succeed
 from .constants import MAXIMUM_WAIT_OBJECTS, WAIT_FAILED
 from .structures import HANDLE, SYSTEM_INFO
 from .system import system
@@ -64,23 +65,29 @@ def ResetEvent(hEvent: HANDLE) -> bool:
     return succeed(system.set_event(hEvent, False))
 
 
-def WaitForSingleObject(hHandle: HANDLE, dwMilliseconds: int) -> int:
-    """Wait for the end of a thread, or for an event.
+def WaitForSingleObject(hHandle: HANDLE | socket.socket, dwMilliseconds: int) -> int:
+    """Wait for the end of a thread, for an event, for a file or a socket, or for a port.
+
+    A file or a socket is signalled when an operation without an event of its own has completed, and
+    not any more when the next one is started; a port is signalled while it has packets, and the
+    wait takes none.
 
     Returned: ``WAIT_OBJECT_0``; ``WAIT_TIMEOUT``; ``WAIT_FAILED`` and the last error.
     """
     return WaitForMultipleObjects([hHandle], False, dwMilliseconds)
 
 
-def WaitForMultipleObjects(lpHandles: Sequence[HANDLE], bWaitAll: bool, dwMilliseconds: int) -> int:
-    """Wait for one of up to 64 threads and events, or with ``bWaitAll`` for all of them.
+def WaitForMultipleObjects(
+    lpHandles: Sequence[HANDLE | socket.socket], bWaitAll: bool, dwMilliseconds: int
+) -> int:
+    """Wait for one of up to 64 objects (`WaitForSingleObject`), or with ``bWaitAll`` for all.
 
     Returned: ``WAIT_OBJECT_0`` plus the index of the first one that is signalled (plus 0 for all);
     ``WAIT_TIMEOUT``; ``WAIT_FAILED`` and the last error.
     """
     handles = list(lpHandles)
     for handle in handles:
-        check_handle("each of lpHandles", handle)
+        check_file("each of lpHandles", handle)
     check_dword("dwMilliseconds", dwMilliseconds)
     if not 1 <= len(handles) <= MAXIMUM_WAIT_OBJECTS:
         raise ValueError(f"1 to {MAXIMUM_WAIT_OBJECTS} handles were expected, not {len(handles)}")

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from ...interface.error_codes import Codes, codes_of
+from ...interface.error_codes import CODES, UNKNOWN, Codes, codes_of
 from ...interface.errors import PortClosed
+from ...shared.arguments import LARGEST_OFFSET
 from ...shared.workers import usable_processors
 from ..constants import (
     CREATE_ALWAYS,
     CREATE_NEW,
     ERROR_ABANDONED_WAIT_0,
+    ERROR_ACCESS_DENIED,
     ERROR_ALREADY_EXISTS,
     ERROR_FILE_EXISTS,
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,
     ERROR_IO_INCOMPLETE,
+    ERROR_PATH_NOT_FOUND,
+    FILE_APPEND_DATA,
+    FILE_FLAG_BACKUP_SEMANTICS,
     FILE_FLAG_OVERLAPPED,
+    FILE_READ_DATA,
+    FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
+    FILE_SKIP_SET_EVENT_ON_HANDLE,
+    FILE_WRITE_DATA,
+    GENERIC_ALL,
     GENERIC_READ,
     GENERIC_WRITE,
     INFINITE,
@@ -35,11 +47,11 @@ from ..constants import (
     WSAENOTSOCK,
 )
 from ..outcomes import Started, Taken
-from ..structures import HANDLE, OVERLAPPED, SYSTEM_INFO
+from ..structures import HANDLE, OVERLAPPED, SYSTEM_INFO, Written
 from . import manager
-from .files import SUCCESS, FileObject, Port, Request
+from .files import IN_USE, SUCCESS, FileObject, Port, Request
 from .handles import EngineHandles
-from .lookup import file_of, on_file, place_of, transfer
+from .lookup import file_of, file_of_socket, on_file, place_of, transfer
 from .options import EngineOptions
 from .requests import Read, Send
 from .sockets import EngineSockets
@@ -52,6 +64,32 @@ DISPOSITIONS = {
     OPEN_ALWAYS: os.O_CREAT,
     TRUNCATE_EXISTING: os.O_TRUNC,
 }
+
+
+READING = GENERIC_READ | GENERIC_ALL | FILE_READ_DATA
+WRITING = GENERIC_WRITE | GENERIC_ALL | FILE_WRITE_DATA | FILE_APPEND_DATA
+KNOWN_MODES = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS | FILE_SKIP_SET_EVENT_ON_HANDLE
+END_OF_FILE = 2**64 - 1
+"""The place in an OVERLAPPED that stands for the end of the file, wherever that is."""
+
+
+def code_of_open(error: OSError, name: str) -> int:
+    """The Windows code of an open that has failed: a missing folder is no missing file."""
+    folder = os.path.dirname(name) or "."
+    if error.errno == errno.ENOTDIR:
+        return ERROR_PATH_NOT_FOUND
+    if error.errno == errno.ENOENT and not (name and os.path.isdir(folder)):
+        return ERROR_PATH_NOT_FOUND
+    return codes_of(error.errno).windows
+
+
+def codes_of_status(status: int) -> Codes:
+    """The codes of an NTSTATUS that the program itself has written."""
+    if not status & 0x80000000:
+        return SUCCESS
+    # Several have that of a reset.
+    known = [codes_of(errno.ECONNRESET), *CODES.values()]
+    return next((codes for codes in known if codes.status == status), UNKNOWN)
 
 
 class EngineSystem(EngineSockets, EngineHandles, EngineOptions):
@@ -113,6 +151,8 @@ class EngineSystem(EngineSockets, EngineHandles, EngineOptions):
         found = file_of(file)
         if found is None:
             return ERROR_INVALID_HANDLE
+        if found.synchronous or flags & ~KNOWN_MODES:
+            return ERROR_INVALID_PARAMETER
         with found.lock:
             found.modes |= flags  # as in Windows, nothing takes them back
         return 0
@@ -129,12 +169,15 @@ class EngineSystem(EngineSockets, EngineHandles, EngineOptions):
         request = overlapped._io
         if request is None:
             return 0, 0
-        assert isinstance(request, Request)
+        if isinstance(request, Written):
+            codes = codes_of_status(request.status)
         if request.status == STATUS_PENDING:
-            if not wait:
+            if not wait or isinstance(request, Written):
                 return (WSA_IO_INCOMPLETE if winsock else ERROR_IO_INCOMPLETE), 0
+            assert isinstance(request, Request)
             wait_for([request], False, None)
-        codes = request.codes
+        if isinstance(request, Request):
+            codes = request.codes
         return (codes.winsock if winsock else codes.windows), request.count
 
     def close(self, handle: HANDLE) -> int:
@@ -167,12 +210,15 @@ class EngineSystem(EngineSockets, EngineHandles, EngineOptions):
     def create_file(
         self, name: str, access: int, share: int, disposition: int, flags: int
     ) -> tuple[int, HANDLE | None]:
-        if disposition not in DISPOSITIONS:
+        needs_right = disposition == TRUNCATE_EXISTING
+        if disposition not in DISPOSITIONS or (needs_right and not access & GENERIC_WRITE):
             return ERROR_INVALID_PARAMETER, None
+        readable, writable = bool(access & READING), bool(access & WRITING)
         mode = os.O_RDONLY
-        if access & GENERIC_WRITE:
-            mode = os.O_RDWR if access & GENERIC_READ else os.O_WRONLY
+        if writable:
+            mode = os.O_RDWR if readable else os.O_WRONLY
         code = 0
+        takes_folders = bool(flags & FILE_FLAG_BACKUP_SEMANTICS)
         # Whether it made the file is known only of an open that makes it in any case.
         alone = os.O_EXCL if disposition in (CREATE_ALWAYS, OPEN_ALWAYS) else 0
         try:
@@ -183,15 +229,33 @@ class EngineSystem(EngineSockets, EngineHandles, EngineOptions):
                     return ERROR_FILE_EXISTS, None
                 code = ERROR_ALREADY_EXISTS
                 number = os.open(name, mode | DISPOSITIONS[disposition], 0o666)
+            except IsADirectoryError:
+                # Linux opens a folder for reading only.
+                if not takes_folders or disposition != OPEN_EXISTING:
+                    raise
+                number = os.open(name, os.O_RDONLY)
         except OSError as error:
-            return codes_of(error.errno).windows, None
-        return code, HANDLE(FileObject(number, synchronous=not flags & FILE_FLAG_OVERLAPPED))
+            return code_of_open(error, name), None
+        if not takes_folders and stat.S_ISDIR(os.fstat(number).st_mode):
+            os.close(number)
+            return ERROR_ACCESS_DENIED, None
+        file = FileObject(
+            number,
+            synchronous=not flags & FILE_FLAG_OVERLAPPED,
+            readable=readable,
+            writable=writable,
+        )
+        return code, HANDLE(file)
 
     def read(
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
     ) -> Started:
         def begin(found: FileObject) -> tuple[Codes, int]:
+            if not found.readable:
+                return codes_of(errno.EACCES), 0
             place = place_of(overlapped) if found.is_regular else None
+            if place is not None and place > LARGEST_OFFSET:
+                return IN_USE, 0
             request = Read(found, overlapped, view.nbytes)
             return transfer(found, request, lambda step: found.handle.read(view, place, step))
 
@@ -201,8 +265,16 @@ class EngineSystem(EngineSockets, EngineHandles, EngineOptions):
         self, file: HANDLE | socket.socket, view: memoryview, overlapped: OVERLAPPED
     ) -> Started:
         def begin(found: FileObject) -> tuple[Codes, int]:
-            place = place_of(overlapped) if found.is_regular else None
+            if not found.writable:
+                return codes_of(errno.EACCES), 0
             request = Send(found, overlapped)
+            place = place_of(overlapped) if found.is_regular else None
+            if place == END_OF_FILE:
+                return transfer(
+                    found, request, lambda step: found.appending.write(view, None, step)
+                )
+            if place is not None and place > LARGEST_OFFSET:
+                return IN_USE, 0
             return transfer(found, request, lambda step: found.handle.write(view, place, step))
 
         return on_file(file, begin)
@@ -229,12 +301,16 @@ class EngineSystem(EngineSockets, EngineHandles, EngineOptions):
             found.reset()
         return 0
 
-    def wait(self, handles: list[HANDLE], everything: bool, milliseconds: int) -> tuple[int, int]:
-        waitables = []
+    def wait(
+        self, handles: list[HANDLE | socket.socket], everything: bool, milliseconds: int
+    ) -> tuple[int, int]:
+        waitables: list[Waitable] = []
         for handle in handles:
-            if not isinstance(handle._object, Waitable):
+            found: object
+            found = file_of_socket(handle) if isinstance(handle, socket.socket) else handle._object
+            if not isinstance(found, Waitable):
                 return ERROR_INVALID_HANDLE, WAIT_FAILED
-            waitables.append(handle._object)
+            waitables.append(found)
         return 0, wait_for(
             waitables, everything, None if milliseconds == INFINITE else milliseconds
         )

@@ -32,24 +32,29 @@ from ...interface.errors import (
 from ...interface.handle import Handle, Overlapped
 from ...interface.port import Completion, CompletionPort
 from ..constants import (
+    ERROR_INVALID_FUNCTION,
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,
     ERROR_IO_PENDING,
     ERROR_NOT_FOUND,
     FILE_SKIP_COMPLETION_PORT_ON_SUCCESS,
+    FILE_SKIP_SET_EVENT_ON_HANDLE,
     STATUS_PENDING,
     WSA_INVALID_PARAMETER,
     WSA_IO_PENDING,
+    WSAEINVAL,
 )
 from ..outcomes import is_warning
 from ..structures import OVERLAPPED
 from . import manager
-from .waiting import Event, Waitable, claim
+from .waiting import Event, Waitable, claim, set_all, wake
 
 SUCCESS = Codes(0, 0, 0)
 PENDING = Codes(STATUS_PENDING, ERROR_IO_PENDING, WSA_IO_PENDING)
 IN_USE = Codes(0xC000000D, ERROR_INVALID_PARAMETER, WSA_INVALID_PARAMETER)
 GONE = codes_of(errno.EBADF)
+NO_DATA = Codes(0xC0000010, ERROR_INVALID_FUNCTION, WSAEINVAL)
+"""STATUS_INVALID_DEVICE_REQUEST: a folder has none."""
 ABORTED = codes_of(errno.ECANCELED)
 
 CONNECTION_LOST = frozenset(
@@ -69,10 +74,12 @@ class Failure(OSError):
         self.codes = codes
 
 
-class Port:
-    """The program's port: packets are only posted to it."""
+class Port(Waitable):
+    """The program's port: packets are only posted to it. It is signalled while it has some."""
 
     def __init__(self, concurrency: int) -> None:
+        super().__init__()
+        self.waited_for = False  # written with what threads wait for locked, before they look
         self.port = CompletionPort(concurrency)
 
     def __repr__(self) -> str:
@@ -84,7 +91,18 @@ class Port:
             self.port.post(count, (key, codes), overlapped)
         except PortClosed:
             return False
+        # Either this sees that somebody waits, or who waits sees the packet: both take the queue's
+        # lock in between.
+        if self.waited_for:
+            wake()
         return True
+
+    def is_set(self) -> bool:
+        self.waited_for = True
+        try:
+            return bool(self.port.stats()["queued"])
+        except PortClosed:
+            return False
 
 
 class Unheard(OVERLAPPED):
@@ -113,7 +131,8 @@ class Request(Waitable):
         # The file's lock:
         self.step: manager.Step | None = None
         self.steps = 0
-        self.quiet = isinstance(overlapped, Unheard)  # constant: no packet tells of it
+        is_marked = event is not None and event._is_marked
+        self.quiet = is_marked or isinstance(overlapped, Unheard)  # constant: no packet tells of it
         self.thread = get_ident()  # constant: who has started it, for CancelIo
         self.more_steps = False  # the one under way is not the last
         self.cancelled = False
@@ -202,10 +221,12 @@ class Request(Waitable):
         self.step = self.keeps = None  # they would keep the engine's handle, or a socket
         self.ended()
         self.codes = codes
-        self.set()
-        event = self.event
-        if event is not None:
-            event.set()
+        if self.event is not None:
+            set_all((self, self.event))
+        elif self.file.modes & FILE_SKIP_SET_EVENT_ON_HANDLE:
+            self.set()
+        else:
+            set_all((self, self.file))
 
 
 class Unheeded:
@@ -230,14 +251,27 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class FileObject:
-    """What a socket or a file's handle stands for."""
+class FileObject(Waitable):
+    """What a socket or a file's handle stands for.
 
-    def __init__(self, number: int, *, synchronous: bool = False) -> None:
+    It is signalled while no operation has been started since one has completed.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        synchronous: bool = False,
+        readable: bool = True,
+        writable: bool = True,
+    ) -> None:
+        super().__init__(True)
         mode = os.fstat(number).st_mode
         # Constant:
         self.number = number
         self.synchronous = synchronous
+        self.readable = readable
+        self.writable = writable
         self.is_socket = stat.S_ISSOCK(mode)
         self.is_regular = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
         self.is_stream = False
@@ -261,6 +295,7 @@ class FileObject:
         self.receives_shut = False
         self._manager: manager.Manager | None = None
         self._handle: Handle | None = None
+        self._appending: Handle | None = None  # for another open file that writes at the end
         with _files_lock:
             _files.add(self)
         if self.is_socket:
@@ -303,6 +338,20 @@ class FileObject:
             self._manager = joined
         return self._handle
 
+    @property
+    def appending(self) -> Handle:
+        """The engine's handle for writes to the end of the file, made when needed. Lock held."""
+        assert self.handle is not None  # so the manager is there
+        if self._appending is None:
+            # Only the kernel knows where the end is when the write comes to it.
+            number = os.open(f"/proc/self/fd/{self.number}", os.O_WRONLY | os.O_APPEND)
+            try:
+                assert self._manager is not None
+                self._appending = self._manager.associate(number, self)
+            finally:
+                os.close(number)
+        return self._appending
+
     def replace(self, other: socket.socket) -> None:
         """Make the program's descriptor stand for another socket. Lock held."""
         if self.closed:
@@ -325,7 +374,7 @@ class FileObject:
             overlapped = request.overlapped
             assert overlapped is not None
             before = overlapped._io
-            if not claim(overlapped, request):
+            if not claim(overlapped, request, self):
                 return IN_USE, 0
             if request.event is not None:
                 request.event.reset()
@@ -351,7 +400,7 @@ class FileObject:
                 overlapped._io = before
                 raise
             request.resolve(codes)
-            if self.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
+            if self.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS or request.quiet:
                 del self.requests[request]
                 request.overlapped = None
             elif len(self.requests) > 1 and self._others_in_line(request):
@@ -387,12 +436,15 @@ class FileObject:
         if isinstance(error, Failure):
             return error.codes
         number = error.errno
+        if number == errno.EISDIR:
+            return NO_DATA
         if self.is_stream:
             if number == errno.EPIPE and not self.sends_shut:
                 # Linux's word for a connection that is not there, or not there any more.
                 number = errno.ECONNRESET if self.had_peer else errno.ENOTCONN
-            if number in CONNECTION_LOST and self.had_peer:
+            if number in CONNECTION_LOST and self.connecting is None:
                 self.lost = number
+                self.had_peer = True
         elif number == errno.EDESTADDRREQ:
             number = errno.ENOTCONN
         return codes_of(number)
@@ -407,7 +459,7 @@ class FileObject:
             return self.lost
         if self.receives_shut if takes_input else self.sends_shut:
             return errno.ESHUTDOWN
-        if self.connecting is not None or (self.is_stream and not self.is_connected()):
+        if self.connecting is not None:
             return errno.ENOTCONN
         if takes_input and self.is_datagram and not self.bound:
             with socket.socket(fileno=os.dup(self.number)) as probe:
@@ -495,6 +547,9 @@ class FileObject:
             self.closed = True
             accepting, self.accepting = self.accepting, None
             handle, self._handle = self._handle, None
+            appending, self._appending = self._appending, None
+            if appending is not None and not self.orphaned:
+                appending.close()
             if number_is_gone:
                 pass  # the last reference to the engine's handle closes it
             elif handle is not None and not self.orphaned:

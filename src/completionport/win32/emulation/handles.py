@@ -13,6 +13,7 @@ from typing import Any
 
 from ...interface.error_codes import CODES, codes_of
 from ..constants import (
+    ERROR_ACCESS_DENIED,
     ERROR_BROKEN_PIPE,
     ERROR_INVALID_HANDLE,
     ERROR_INVALID_PARAMETER,
@@ -166,6 +167,8 @@ class EngineHandles:
             return ERROR_INVALID_HANDLE, 0
         if not found.synchronous:
             return ERROR_INVALID_PARAMETER, 0
+        if not (found.readable if reads else found.writable):
+            return ERROR_ACCESS_DENIED, 0
         try:
             with descriptor_of(found) as number:
                 count = call(number)

@@ -14,6 +14,7 @@ from typing import Any
 from ...interface.error_codes import Codes, codes_of
 from ...interface.handle import Overlapped
 from ..constants import (
+    ERROR_ACCESS_DENIED,
     ERROR_INVALID_HANDLE,
     SO_RCVTIMEO,
     SO_SNDTIMEO,
@@ -248,6 +249,8 @@ class EngineSockets:
         overlapped: OVERLAPPED,
     ) -> Started:
         source = None if file is None else file_of(file)
+        if source is not None and not source.readable:
+            return Started(ERROR_ACCESS_DENIED)
         number = None if source is None else source.duplicate()
         if number is None and file is not None:
             return Started(ERROR_INVALID_HANDLE)
@@ -262,8 +265,9 @@ class EngineSockets:
                     number, place, count, head=head, tail=tail, overlapped=step
                 )
 
-            if not target.is_stream:
-                return codes_of(errno.ENOTCONN), 0
+            with target.lock:
+                if not (target.is_stream and (target.lost or target.is_connected())):
+                    return codes_of(errno.ENOTCONN), 0
             return transfer(target, Transmit(target, overlapped, flags, sock), launch)
 
         try:

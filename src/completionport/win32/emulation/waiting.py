@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...portable.scheduling.scheduler import SIGNAL_SLICE
 from ..constants import STATUS_PENDING, STILL_ACTIVE, WAIT_OBJECT_0, WAIT_TIMEOUT
-from ..structures import OVERLAPPED, IoStatus
+from ..structures import OVERLAPPED, IoStatus, Written
 
 _changed = threading.Condition()
 _waiting = 0  # threads in `wait_for`; the lock guards it
@@ -54,6 +54,22 @@ class Waitable:
 
     def consume(self) -> None:
         """A wait for it has ended. Lock held."""
+
+
+def set_all(waitables: Iterable[Waitable]) -> None:
+    """Signal them at one moment, and wake whoever waits for one."""
+    with _changed:
+        for one in waitables:
+            one._signalled = True
+        if _waiting:
+            _changed.notify_all()
+
+
+def wake() -> None:
+    """Have whoever waits look again: something is signalled that says so itself."""
+    with _changed:
+        if _waiting:
+            _changed.notify_all()
 
 
 class Event(Waitable):
@@ -98,12 +114,18 @@ class Thread(Waitable):
             self.set()
 
 
-def claim(overlapped: OVERLAPPED, operation: IoStatus) -> bool:
-    """Make an OVERLAPPED stand for an operation; False when another one is under way with it."""
+def claim(overlapped: OVERLAPPED, operation: IoStatus, file: Waitable) -> bool:
+    """Make an OVERLAPPED stand for an operation; False when another one is under way with it.
+
+    Its file is not signalled from here on.
+    """
     with _changed:
-        if overlapped._io is not None and overlapped._io.status == STATUS_PENDING:
+        before = overlapped._io
+        is_busy = before is not None and before.status == STATUS_PENDING
+        if is_busy and not isinstance(before, Written):
             return False
         overlapped._io = operation
+        file._signalled = False
         return True
 
 

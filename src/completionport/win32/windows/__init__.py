@@ -38,6 +38,7 @@ from ...windows.api import (
     WSASendTo,
     last_error,
 )
+from ...windows.api import OVERLAPPED as OverlappedStructure
 from ..constants import (
     ERROR_ALREADY_EXISTS,
     ERROR_INVALID_HANDLE,
@@ -55,7 +56,7 @@ from ..constants import (
     WSAETIMEDOUT,
 )
 from ..outcomes import Started, Taken
-from ..structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO, sockaddr_of
+from ..structures import HANDLE, OVERLAPPED, SOCKADDR, SYSTEM_INFO, Written, sockaddr_of
 from .api import (
     CONNECT_EX,
     DISCONNECT_EX,
@@ -106,6 +107,20 @@ from .objects import (
 )
 from .options import WindowsOptions
 from .waits import code_of, take, wait_for_objects, wait_for_result
+
+
+def result_of_written(io: Written, file: HANDLE | socket.socket, winsock: bool) -> tuple[int, int]:
+    """What is in an OVERLAPPED that the program has written itself."""
+    if io.status == STATUS_PENDING:
+        return ERROR_IO_INCOMPLETE, 0  # Winsock's number for it is the same
+    structure = OverlappedStructure(io.status, io.count, 0, 0, None)
+    count, flags = DWORD(), DWORD()
+    if winsock:
+        assert isinstance(file, socket.socket)
+        call = byref(structure), byref(count), False, byref(flags)
+        done = wsa_get_result(file.fileno(), *call)
+        return (0 if done else last_error()), count.value
+    return code_of(io.status), io.count
 
 
 class WindowsSystem(WindowsHandles, WindowsOptions):
@@ -189,6 +204,8 @@ class WindowsSystem(WindowsHandles, WindowsOptions):
         found = file_of(file)
         if winsock and (found is None or not isinstance(file, socket.socket)):
             return WSAENOTSOCK, 0
+        if isinstance(io, Written):
+            return result_of_written(io, file, winsock)
         if not isinstance(io, Io):
             return 0, 0
         if found is None and io.status == STATUS_PENDING:
@@ -205,7 +222,7 @@ class WindowsSystem(WindowsHandles, WindowsOptions):
         else:
             done = get_result(value, io.address, byref(count), wait)
         code = 0 if done else last_error()
-        if io.status != STATUS_PENDING and not io.file.number:
+        if io.status != STATUS_PENDING and io.is_loose():
             settle(io)
         return code, count.value
 
@@ -557,12 +574,16 @@ class WindowsSystem(WindowsHandles, WindowsOptions):
             return ERROR_INVALID_HANDLE
         return code_unless((set_event if signalled else reset_event)(found.value))
 
-    def wait(self, handles: list[HANDLE], everything: bool, milliseconds: int) -> tuple[int, int]:
+    def wait(
+        self, handles: list[HANDLE | socket.socket], everything: bool, milliseconds: int
+    ) -> tuple[int, int]:
         values = []
         for handle in handles:
-            if not isinstance(handle._object, Waitable):
+            found: object
+            found = file_of_socket(handle) if isinstance(handle, socket.socket) else handle._object
+            if not isinstance(found, (File, Port, Waitable)):
                 return ERROR_INVALID_HANDLE, WAIT_FAILED
-            values.append(handle._object.value)
+            values.append(found.value)
         array = (HANDLE_VALUE * len(values))(*values)
         answer = wait_for_objects(array, everything, milliseconds)
         return (last_error() if answer == WAIT_FAILED else 0), answer

@@ -99,6 +99,12 @@ class Io:
             STATUS_PENDING, 0, overlapped.Offset, overlapped.OffsetHigh, event_of(overlapped)
         )
         self.address = ctypes.addressof(self.structure)
+        event = overlapped.hEvent
+        self._has_packet = event is None or not event._is_marked
+
+    def is_loose(self) -> bool:
+        """Whether no packet comes: its file has no port, or the event says so."""
+        return not (self.file.number and self._has_packet)
 
     @property
     def status(self) -> int:
@@ -120,7 +126,7 @@ _files: dict[int, File] = {}  # by completion key; each step on it is atomic
 # Every operation from its call to `settle`, by address: whoever lets go of its OVERLAPPED, its file
 # or its port, the memory that the kernel may write to stays. Each step on it is atomic.
 _kept: dict[int, Io] = {}
-_loose: dict[int, Io] = {}  # those that were started on a file without a port
+_loose: dict[int, Io] = {}  # those that have no packet, as of a file that had no port
 _sockets: weakref.WeakKeyDictionary[socket.socket, File] = weakref.WeakKeyDictionary()
 _sockets_lock = threading.RLock()  # guards it; again by finalizers
 
@@ -161,7 +167,7 @@ def event_of(overlapped: OVERLAPPED) -> int | None:
     event = overlapped.hEvent
     if event is None or not isinstance(event._object, Waitable):
         return None
-    return event._object.value
+    return event._object.value | event._is_marked
 
 
 def memory_of(view: memoryview, memory: list[Any]) -> int:
@@ -230,7 +236,7 @@ def forget(file: File) -> None:
     # No packet comes for an operation of a file without a port. Those of this one may take a moment
     # to be aborted, so each file that is closed sees to the ones before it.
     for io in list(_loose.values()):
-        if io.file.closed and not io.file.number and io.status != STATUS_PENDING:
+        if io.file.closed and io.is_loose() and io.status != STATUS_PENDING:
             settle(io)
 
 
@@ -277,14 +283,14 @@ def start(
     ``is_transfer``: it moves data on what is connected already.
     """
     with _lock:
-        if overlapped.Internal == STATUS_PENDING:
-            return Started(ERROR_INVALID_PARAMETER)
         before = overlapped._io
+        if isinstance(before, Io) and before.status == STATUS_PENDING:
+            return Started(ERROR_INVALID_PARAMETER)
         io = overlapped._io = Io(file, overlapped, memory, is_transfer)
-    if before is not None and isinstance(before, Io) and not before.file.number:
+    if before is not None and isinstance(before, Io) and before.is_loose():
         settle(before)
     file.under_way[io.address] = _kept[io.address] = io
-    if not file.number:
+    if io.is_loose():
         _loose[io.address] = io
     count = DWORD()
     code = call(file.value, byref(count), io.address)
@@ -294,7 +300,7 @@ def start(
         io.structure.Internal = STATUS_UNSUCCESSFUL
     # A warning, as that a datagram was cut off, has a packet as success has.
     is_error = code != 0 and not is_warning(io.status)
-    if is_error or not file.number or file.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
+    if is_error or io.is_loose() or file.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS:
         settle(io)
     return Started(code, 0 if code else count.value)
 
