@@ -51,7 +51,7 @@ $(BIN)/python:
 
 # Editable, so that Python files need no new build.
 $(VENV)/built: $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable .
+	COMPLETIONPORT_COMPILED=1 $(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
 $(VENV)/tested: $(VENV)/built

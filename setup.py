@@ -1,7 +1,8 @@
 """Builds the compiled engines. All else is in pyproject.toml.
 
 Where there is no compiler, or no Linux, the package installs without them and runs on the
-engine "iocp" on Windows, else on "selectors".
+engine "iocp" on Windows, else on "selectors". COMPLETIONPORT_COMPILED=1 makes what can't be
+compiled an error, as `setup.py build_ext` does; COMPLETIONPORT_PURE=1 leaves it out.
 """
 
 import glob
@@ -30,11 +31,10 @@ def extensions() -> list[Extension]:
             depends=HEADERS,
             define_macros=[(without, "1")] if os.environ.get(without) else [],
             extra_compile_args=["-O2", "-g1", "-D_GNU_SOURCE", "-Wno-unused-function"],
-            optional=True,
         )
         for source in SOURCES
     ]
-    return cythonize(
+    modules = cythonize(
         modules,
         include_path=["src"],
         nthreads=os.cpu_count() or 1,
@@ -47,6 +47,11 @@ def extensions() -> list[Extension]:
             "annotation_typing": False,
         },
     )
+    # Said behind `cythonize`, which makes new objects of them and forgets it.
+    must = "build_ext" in sys.argv or os.environ.get("COMPLETIONPORT_COMPILED")
+    for module in modules:
+        module.optional = not must
+    return modules
 
 
 # `parallel`: the C compiler takes most of the time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import platform
 import statistics
@@ -192,6 +193,42 @@ with CompletionPort() as port, port.associate(near, "key") as handle:
 far.close()
 """
 
+
+@windows_has_no("compiled engines that could be missing")
+@pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in ("_interpreters", "_xxsubinterpreters")),
+    reason="this Python has no module for subinterpreters",
+)
+def test_a_subinterpreter_is_told_that_it_is_one():
+    run_python(SUBINTERPRETER)
+
+
+SUBINTERPRETER = """
+import sys
+from completionport.engines import probe
+try:
+    import _interpreters as interpreters
+    execute = interpreters.exec
+except ImportError:
+    import _xxsubinterpreters as interpreters
+    execute = interpreters.run_string
+
+INSIDE = f"import sys; sys.path[:] = {sys.path!r}" + chr(10) + '''
+import completionport
+from completionport.engines import probe
+for name in ("io_uring", "epoll"):
+    report = probe(name)
+    assert not report.usable
+    assert "one interpreter" in report.reason and "missing" not in report.reason, report
+    assert "selectors" in report.remedy, report
+with completionport.CompletionPort() as port:
+    port.post(7)
+    assert (port.engine, port.get().transferred) == ("selectors", 7)
+'''
+assert probe("epoll").usable
+raised = execute(interpreters.create(), INSIDE)
+assert raised is None, raised
+"""
 
 # What a container runtime does: the system call exists and is refused.
 SECCOMP = """

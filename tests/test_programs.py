@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import completionport
+from completionport.engines import ENGINES, probe
 from support import (
     STOP_SIGNALS,
     WINDOWS,
@@ -138,6 +140,38 @@ def test_engines_prints_a_table():
     assert re.search(r"^engine +usable +why not +what to do$", done.stdout, re.MULTILINE)
     for name in ("io_uring", "epoll", "selectors"):
         assert re.search(rf"^{name} +(yes|no) ", done.stdout, re.MULTILINE)
+
+
+def test_engines_says_which_one_a_port_takes():
+    for asked in (None, "selectors"):
+        environment = {k: v for k, v in os.environ.items() if k != "COMPLETIONPORT_ENGINE"}
+        if asked:
+            environment["COMPLETIONPORT_ENGINE"] = asked
+        table = subprocess.run(
+            [*COMPLETIONPORT, "engines"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env=environment,
+        ).stdout
+        (default,) = re.findall(r"^(\w+) +(?:yes|no) \(default\)", table, re.MULTILINE)
+        assert default == (asked or next(name for name in ENGINES if probe(name).usable))
+        assert ("COMPLETIONPORT_ENGINE" in table) == (asked is not None)
+
+
+def test_the_command_alone_prints_its_help():
+    done = subprocess.run(COMPLETIONPORT, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(word in done.stdout for word in ("usage:", "echo", "engines", "--version"))
+
+
+def test_the_command_tells_its_version():
+    done = subprocess.run(
+        [*COMPLETIONPORT, "--version"], capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"completionport {completionport.__version__}, Python 3.")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", completionport.__version__)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

@@ -24,7 +24,10 @@ from .interface.timer import Timer
 from .servers.datagram_server import DatagramHandler, DatagramServer, Endpoint
 from .servers.stream_server import Connection, Handler, Server
 from .servers.worker_pool import WorkerPool
+from .shared.version import VERSION
 from .watches.changes import Change, ChangeAction
+
+__version__ = VERSION
 
 __all__ = [
     "AlreadyAssociated",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 import threading
 from collections.abc import Sequence
 
-from .engines import ENGINES, probe
+from .engines import ENGINES, default_engine, probe
 from .interface.errors import CompletionPortError
 from .servers.stream_server import Connection, Handler, Server
+from .shared.version import VERSION
 
 
 class Echo(Handler):
@@ -33,8 +35,12 @@ class Echo(Handler):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 for an error, 2 for a wrong option."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     try:
+        if options.run is None:
+            parser.print_help()
+            return 0
         return int(options.run(options))
     except BrokenPipeError:
         # The reader of the output has gone, as in `completionport engines | head -1`.
@@ -74,9 +80,15 @@ def _echo(options: argparse.Namespace) -> int:
 
 def _engines(options: argparse.Namespace) -> int:
     reports = [probe(name) for name in ENGINES]
+    default = default_engine()
     rows = [("engine", "usable", "why not", "what to do")]
     rows += [
-        (report.name, "yes" if report.usable else "no", report.reason or "-", report.remedy or "-")
+        (
+            report.name,
+            ("yes" if report.usable else "no") + (" (default)" if report.name == default else ""),
+            report.reason or "-",
+            report.remedy or "-",
+        )
         for report in reports
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -84,6 +96,8 @@ def _engines(options: argparse.Namespace) -> int:
         print(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+    if os.environ.get("COMPLETIONPORT_ENGINE"):
+        print(f"\nCOMPLETIONPORT_ENGINE asks for {default}, where a port is not told otherwise")
     for report in reports:
         if report.features:
             print(f"\n{report.name}: what this kernel has")
@@ -96,7 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="completionport", description="I/O completion ports for Python."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"completionport {VERSION}, Python {platform.python_version()}",
+    )
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
     echo = commands.add_parser("echo", help="run the echo server of the article")
     echo.set_defaults(run=_echo)
     echo.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")

@@ -5,9 +5,15 @@ The interface imports no implementation: it asks this module, which stands above
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import shlex
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +23,7 @@ from .interface.port import CompletionPort
 from .servers.datagram_server import DatagramServer
 from .servers.service import Core
 from .servers.stream_server import Server
+from .shared.version import VERSION
 
 if TYPE_CHECKING:
     from .interface.handle import Overlapped as Overlapped
@@ -42,9 +49,10 @@ _NEEDS_UNIX = (
     "it needs the descriptors of a Unix and its calls that do not wait (fcntl, readv)",
     "On Windows the engine iocp does the same",
 )
-_NOT_COMPILED = (
-    "the compiled module is missing",
-    "Reinstall with a C compiler at hand: pip install --force-reinstall completionport",
+_OTHER_INTERPRETER = (
+    "its compiled modules can be loaded in one interpreter of a process, the main one, and this is "
+    "another",
+    "Make the port there, or in a process of its own; selectors runs in every interpreter",
 )
 
 
@@ -66,7 +74,7 @@ def probe(name: str) -> EngineReport:
 def _report(name: str, thorough: bool) -> EngineReport:
     if name == "selectors":
         return EngineReport(name, *((False, *_NEEDS_UNIX) if _WINDOWS else (True,)))
-    if _WINDOWS and name in COMPILED:
+    if name in COMPILED and not sys.platform.startswith("linux"):
         return EngineReport(name, False, *_NEEDS_LINUX)
     try:
         if name == "iocp":
@@ -77,22 +85,94 @@ def _report(name: str, thorough: bool) -> EngineReport:
             from .native.engines.epoll import probe as ask_kernel
         else:
             raise ValueError(f"unknown engine {name!r}: it is one of {', '.join(ENGINES)}")
-    except ImportError:
-        return EngineReport(name, False, *_NOT_COMPILED)
+        if name in COMPILED:
+            # What a port and a server take besides: a build may have left out any module.
+            from .native.port import ports  # noqa: F401
+            from .native.server import datagram_core, server_core  # noqa: F401
+    except ImportError as error:
+        return EngineReport(name, False, *_not_loaded(error))
     reason, remedy, features = ask_kernel(thorough)
     return EngineReport(name, not reason, reason, remedy, features)
 
 
+def _not_loaded(error: ImportError) -> tuple[str, str]:
+    """Why the compiled part is not there, and what to do."""
+    if isinstance(error, ModuleNotFoundError):
+        reason = (
+            "the compiled module is missing: what was installed was built without a C compiler, or "
+            "for another Python"
+        )
+    elif "interpreter" in str(error):  # CPython's own words, and Cython's before 3.12
+        return _OTHER_INTERPRETER
+    else:
+        reason = f"the compiled module can't be loaded: {error}"
+    return reason, (
+        "Have a C compiler and Python's headers (Debian: gcc and python3-dev), "
+        f"{_how_to_build_anew()}"
+    )
+
+
+def _how_to_build_anew() -> str:
+    """What builds the compiled part, for where this package has come from."""
+    from importlib import metadata
+
+    install = "python -m pip install --force-reinstall --no-cache-dir"
+    checkout = Path(__file__).parents[2]
+    if (checkout / "setup.py").exists():
+        return f"then: {install} --editable {shlex.quote(str(checkout))}"
+    try:
+        # PEP 610: pip has noted what it was given, unless it was a name.
+        noted = metadata.distribution("completionport").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        noted = None
+    origin = json.loads(noted) if noted else {}
+    url = str(origin.get("url", ""))
+    if "vcs_info" in origin:
+        given = f"{origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}"
+        return f"then: {install} {shlex.quote(given)}"
+    if url.startswith("file:"):
+        path = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+        url = path if os.path.exists(path) else ""
+    if url and not url.endswith(".whl"):
+        return f"then: {install} {shlex.quote(url)}"
+    return (
+        f"get the sources of completionport {VERSION} (a wheel does not hold them), and in their "
+        f"folder: {install} ."
+    )
+
+
+_untold: list[None] = [None]
+"""Who pops it tells the log on which engine the process runs."""
+
+
+def _tell_slow() -> None:
+    """Say once why nothing better was chosen than the engine in Python."""
+    try:
+        _untold.pop()
+    except IndexError:
+        return
+    reports = [_report(name, False) for name in COMPILED]
+    logging.getLogger("completionport").info(
+        "running on the engine selectors, which is Python's own code and slow. %s",
+        " ".join(f"{one.name}: {one.reason}. {one.remedy}." for one in reports),
+    )
+
+
+def default_engine() -> str:
+    """What a port takes that was told no engine: a name, of which it is not said that it runs."""
+    asked = os.environ.get("COMPLETIONPORT_ENGINE")
+    return asked or next(name for name in ENGINES if _report(name, False).usable)
+
+
 def port_class(engine: str | None) -> type[CompletionPort]:
     """The implementation of the engine asked for, or of the best one here."""
-    wanted = engine if engine is not None else os.environ.get("COMPLETIONPORT_ENGINE") or None
-    if wanted is None:
-        wanted = next(name for name in ENGINES if _report(name, False).usable)
-    else:
-        report = _report(wanted, False)
-        if not report.usable:
-            raise EngineUnavailable(wanted, report.reason, report.remedy)
+    wanted = engine if engine is not None else default_engine()
+    report = _report(wanted, False)
+    if not report.usable:
+        raise EngineUnavailable(wanted, report.reason, report.remedy)
     if wanted == "selectors":
+        if engine is None and not os.environ.get("COMPLETIONPORT_ENGINE"):
+            _tell_slow()
         from .portable.port.selectors_port import SelectorsPort
 
         return SelectorsPort
