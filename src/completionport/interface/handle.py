@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from mmap import mmap
 from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
@@ -93,6 +93,12 @@ class Overlapped(Unique):
 
     def _finish(self, transferred: int, error: BaseException | None, value: Any) -> None:
         """Give the object back to the program with the outcome of its operation."""
+        raise NotImplementedError
+
+    def _prepare(
+        self, transferred: int, error: BaseException | None, value: Any
+    ) -> Callable[[], None]:
+        """What does the same as `_finish` in one step of the interpreter, once it is called."""
         raise NotImplementedError
 
     def _withdraw(self) -> None:

@@ -17,12 +17,13 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from ..interface.errors import WHILE_WAITING, PortClosed
 from ..portable.channels.requests import Request
-from ..portable.scheduling.packets import look
-from ..portable.scheduling.places import Note, Packet, PortableStrand, this_place
+from ..portable.scheduling.packets import Hand, look
+from ..portable.scheduling.places import Packet, Place, PortableStrand, this_place
 from ..portable.scheduling.recorder import NOT_MEASURED, Recorder
 from ..portable.scheduling.scheduler import STUCK_AFTER
 from ..portable.scheduling.timers import PortableTimer, TimerQueue
@@ -67,8 +68,9 @@ class KernelScheduler:
         self._timekeeper: int | None = None
         self._until_ns: int | None = None
         self._back: dict[PortableStrand, None] = {}  # strands with packets that stay back; _lock
-        self._running = 0  # threads at work on a packet; _lock
-        self._blocked = 0  # those that said so; _lock
+        # Tokens of threads at work on a packet, and of those that said that they block; _lock
+        self._at_work: dict[object, None] = {}
+        self._blocked: dict[object, None] = {}
         self._posts = 0  # posted packets taken; _lock
         self._operations = 0  # other packets taken; _lock
         self._work_time = Recorder()  # _lock
@@ -124,8 +126,12 @@ class KernelScheduler:
     def _fire(self) -> None:
         """Make packets of timers that are due. Lock held."""
         if self.timers:
-            for packet in self.timers.due(time.monotonic_ns()):
-                self.put(packet)
+            due: deque[Packet] = deque()
+            try:
+                self.timers.fire(time.monotonic_ns(), due)
+            finally:
+                for packet in due:
+                    self.put(packet)
 
     def _keep_time(self, thread: int) -> int | None:
         """See to the timers. Returned: until when the thread waits for them. Lock held."""
@@ -156,35 +162,59 @@ class KernelScheduler:
             assert self.kernel.handle is not None
             return api.register_wait(handle, self.kernel.handle, address)
 
-    def note(self, note: Note) -> None:
-        """What a thread did. It waits for the lock, which is held for moments only."""
+    def end_turn(self, place: Place) -> None:
+        """The thread is done with what it took. It waits for the lock, held for moments."""
         with self._lock:
-            self._running += note.running
-            self._blocked += note.blocked
-            if note.spent != NOT_MEASURED:
-                self._work_time.add(note.spent)
-            for strand in note.released:
-                self._advance(strand)
+            if place.since != NOT_MEASURED:
+                self._work_time.add(time.monotonic_ns() - place.since)
+                place.since = NOT_MEASURED
+            while place.strands:
+                self._advance(place.strands.pop(0))
+            self._at_work.pop(place.token, None)
+            self._blocked.pop(place.token, None)
+            place.holder = place.lent = None
+
+    def let_strand_go(self, place: Place, strand: PortableStrand) -> None:
+        """The thread is done with one strand."""
+        with self._lock:
+            place.strands.remove(strand)
+            self._advance(strand)
+
+    def lend(self, place: Place) -> None:
+        """The thread says that it blocks."""
+        with self._lock:
+            if place.token in self._at_work:
+                self._blocked[place.token] = None
+                self._at_work.pop(place.token, None)
+
+    def regain(self, place: Place) -> None:
+        """It blocks no more."""
+        with self._lock:
+            if place.token in self._blocked:
+                self._at_work[place.token] = None
+                self._blocked.pop(place.token, None)
 
     def settle(self) -> None:
         """Nothing is left for later."""
 
-    def take(self, max_count: int, timeout: float | None) -> list[Packet]:
-        """Take packets, waiting for the first one; an empty list when the time is over."""
+    def take(self, max_count: int, timeout: float | None) -> Hand:
+        """Take packets, waiting for the first one; none when the time is over.
+
+        They are the thread's once it calls `hand_out`; `put_back` gives them back.
+        """
         self.check()
         place = this_place()
-        came_back = place.let_go(self)
+        place.leave(self)
         me = threading.get_ident()
         is_main = alerts.is_main_thread()
         deadline = None if timeout is None else time.monotonic() + timeout
         harvest = Harvest(min(max_count, AT_ONCE))
-        packets: list[Packet] = []
+        packets = Hand()
         entered = False
         try:
             with self._lock:
-                if came_back:
-                    came_back = False
-                    self._running -= 1
+                if place.holder is not None:
+                    self.end_turn(place)
                 if self._closed:
                     raise PortClosed(WHILE_WAITING)
                 entered = me not in self._waiting  # else a signal handler's, inside of another
@@ -211,11 +241,10 @@ class KernelScheduler:
                     self._sort(harvest, packets)
                 elif milliseconds == 0:
                     return packets
-            now = time.monotonic_ns()
+            packets.taken_at = now = time.monotonic_ns()
             with self._lock:
-                self._running += 1
-                place.claim(self._self)
-                place.take(packets, now)
+                self._at_work[place.token] = None
+                place.holder = self._self
                 self._count(packets, 1)
                 for packet in packets:
                     if packet.since != NOT_MEASURED:
@@ -224,13 +253,24 @@ class KernelScheduler:
         except BaseException:
             # A signal handler may raise at any step, also with packets in hand.
             self._put_back(harvest, packets)
-            if came_back:
-                with self._lock:
-                    self._running -= 1
             raise
         finally:
             if entered:
                 self._leave(me)
+
+    def hand_out(self, hand: Hand, last: Iterable[Any]) -> None:
+        """The packets are the program's now. ``last``: iterated through at the end."""
+        place = this_place()
+        strands = [one.strand for one in hand if one.strand is not None]
+        with self._lock:
+            place.strands = strands
+            place.since = hand.taken_at
+            del hand[:]
+            _ = [*last]
+
+    def put_back(self, hand: Hand) -> None:
+        """Undo `take`: the packets come again."""
+        self._put_back(Harvest(1), hand)
 
     def _sort(self, harvest: Harvest, packets: list[Packet]) -> None:
         """Turn what the kernel gave into packets."""
@@ -447,8 +487,8 @@ class KernelScheduler:
             return {
                 "concurrency": self.concurrency,
                 "waiting": len(self._waiting),
-                "running": self._running,
-                "blocked": self._blocked,
+                "running": len(self._at_work),
+                "blocked": len(self._blocked),
                 "replaced": 0,
                 "woken": 0,
                 "wakeups": 0,

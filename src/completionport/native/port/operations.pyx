@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from operator import index
 from types import GenericAlias
 
@@ -574,6 +575,9 @@ cdef class OverlappedBase:
         self.error_ = error
         self.value_ = value
         cp_store_release(&self.operation_.state, IDLE)
+
+    def _prepare(self, transferred, error, value):
+        return partial(self._finish, transferred, error, value)
 
     def _withdraw(self):
         self.withdraw()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from operator import itemgetter
 
 from ...interface.operation import Operation
 from .requests import Request
@@ -33,30 +34,34 @@ class Spans:
     """
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._requests: list[Request] = []
+        # By offset. One list, so that a signal handler that raises leaves it whole.
+        self._entries: list[tuple[int, Request]] = []
 
     def add(self, request: Request) -> None:
+        """A second time it does nothing."""
         assert request.offset is not None
-        place = bisect_left(self._starts, request.offset)
-        self._starts.insert(place, request.offset)
-        self._requests.insert(place, request)
+        place = self._place(request.offset)
+        if place == len(self._entries) or self._entries[place][1] is not request:
+            self._entries.insert(place, (request.offset, request))
 
     def remove(self, request: Request) -> None:
+        """A second time it does nothing."""
         assert request.offset is not None
-        place = bisect_left(self._starts, request.offset)
-        if place < len(self._requests) and self._requests[place] is request:
-            del self._starts[place]
-            del self._requests[place]
+        place = self._place(request.offset)
+        if place < len(self._entries) and self._entries[place][1] is request:
+            del self._entries[place]
 
     def meets(self, request: Request) -> bool:
         """Whether one of them covers some of the same bytes."""
         assert request.offset is not None
-        place = bisect_left(self._starts, request.offset)
+        place = self._place(request.offset)
         return any(
             _may_meet(request, other, False)
-            for other in self._requests[max(place - 1, 0) : place + 1]
+            for _, other in self._entries[max(place - 1, 0) : place + 1]
         )
+
+    def _place(self, offset: int) -> int:
+        return bisect_left(self._entries, offset, key=itemgetter(0))
 
 
 def hides(pending: Request, gone: Request, appends: bool) -> bool:

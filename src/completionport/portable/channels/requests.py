@@ -7,20 +7,21 @@ import errno
 import operator
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
-from itertools import dropwhile, takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, dropwhile, repeat, takewhile
+from operator import call
 from typing import Any, ClassVar, Protocol
 
 from ...interface.error_codes import add_codes
-from ...interface.errors import PORT_WAS_CLOSED, OperationAborted, system_error
+from ...interface.errors import PORT_WAS_CLOSED, OperationAborted
 from ...interface.handle import Meaning, Overlapped
 from ...interface.operation import Operation
 from ...interface.port import Completion
 from ...shared.sources import open_source
 from ..scheduling.places import PortableStrand
 from ..scheduling.recorder import NOT_MEASURED
-from .messages import Items, close_descriptors
-from .sources import Source
+from .messages import Items, close_descriptors, descriptors_in
+from .sources import Source, close_source
 
 LARGEST_SIZE = 2**31 - 1
 LARGEST_VECTOR: int = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
@@ -76,30 +77,39 @@ class Request:
     is_operation: ClassVar[bool] = True
 
     __slots__ = (
+        "accepted",
         "address",
         "alone",
         "ancillary",
         "ancillary_size",
+        "asked",
+        "begun",
         "call",
         "cancelled",
         "complete",
         "connecting",
+        "count",
+        "delivered",
         "direct",
         "error",
         "extent",
         "flags",
         "flight",
         "handle",
+        "last",
         "meaning",
+        "message",
         "offset",
         "operation",
         "overlapped",
         "parts",
         "path",
+        "place",
         "reason",
         "since",
         "size",
         "source",
+        "space",
         "strand",
         "transferred",
         "value",
@@ -136,7 +146,17 @@ class Request:
         self.source: Source | None = None  # of a sendfile
         # The new socket; the address of a message; its ancillary data, flags and address.
         self.value: Any = None
+        self.last: Callable[[], None]  # gives the outcome to the Overlapped; set by `take`
+        self.begun = False  # it is in a queue: its packet comes, whatever a handler raises
         self.complete = False
+        self.delivered = False  # it is in the packet queue, or was
+        # Where it is carried out by calls that do not wait (``engines.attempts``):
+        self.count = -1  # what the last call gave, -1 before the first one
+        self.asked = 0  # how much that call was asked for; the error of a connect
+        self.place = (0, 0)  # the first view that is not done, and the bytes before it
+        self.accepted: socket.socket | None = None  # the new socket, which may not have its number
+        self.message: Any = None  # what came
+        self.space: bytearray | None = None  # and where to
         # Where the kernel carries it out:
         self.flight: Any = None  # what the kernel has of it now
         self.alone = False  # nothing else of its direction may be in the kernel meanwhile
@@ -172,8 +192,9 @@ class Request:
         if self.source is not None:
             self.source.close()
         if self.ancillary:
-            close_descriptors(self.ancillary)
+            step = map(os.close, descriptors_in(self.ancillary))
             self.ancillary = []
+            _ = [*step]
 
     def release(self) -> None:
         """Let the buffers go."""
@@ -200,12 +221,19 @@ class Request:
         self.complete = True
 
     def finish(self) -> None:
-        """Give the outcome to the Overlapped: the packet is taken, or never will be."""
+        """Give the outcome to the Overlapped, and that to the program.
+
+        Its packet is taken, or never will be.
+        """
+        self.overlapped._finish(*self.outcome())
+
+    def outcome(self) -> tuple[int, BaseException | None, Any]:
+        """The bytes moved, the error, the result: for the Overlapped. It may be asked twice."""
         self.release()
         if self.error is not None:
             value: Any = None
         elif self.operation in BRINGS_VALUE:
-            value, self.value = self.value, None
+            value = self.value
         elif self.size is None:
             value = self.transferred
         elif len(self.parts) == 1:
@@ -216,45 +244,43 @@ class Request:
             value = value, self.value
         elif self.error is None and self.operation is Operation.RECVMSG:
             value = value, *self.value
+        transferred = self.transferred
         if self.error is None and self.meaning is not None:
             try:
-                self.transferred, value = self.meaning.outcome(value)
+                transferred, value = self.meaning.outcome(value)
             except OSError as error:
-                self.transferred = 0
+                transferred = 0
                 self.fail(error)
                 value = None
-            except BaseException:
-                # A signal handler's exception: the caller of get has it in place of the packet.
-                self.overlapped._finish(0, system_error(errno.EINTR), None)
-                raise
-        self.parts = []
-        self.overlapped._finish(self.transferred, self.error, value)
+        return transferred, self.error, value
 
     def take(self) -> Completion:
-        """The packet is taken."""
-        self.finish()
-        completion = Completion(self.transferred, self.handle.key, self.overlapped, self.error)
-        self._part()
-        return completion
+        """Its packet, which is the program's behind the steps of `lasts`. It may be made twice."""
+        outcome = self.outcome()
+        self.last = self.overlapped._prepare(*outcome)
+        return Completion(outcome[0], self.handle.key, self.overlapped, outcome[1])
 
     def drop(self) -> None:
-        """The packet will not be taken: the port is closed."""
-        if self.value is not None and self.operation is Operation.ACCEPT:
-            self.value.close()
-        elif self.value is not None and self.operation is Operation.RECVMSG:
-            close_descriptors(self.value[0])
-        self.discard()
+        """The packet will not be taken: the port is closed. It may be done twice."""
+        value, self.value = self.value, None
+        try:
+            if value is not None and self.operation is Operation.ACCEPT:
+                value.close()
+            elif value is not None and self.operation is Operation.RECVMSG:
+                close_descriptors(value[0])
+            elif value is not None and self.operation is Operation.OPEN:
+                close_source(value)
+        finally:
+            self._dropped()
+
+    def _dropped(self) -> None:
+        if not hasattr(self, "overlapped"):
+            return
         if self.error is None:
             self.abort(PORT_WAS_CLOSED)
         self.finish()
-        self._part()
-
-    def _part(self) -> None:
-        """The last step: what it held is the program's now.
-
-        What a submitted function raised has frames behind it that hold this request: it would be a
-        reference cycle.
-        """
+        # What a submitted function raised has frames behind it that hold this request: it would be
+        # a reference cycle.
         del self.overlapped
         self.error = None
 
@@ -330,16 +356,34 @@ class Request:
             return view.cast("B") if view.nbytes else memoryview(b"")
 
 
+def lasts(packets: list[Any]) -> Iterator[Any]:
+    """To be iterated through: the last steps of handing out packets, of which none is a call.
+
+    The Overlapped becomes the program's, and what a submitted function raised has frames behind it
+    that hold its request, which would be a reference cycle.
+    """
+    requests = [one for one in packets if one.is_operation]
+    if not requests:
+        return iter(())
+    return chain(
+        map(call, [one.last for one in requests]),
+        map(setattr, requests, repeat("error"), repeat(None)),
+        map(delattr, requests, repeat("overlapped")),
+        map(delattr, requests, repeat("last")),
+    )
+
+
 class Post:
     """A packet that was posted."""
 
     is_operation: ClassVar[bool] = False
 
-    __slots__ = ("completion", "since", "strand")
+    __slots__ = ("completion", "delivered", "since", "strand")
 
     def __init__(self, completion: Completion, strand: PortableStrand | None) -> None:
         self.completion = completion
         self.strand = strand
+        self.delivered = False
         self.since = NOT_MEASURED  # when it came into the packet queue
 
     def take(self) -> Completion:

@@ -36,13 +36,16 @@ class Source:
     It belongs to its request, and is guarded as that is.
     """
 
-    __slots__ = ("data", "descriptor", "kind", "left", "offset", "read", "ready", "wants_read")
+    __slots__ = (
+        *("data", "descriptor", "gone", "kind", "left", "offset", "read", "ready", "wants_read"),
+    )
 
     def __init__(self, descriptor: int, offset: int, left: int) -> None:
         """It may wait for a file server."""
         self.descriptor = descriptor  # -1 when it is closed, or the pool's
         self.offset = offset
         self.left = left  # bytes
+        self.gone = 0  # bytes that were sent
         self.ready = 0  # up to there it can be sent without waiting for a disk
         self.data = b""  # what was read of a distant file, as far as it was not sent
         self.wants_read = False  # the pool is to read on before more can be sent,
@@ -60,12 +63,6 @@ class Source:
                 self._look_for(self.offset + most)
         return min(self.ready - self.offset, most)
 
-    def sent(self, count: int) -> None:
-        """So many bytes are gone; 0: the file has become shorter than it was."""
-        self.data = self.data[count:]
-        self.offset += count
-        self.left = self.left - count if count else 0
-
     def came(self, data: bytes) -> None:
         """The pool has read it."""
         self.ready = self.offset + len(data)
@@ -76,9 +73,13 @@ class Source:
         # Else it is in the page cache now.
 
     def close(self) -> None:
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            close_source(descriptor)
+        if self.descriptor >= 0:
+            step = map(os.close, (self.descriptor,))
+            self.descriptor = -1
+            try:
+                [_] = step
+            except OSError:
+                return
 
     def _look_for(self, end: int) -> None:
         while self.ready < end:

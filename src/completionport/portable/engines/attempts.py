@@ -1,6 +1,10 @@
 """One request as calls that do not wait.
 
 `attempt` tries a request at the head of its queue; the engine tries again when the file is ready.
+
+A signal handler may raise behind each call of a function (``scheduling.scheduler`` says more). So a
+system call is made by an iterator in the place of a call, and what it gave is in the request before
+anything else is called: who tries again begins with that.
 """
 
 from __future__ import annotations
@@ -13,13 +17,14 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter, call, itemgetter
 from typing import Any, Protocol, TypeVar
 
 from ...interface.errors import BACKLOG_IS_FULL, system_error
 from ...interface.operation import Operation
-from ..channels.messages import CLOSE_ON_EXEC, Items, descriptors_in
+from ..channels.messages import CLOSE_ON_EXEC, descriptors_in
 from ..channels.requests import LARGEST_VECTOR, Request
 
 Result = TypeVar("Result")
@@ -34,6 +39,8 @@ UNIX = getattr(socket, "AF_UNIX", None)
 RECEIVER_IS_FULL = "the receiver's queue is full, and the system does not tell when it has room"
 CONNECT_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)
 WAITS = (BlockingIOError, InterruptedError)
+FIRST = itemgetter(0)
+SIZE_OF = attrgetter("nbytes")
 
 # The mode is one for all duplicates of a descriptor, so two channels may share it. Reentrant,
 # because a finalizer may start an operation while it is held.
@@ -55,8 +62,8 @@ def without_waiting(descriptor: int, call: Callable[[], Result]) -> Result:
         mode = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         if mode & os.O_NONBLOCK:
             return call()
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, mode | os.O_NONBLOCK)
         try:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, mode | os.O_NONBLOCK)
             return call()
         finally:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, mode)
@@ -90,29 +97,41 @@ class Target(Protocol):
 
 
 def attempt(channel: Target, request: Request) -> bool:
-    """Try the request without waiting: True when it is done. The channel's lock held."""
-    try:
-        return ATTEMPTS[request.operation](channel, request)
-    except OSError as error:
-        # A connect raises EAGAIN only where a Unix listener's queue is full, and then nothing
-        # will say when there is room.
-        if isinstance(error, WAITS) and request.operation is not Operation.CONNECT:
-            return False
-        if not request.transferred:
-            raise
-        request.fail(error)
+    """Try the request without waiting: True when it is done, well or not. The channel's lock held.
+
+    It may be called again for one that is done.
+    """
+    if request.error is not None:
+        request.fail(request.error)
         return True
+    return ATTEMPTS[request.operation](channel, request)
+
+
+def _failed(request: Request, error: BaseException) -> bool:
+    """What a system call raised: False where it has to wait."""
+    if isinstance(error, WAITS):
+        return False
+    request.error = error
+    request.fail(error)
+    return True
 
 
 def _accept(channel: Target, request: Request) -> bool:
     listener = channel.sock
     assert listener is not None
-    while True:
-        try:
-            sock, _ = without_waiting(channel.descriptor, listener.accept)
-            break
-        except ConnectionAbortedError:
-            continue  # that client has gone again
+    while request.count < 0:
+        error = without_waiting(channel.descriptor, partial(_accept_one, listener, request))
+        # Else that client has gone again.
+        if error is not None and not isinstance(error, ConnectionAbortedError):
+            return _failed(request, error)
+    sock = request.accepted
+    if sock is None:
+        sock = socket.socket.__new__(socket.socket)
+        sock._io_refs = 0  # type: ignore[attr-defined]
+        sock._closed = False  # type: ignore[attr-defined]
+        request.accepted = sock
+    if sock.fileno() < 0:
+        sock.__init__(fileno=request.count)  # type: ignore[misc]
     # Elsewhere than on Linux the new socket has the listener's mode.
     if sock.gettimeout() is not None or not sys.platform.startswith("linux"):
         sock.setblocking(True)
@@ -120,23 +139,40 @@ def _accept(channel: Target, request: Request) -> bool:
     return True
 
 
+def _accept_one(listener: socket.socket, request: Request) -> BaseException | None:
+    step = map(call, (listener._accept,))  # type: ignore[attr-defined]
+    try:
+        [(request.count, _)] = step
+    except Exception as error:
+        return error.with_traceback(None)  # whose frames have it: it would be a cycle
+    return None
+
+
 def _connect(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
+    if request.count < 0:
+        without_waiting(channel.descriptor, partial(_begin_connect, sock, request))
     if not request.connecting:
-        code = without_waiting(channel.descriptor, partial(sock.connect_ex, request.address))
+        code = request.count
         if code == 0:
             return True
-        if code == errno.EAGAIN and sock.family == UNIX:
-            raise system_error(code, f"{os.strerror(code)}: {BACKLOG_IS_FULL}")
         if code not in CONNECT_UNDER_WAY:
-            raise system_error(code)
+            # EAGAIN comes only where a Unix listener's queue is full, and then nothing will say
+            # when there is room.
+            why = f"{os.strerror(code)}: {BACKLOG_IS_FULL}"
+            full = code == errno.EAGAIN and sock.family == UNIX
+            request.fail(system_error(code, why) if full else system_error(code))
+            return True
         request.connecting = True
         return False
-    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
+    if not request.asked:
+        step = map(sock.getsockopt, (socket.SOL_SOCKET,), (socket.SO_ERROR,))
+        [request.asked] = step
+    if request.asked:
         end_connecting(sock)
-        raise system_error(code)
+        request.fail(system_error(request.asked))
+        return True
     try:
         sock.getpeername()
     except OSError:
@@ -163,47 +199,63 @@ def end_connecting(sock: socket.socket) -> None:
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-def look_first(channel: Target, sock: socket.socket, flags: int) -> None:
-    """Raise `BlockingIOError` where the next byte may be urgent, and a plain receive would drop it.
+def must_look_first(channel: Target, sock: socket.socket, flags: int) -> bool:
+    """Whether the next byte may be urgent, and a plain receive would drop it: then it has to wait.
 
     That is at the end of what the last receive from a stream brought, or found nothing, until the
     system says that there is more.
     """
     if sock.type != socket.SOCK_STREAM or flags & (socket.MSG_OOB | socket.MSG_PEEK):
-        return
+        return False
     if channel.stopped_short and not is_ready(channel.descriptor):
-        raise BlockingIOError
+        return True
     channel.stopped_short = True
+    return False
+
+
+def _begin_connect(sock: socket.socket, request: Request) -> None:
+    step = map(sock.connect_ex, (request.address,))
+    [request.count] = step
 
 
 def _receive(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     flags = 0 if request.operation is Operation.READ else request.flags & ~socket.MSG_WAITALL
+    stream = sock.type == socket.SOCK_STREAM
     fill = (
         bool(request.flags & socket.MSG_WAITALL)
         and not request.flags & (socket.MSG_PEEK | socket.MSG_OOB)
-        and sock.type == socket.SOCK_STREAM
+        and stream
     )
+    flags |= DONT_WAIT
 
-    def some(size: int | None, views: list[memoryview]) -> bytes | int:
-        look_first(channel, sock, flags)
+    def some(size: int | None, views: list[memoryview]) -> Iterator[Any] | None:
+        if must_look_first(channel, sock, flags):
+            return None
         if size is not None:
             if not flags & socket.MSG_TRUNC:
-                return sock.recv(size, flags | DONT_WAIT)
+                return map(sock.recv, (size,), (flags,))
             # The kernel reports more than it wrote, and recv() would believe it.
             space = bytearray(size)
-            return bytes(space[: sock.recv_into(space, 0, flags | DONT_WAIT)])
+            return _cut(space, map(sock.recv_into, (space,), (0,), (flags,)))
         if len(views) == 1:
-            return sock.recv_into(views[0], 0, flags | DONT_WAIT)
-        return sock.recvmsg_into(views, 0, flags | DONT_WAIT)[0]
+            return map(sock.recv_into, (views[0],), (0,), (flags,))
+        return map(FIRST, map(sock.recvmsg_into, (views,), (0,), (flags,)))
 
     if _wants_nothing(request):
-        sock.recv(1, socket.MSG_PEEK | DONT_WAIT)
-        _collect(request, b"")
-        return True
-    one_go = sock.type != socket.SOCK_STREAM or bool(flags & socket.MSG_PEEK)
-    return _fill(request, some, fill, one_go)
+        step = map(sock.recv, (1,), (flags | socket.MSG_PEEK,))
+        try:
+            [_] = step
+        except Exception as error:
+            return _failed(request, error)
+        return _brings_nothing(request)
+    return _fill(request, some, fill, not stream or bool(flags & socket.MSG_PEEK), stream)
+
+
+def _cut(space: bytearray, counts: Iterator[int]) -> Iterator[bytes]:
+    """The bytes of the space that were filled."""
+    return map(bytes, map(space.__getitem__, map(slice, counts)))
 
 
 def _read(channel: Target, request: Request) -> bool:
@@ -211,65 +263,100 @@ def _read(channel: Target, request: Request) -> bool:
         return _receive(channel, request)
     descriptor = channel.descriptor
 
-    def some(size: int | None, views: list[memoryview]) -> bytes | int:
+    def some(size: int | None, views: list[memoryview]) -> Iterator[Any]:
         if size is not None:
-            return os.read(descriptor, size)
-        return os.readv(descriptor, views)
+            return map(os.read, (descriptor,), (size,))
+        return map(os.readv, (descriptor,), (views,))
 
     if _wants_nothing(request):
-        if not is_ready(descriptor):
-            return False
-        _collect(request, b"")
-        return True
-    return without_waiting(descriptor, partial(_fill, request, some, False, False))
+        return is_ready(descriptor) and _brings_nothing(request)
+    return without_waiting(descriptor, partial(_fill, request, some, False, False, True))
 
 
 def _wants_nothing(request: Request) -> bool:
     if request.size is not None:
         return request.size == 0
-    return not any(view.nbytes for view in request.views)
+    return not any(map(SIZE_OF, request.views))
 
 
-def _collect(request: Request, data: bytes) -> None:
+def _brings_nothing(request: Request) -> bool:
     if request.size is not None:
-        request.parts.append(data)
-        request.transferred += len(data)
+        request.parts = [b""]
+    return True
+
+
+def _rest(request: Request, limited: bool) -> list[memoryview]:
+    """What of the buffers is still to be filled or sent: as many as one call takes, or all."""
+    index, before = request.place
+    views, moved = request.views, request.transferred
+    while index < len(views) and moved >= before + views[index].nbytes:
+        before += views[index].nbytes
+        index += 1
+    request.place = index, before
+    rest = views[index : index + LARGEST_VECTOR] if limited else views[index:]
+    if rest and moved > before:
+        rest[0] = rest[0][moved - before :]
+    return rest
 
 
 def _fill(
     request: Request,
-    some: Callable[[int | None, list[memoryview]], bytes | int],
+    some: Callable[[int | None, list[memoryview]], Iterator[Any] | None],
     fill: bool,
     one_go: bool,
+    limited: bool,
 ) -> bool:
     """Receive once, or until everything is full where ``fill`` says so."""
     if request.size is not None:
         while True:
+            parts = request.parts
+            request.transferred = sum(map(len, parts))
             left = request.size - request.transferred
-            data = some(left, [])
-            assert isinstance(data, bytes)
-            _collect(request, data)
-            if not data or not fill or len(data) == left:
+            if parts and (not fill or not left or not parts[-1]):
                 return True
-    while True:
-        views = request.views[:LARGEST_VECTOR]
-        count = some(None, views)
-        assert isinstance(count, int)
-        full = count == sum(view.nbytes for view in views)
-        if one_go:
-            request.transferred += count
-            return True
-        request.advance(count)
-        if not count or not request.views:
-            return True
-        if not fill and not full:
-            return True
-        if not fill:
-            # More buffers than one call takes: what else is there goes into them.
+            step = some(left, [])
+            if step is None:
+                return False
             try:
-                return _fill(request, some, False, False)
-            except WAITS:
+                parts += step
+            except Exception as error:
+                return _failed(request, error)
+    while True:
+        views = _rest(request, limited)
+        # More buffers than one call takes: what else is there goes into them.
+        full = request.count == request.asked
+        if request.count >= 0 and (one_go or not request.count or not views or not (fill or full)):
+            return True
+        asked = sum(map(SIZE_OF, views))
+        step = some(None, views)
+        if step is None:
+            return request.count >= 0 and not fill
+        try:
+            [count] = step
+            request.transferred += count
+            request.count = count
+            request.asked = asked
+        except Exception as error:
+            if request.count >= 0 and not fill and isinstance(error, WAITS):
                 return True
+            return _failed(request, error)
+
+
+def _sent(
+    request: Request, some: Callable[[list[memoryview]], Iterator[int]], all_of_it: bool
+) -> bool:
+    """Send once, or on and on until all of it is sent."""
+    while True:
+        views = _rest(request, all_of_it)
+        if request.count >= 0 and not (views and all_of_it):
+            return True
+        step = some(views or request.views[:1])
+        try:
+            [count] = step
+            request.transferred += count
+            request.count = count
+        except Exception as error:
+            return _failed(request, error)
 
 
 def _send(channel: Target, request: Request) -> bool:
@@ -278,16 +365,13 @@ def _send(channel: Target, request: Request) -> bool:
     flags = DONT_WAIT | NO_SIGNAL
     if request.operation is Operation.SEND:
         flags |= request.flags
-    stream = sock.type == socket.SOCK_STREAM
-    while True:
-        views = request.views[:LARGEST_VECTOR] if stream else request.views
-        count = sock.send(views[0], flags) if len(views) == 1 else sock.sendmsg(views, [], flags)
-        if not stream:
-            request.transferred = count
-            return True
-        request.advance(count)
-        if not request.views:
-            return True
+
+    def some(views: list[memoryview]) -> Iterator[int]:
+        if len(views) == 1:
+            return map(sock.send, (views[0],), (flags,))
+        return map(sock.sendmsg, (views,), ((),), (flags,))
+
+    return _sent(request, some, sock.type == socket.SOCK_STREAM)
 
 
 def _write(channel: Target, request: Request) -> bool:
@@ -295,13 +379,10 @@ def _write(channel: Target, request: Request) -> bool:
         return _send(channel, request)
     descriptor = channel.descriptor
 
-    def all_of_it() -> bool:
-        while True:
-            request.advance(os.writev(descriptor, request.views[:LARGEST_VECTOR]))
-            if not request.views:
-                return True
+    def some(views: list[memoryview]) -> Iterator[int]:
+        return map(os.writev, (descriptor,), (views,))
 
-    return without_waiting(descriptor, all_of_it)
+    return without_waiting(descriptor, partial(_sent, request, some, True))
 
 
 def _receive_message(channel: Target, request: Request) -> bool:
@@ -309,33 +390,46 @@ def _receive_message(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     flags = request.flags | DONT_WAIT | CLOSE_ON_EXEC
+    with_flags = request.operation is Operation.RECVMSG
     if _wants_nothing(request):
-        _, address = sock.recvfrom(1, flags | socket.MSG_PEEK)
-        _collect(request, b"")
-        request.value = ([], 0, address) if request.operation is Operation.RECVMSG else address
-        return True
-    look_first(channel, sock, flags)
-    room = request.ancillary_size
-    if request.size is None:
-        buffers = request.views[:LARGEST_VECTOR]
-        count, ancillary, seen, address = sock.recvmsg_into(buffers, room, flags)
-    elif flags & socket.MSG_TRUNC:
-        # The kernel reports more bytes than it wrote, and recvmsg() would believe it.
-        space = bytearray(request.size)
-        count, ancillary, seen, address = sock.recvmsg_into([space], room, flags)
-        request.parts.append(bytes(space[:count]))
-    else:
-        # Memory that is not filled with zeros first: the size may be 2 GiB.
-        data, ancillary, seen, address = sock.recvmsg(request.size, room, flags)
-        request.parts.append(data)
-        count = len(data)
+        step: Iterator[Any] = map(sock.recvfrom, (1,), (flags | socket.MSG_PEEK,))
+        try:
+            [(_, address)] = step
+        except Exception as error:
+            return _failed(request, error)
+        request.value = ([], 0, address) if with_flags else address
+        return _brings_nothing(request)
+    if request.message is None:
+        if must_look_first(channel, sock, flags):
+            return False
+        room = request.ancillary_size
+        if request.size is None:
+            step = map(sock.recvmsg_into, (request.views,), (room,), (flags,))
+        elif flags & socket.MSG_TRUNC:
+            # The kernel reports more bytes than it wrote, and recvmsg() would believe it.
+            request.space = space = bytearray(request.size)
+            step = map(sock.recvmsg_into, ([space],), (room,), (flags,))
+        else:
+            # Memory that is not filled with zeros first: the size may be 2 GiB.
+            step = map(sock.recvmsg, (request.size,), (room,), (flags,))
+        try:
+            [request.message] = step
+        except Exception as error:
+            return _failed(request, error)
+    data, ancillary, seen, address = request.message
     if not CLOSE_ON_EXEC:
         for number in descriptors_in(ancillary):
             os.set_inheritable(number, False)
-    request.transferred = count
-    request.value = address
-    if request.operation is Operation.RECVMSG:
-        request.value = ancillary, int(seen) & ~int(CLOSE_ON_EXEC), address
+    if request.size is None:
+        request.transferred = data
+    elif request.space is not None:
+        request.transferred = data
+        request.parts = [bytes(request.space[:data])]
+    else:
+        request.transferred = len(data)
+        request.parts = [data]
+    shown = int(seen) & ~int(CLOSE_ON_EXEC)
+    request.value = (ancillary, shown, address) if with_flags else address
     return True
 
 
@@ -343,37 +437,23 @@ def _send_message(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     flags = DONT_WAIT | NO_SIGNAL | request.flags
-    destination = () if request.address is None else (request.address,)
+    destination = () if request.address is None else ((request.address,),)
     stream = sock.type == socket.SOCK_STREAM
-    while True:
-        views = request.views[:LARGEST_VECTOR] if stream else request.views
-        count = _send_one(sock, views, request.ancillary, flags, destination)
-        request.let_sources_go()  # the ancillary data went with the first byte
-        if not stream:
-            request.transferred = count
-            return True
-        request.advance(count)
-        if not request.views:
-            return True
 
+    def some(views: list[memoryview]) -> Iterator[int]:
+        # The ancillary data goes with the first byte.
+        ancillary = request.ancillary if request.count < 0 else []
+        return map(sock.sendmsg, (views,), (ancillary,), (flags,), *destination)
 
-def _send_one(
-    sock: socket.socket,
-    views: list[memoryview],
-    ancillary: Items,
-    flags: int,
-    destination: tuple[Any, ...],
-) -> int:
-    """`socket.sendmsg`; ``ENOBUFS`` where a Unix socket's receiver is full."""
     for _ in range(TRIES):
-        try:
-            return sock.sendmsg(views, ancillary, flags, *destination)
-        except BlockingIOError:
-            # Where this socket has room, it either got it just now, or it is the receiver's queue
-            # that is full, and of that nothing would tell: a few more tries say which.
-            if not destination or sock.family != UNIX or not is_writable(sock):
-                raise
-    raise system_error(errno.ENOBUFS, RECEIVER_IS_FULL)
+        if _sent(request, some, stream):
+            return True
+        # Where this socket has room, it either got it just now, or it is the receiver's queue that
+        # is full, and of that nothing would tell: a few more tries say which.
+        if not destination or sock.family != UNIX or not is_writable(sock):
+            return False
+    request.fail(system_error(errno.ENOBUFS, RECEIVER_IS_FULL))
+    return True
 
 
 def _send_file(channel: Target, request: Request) -> bool:
@@ -383,44 +463,84 @@ def _send_file(channel: Target, request: Request) -> bool:
     """
     sock = channel.sock
     assert sock is not None
-    flags = DONT_WAIT | NO_SIGNAL
     source = request.source
     assert source is not None
-    while len(request.views) > 1:
-        head, tail = request.views
-        more = source.left > 0 or tail.nbytes > 0
-        request.advance(sock.send(head, flags | (MORE if more else 0)))
+    flags = DONT_WAIT | NO_SIGNAL
+    head = request.views[0] if len(request.views) > 1 else memoryview(b"")
+    tail = request.views[-1] if request.views else memoryview(b"")
     end_of_turn = request.transferred + TURN
-    while source.left > 0:
-        if request.transferred >= end_of_turn:
+    while True:
+        in_head = request.transferred < head.nbytes
+        in_tail = request.transferred - source.gone - head.nbytes
+        if in_head:
+            more = source.left > 0 or tail.nbytes > 0
+            rest = head[request.transferred :]
+            step = map(sock.send, (rest,), (flags | (MORE if more else 0),))
+        elif source.left <= 0:
+            if in_tail >= tail.nbytes:
+                return True
+            step = map(sock.send, (tail[in_tail:],), (flags,))
+        elif request.transferred >= end_of_turn:
             return False
-        if data := source.data:
+        elif data := source.data:
             # Before more is read it may take long: no part of it is kept back.
-            more = len(data) == source.left and len(request.views) > 0
-            count = sock.send(data, flags | (MORE if more else 0))
+            more = len(data) == source.left and tail.nbytes > 0
+            step = map(sock.send, (data,), (flags | (MORE if more else 0),))
         elif part := source.sendable():
-            sent = partial(os.sendfile, channel.descriptor, source.descriptor, source.offset, part)
-            count = without_waiting(channel.descriptor, sent)
+            error = without_waiting(
+                channel.descriptor, partial(_send_part, channel.descriptor, request, part)
+            )
+            if error is not None:
+                return _failed(request, error)
+            continue
         else:
             # For a socket that is full it need not be read yet.
             source.wants_read = is_writable(sock)
             return False
+        in_file = not in_head and source.left > 0
+        try:
+            [count] = step
+            request.transferred += count
+            if in_file:
+                source.gone += count
+                source.offset += count
+                source.left -= count
+                source.data = source.data[count:]
+        except Exception as error:
+            return _failed(request, error)
+
+
+def _send_part(descriptor: int, request: Request, part: int) -> BaseException | None:
+    source = request.source
+    assert source is not None
+    step = map(os.sendfile, (descriptor,), (source.descriptor,), (source.offset,), (part,))
+    try:
+        [count] = step
         request.transferred += count
-        source.sent(count)
-    while request.views:
-        request.advance(sock.send(request.views[0], flags))
-    return True
+        source.gone += count
+        source.offset += count
+        # 0: the file has become shorter than it was.
+        source.left = source.left - count if count else 0
+    except Exception as error:
+        return error.with_traceback(None)  # whose frames have it: it would be a cycle
+    return None
 
 
 def _disconnect(channel: Target, request: Request) -> bool:
-    assert channel.sock is not None
-    channel.sock.shutdown(socket.SHUT_RDWR)
-    return True
+    return _shut(channel, request, socket.SHUT_RDWR)
 
 
 def _shutdown(channel: Target, request: Request) -> bool:
+    return _shut(channel, request, request.flags)
+
+
+def _shut(channel: Target, request: Request, how: int) -> bool:
     assert channel.sock is not None
-    channel.sock.shutdown(request.flags)
+    step = map(channel.sock.shutdown, (how,))
+    try:
+        [_] = step
+    except Exception as error:
+        return _failed(request, error)
     return True
 
 

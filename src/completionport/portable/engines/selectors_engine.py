@@ -2,6 +2,12 @@
 
 A request is tried at once when nothing is queued in front of it, and again each time the
 selector says that its file is ready.
+
+A signal handler may come, use the very channel, and raise, behind each call of a function (see
+``scheduling.scheduler``). So a request is in its queue before anything is done for it, what is done
+twice does no harm, and who is interrupted under a channel's lock goes on once more before it lets
+the exception go. What a handler starts or cancels in the midst of its own channel is done when that
+lets go of the lock.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from ..channels.sources import SourceKind
 from ..pool.file_channel import SideBySide
 from ..pool.offload import Offload
 from ..pool.source_work import SourceClose, SourceRead, SourceWorks
+from ..scheduling.packets import look
 from .attempts import attempt, end_connecting
 
 if TYPE_CHECKING:
@@ -52,12 +59,14 @@ class SelectorsChannel:
         "chores",
         "closed",
         "descriptor",
+        "doubtful",
         "engine",
         "files",
         "gone",
         "is_regular",
         "is_socket",
         "lock",
+        "owner",
         "readable",
         "reads",
         "skips_on_success",
@@ -86,8 +95,10 @@ class SelectorsChannel:
         self.chores = Chores(self.lock)
         self.reads: deque[Request] = deque()
         self.writes: deque[Request] = deque()
+        self.owner: int | None = None  # the thread that holds the lock
         self.armed = 0  # what the selector looks for
-        self.stopped_short = False  # see `attempts.look_first`
+        self.stopped_short = False  # see `attempts.must_look_first`
+        self.doubtful = False  # a change of that was interrupted: it may look for anything
         self.closed = False
         self.sock: socket.socket | None = None
         self.descriptor: int = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
@@ -126,65 +137,123 @@ class SelectorsChannel:
     def pending(self) -> int:
         if self.files is not None:
             return self.files.pending()
-        return len(self.reads) + len(self.writes)
+        waiting = [*look(self.reads), *look(self.writes)]
+        return len([one for one in waiting if not one.delivered])
 
     def start(self, request: Request) -> bool:
         if self.files is not None:
             self.files.start(request)
             return True
         queue = self.reads if request.operation in READING else self.writes
+        me = threading.get_ident()
+        if self.owner == me:
+            if self.closed:
+                raise HandleClosed
+            request.begun = True
+            self.chores.add(partial(self._start_later, queue, request))
+            return True
         try:
             with self.lock:
-                if self.closed:
-                    raise HandleClosed
                 try:
-                    packet_comes = self._start(queue, request)
-                except BaseException:
-                    self._let_source_go(request)
-                    raise
-            if not packet_comes:
-                request.finish()
+                    self.owner = me
+                    return self._start(queue, request)
+                finally:
+                    self.owner = None
+        except BaseException:
+            if request.begun:
+                self.advance(READ | WRITE, told=False)
+            else:
+                self._let_source_go(request)
+            raise
         finally:
             self.chores.run()
-        return packet_comes
 
     def _start(self, queue: deque[Request], request: Request) -> bool:
         """False: it is done, and no packet comes. Lock held."""
-        if queue or (queue is self.reads and self._is_connecting()) or not attempt(self, request):
-            queue.append(request)
+        if self.closed:
+            raise HandleClosed
+        first = not queue and not (queue is self.reads and self._is_connecting())
+        queue += (request,)
+        request.begun = True
+        if not first or not attempt(self, request):
             try:
                 self._arm()
             except BaseException:
-                queue.remove(request)
+                self._refuse_if_it_fails(queue, request)
                 raise
-        elif self.skips_on_success:
+        elif request.error is not None and not request.transferred:
+            queue.remove(request)
+            request.begun = False
+            raise request.error
+        elif self.skips_on_success and request.error is None:
             self._let_source_go(request)
+            request.finish()
+            queue.remove(request)
             return False
         else:
             self._complete(request)
+            queue.remove(request)
         return True
+
+    def _refuse_if_it_fails(self, queue: deque[Request], request: Request) -> None:
+        """It can't be waited for; but a handler's exception is none of ours. Lock held."""
+        try:
+            self._arm()
+        except BaseException:
+            queue.remove(request)
+            request.begun = False
+            raise
+
+    def _start_later(self, queue: deque[Request], request: Request) -> None:
+        """Lock held. It may be done twice."""
+        if self.closed:
+            if not request.delivered:
+                request.abort(CANCELLED)
+                self._complete(request)
+        elif request not in queue and not request.delivered:
+            queue += (request,)
+            self._go_on()
 
     def cancel(self, overlapped: Overlapped | None) -> int:
         if self.files is not None:
             return self.files.cancel(overlapped)
+        matching = [one for one in (*self.reads, *self.writes) if _is_of(one, overlapped)]
+        me = threading.get_ident()
+        if self.owner == me:
+            self.chores.add(partial(self._cancel, overlapped))
+            return len(matching)
         count = 0
-        with self.lock:
-            for queue in (self.reads, self.writes):
-                for request in list(queue):
-                    if overlapped is None or request.overlapped is overlapped:
-                        following = [] if overlapped is None else after(request, queue)
-                        queue.remove(request)
-                        # A receive that was to be filled keeps its part: no byte is lost.
-                        if not (request.operation is Operation.RECV and request.transferred):
-                            request.abort(CANCELLED)
-                        self._end_connecting(request)
-                        self._complete(request)
-                        self._fail_unconnected(request, following)
-                        count += 1
-        self.chores.run()
-        if count:
-            # What stood behind them may be possible now.
-            self.advance(READ | WRITE, told=False)
+        try:
+            with self.lock:
+                try:
+                    self.owner = me
+                    count = self._cancel(overlapped)
+                finally:
+                    self.owner = None
+        finally:
+            self.chores.run()
+            if count:
+                # What stood behind them may be possible now.
+                self.advance(READ | WRITE, told=False)
+        return count
+
+    def _cancel(self, overlapped: Overlapped | None) -> int:
+        """Lock held. It may be done twice."""
+        count = 0
+        for queue in (self.reads, self.writes):
+            for request in list(queue):
+                if _is_of(request, overlapped):
+                    following = [] if overlapped is None else after(request, queue)
+                    # A receive that was to be filled keeps its part: no byte is lost.
+                    if not request.complete and not (
+                        request.operation is Operation.RECV and request.transferred
+                    ):
+                        request.abort(CANCELLED)
+                    self._end_connecting(request)
+                    self._complete(request)
+                    self._fail_unconnected(request, following)
+                    queue.remove(request)
+                    count += 1
         return count
 
     def detach(self, reason: str) -> None:
@@ -195,21 +264,36 @@ class SelectorsChannel:
 
     def advance(self, events: int, told: bool = True) -> None:
         """The selector says that the file is ready for these; not ``told``: it may be."""
+        if self.owner == threading.get_ident():
+            return  # a handler's: whom it has interrupted goes on
+        try:
+            self._advance_both(events, told)
+        except BaseException:
+            self._advance_both(events, told)
+            raise
+        finally:
+            self.chores.run()
+
+    def _advance_both(self, events: int, told: bool) -> None:
+        me = threading.get_ident()
         with self.lock:
-            if not self.closed:
-                if told and events & READ:
-                    self.stopped_short = False
-                unused = 0
-                if events & READ and not self._advance(self.reads):
-                    unused |= READ
-                if events & WRITE:
-                    self._advance(self.writes)
-                    if not self.writes:
-                        unused |= WRITE
-                # Reading stays armed for the next receive until it proves to be of no use;
-                # writing does not, since a socket can nearly always be written to.
-                self._arm(unused)
-        self.chores.run()
+            try:
+                self.owner = me
+                if not self.closed:
+                    if told and events & READ:
+                        self.stopped_short = False
+                    unused = 0
+                    if events & READ and not self._advance(self.reads):
+                        unused |= READ
+                    if events & WRITE:
+                        self._advance(self.writes)
+                        if not self.writes:
+                            unused |= WRITE
+                    # Reading stays armed for the next receive until it proves to be of no use;
+                    # writing does not, since a socket can nearly always be written to.
+                    self._arm(unused)
+            finally:
+                self.owner = None
 
     def _advance(self, queue: deque[Request]) -> bool:
         """Carry out what is possible; False when nothing waited. Lock held."""
@@ -217,15 +301,21 @@ class SelectorsChannel:
             return False
         while queue and not (queue is self.reads and self._is_connecting()):
             request = queue[0]
-            try:
-                if is_read_for(request) or not attempt(self, request):
-                    break
-            except Exception as error:
-                request.fail(error)
-            queue.popleft()
-            self._complete(request)
-            if request.operation is Operation.CONNECT:
-                self._fail_unconnected(request, list(queue))
+            if not request.delivered:
+                try:
+                    if is_read_for(request) or not attempt(self, request):
+                        break
+                except Exception as error:
+                    if threading.get_ident() == threading.main_thread().ident:
+                        raise  # it may be a handler's
+                    request.fail(error)
+                self._complete(request)
+            connects = request.operation is Operation.CONNECT
+            if connects:
+                self._fail_unconnected(request, after(request, queue))
+            if queue and queue[0] is request:
+                del queue[0]
+            if connects:
                 self._advance(self.reads)
         return True
 
@@ -242,21 +332,25 @@ class SelectorsChannel:
         """What is for the connection of a connect that has failed must not reach another.
 
         What stood behind it fails, up to another connect, which has a try of its own; and so do the
-        receives, where there is no connection any more. Lock held.
+        receives, where there is no connection any more. Lock held. It may be done twice.
         """
         if connect.operation is not Operation.CONNECT or connect.error is None:
             return
         failed = behind_connect(following, self.family()[1])
         for request in failed + list(self.reads if connect.connecting else ()):
-            (self.reads if request.operation in READING else self.writes).remove(request)
-            request.fail(system_error(errno.ENOTCONN))
-            self._complete(request)
+            queue = self.reads if request.operation in READING else self.writes
+            if not request.delivered:
+                request.fail(system_error(errno.ENOTCONN))
+                self._complete(request)
+            if request in queue:
+                queue.remove(request)
 
     def _complete(self, request: Request) -> None:
-        """Make a packet of it. Lock held, so that packets keep the order of their requests."""
+        """Make a packet of it, once. Lock held, so that packets keep the order of requests."""
         self._let_source_go(request)
         request.complete = True
-        self.engine.deliver(request)
+        if not request.delivered:
+            self.engine.deliver(request)
 
     def _arm(self, unused: int = 0) -> None:
         """Tell the selector what to look for. Lock held."""
@@ -266,7 +360,7 @@ class SelectorsChannel:
             self._read_for(self.writes[0])
             if is_read_for(self.writes[0]):
                 wanted &= ~WRITE
-        if wanted != self.armed:
+        if wanted != self.armed or self.doubtful:
             self.engine.watch(self, wanted)
 
     def _read_for(self, request: Request) -> None:
@@ -327,18 +421,17 @@ class SelectorsChannel:
         request.let_sources_go()
 
     def _detach(self, reason: str) -> None:
-        """Lock held."""
-        if self.closed:
-            return
+        """Lock held. It may be done twice."""
         self.closed = True
-        aborted = [*self.reads, *self.writes]
+        waiting = [one for one in (*self.reads, *self.writes) if not one.delivered]
+        for request in waiting:
+            if not request.complete:
+                self._let_source_go(request)
+                self._end_connecting(request)
+                request.abort(reason)
+        self.engine.let_go(self, waiting)
         self.reads.clear()
         self.writes.clear()
-        for request in aborted:
-            self._let_source_go(request)
-            self._end_connecting(request)
-            request.abort(reason)
-        self.engine.let_go(self, aborted)
 
     def release_token(self) -> None:
         """The program's file may be associated anew, also while threads are at the duplicate."""
@@ -350,15 +443,27 @@ class SelectorsChannel:
             self.files.wait()
 
     def close_descriptor(self) -> None:
-        """The last step: nothing refers to the duplicate any more."""
+        """The last step: nothing refers to the duplicate any more. It may be done twice."""
         self.gone = True
         if self.sock is not None:
             self.sock.close()
-        else:
+            return
+        number, self.descriptor = self.descriptor, -1
+        if number >= 0:
+            step = map(os.close, (number,))
             # It is closed whatever is said, as that a write of before has failed: who closes the
             # file itself is told of that.
-            with contextlib.suppress(OSError):
-                os.close(self.descriptor)
+            try:
+                [_] = step
+            except OSError:
+                return
+
+
+def _is_of(request: Request, overlapped: Overlapped | None) -> bool:
+    """Whether it is this one's, or any without a packet."""
+    if request.delivered:
+        return False
+    return overlapped is None or request.overlapped is overlapped
 
 
 class SelectorsEngine:
@@ -427,37 +532,58 @@ class SelectorsEngine:
 
     def watch(self, channel: SelectorsChannel, events: int) -> None:
         """Look for these events from now on. The channel's lock held."""
-        before, channel.armed = channel.armed, events
+        before = channel.armed
         try:
+            channel.armed = events
             self._change(partial(self._watch, channel, before, events))
         except BaseException:
             channel.armed = before
             raise
 
     def let_go(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
-        """Stop looking, let the descriptor go, and only then report. The channel's lock held."""
-        before, channel.armed = channel.armed, 0
-        self._change(partial(self._let_go, channel, before))
+        """Stop looking, let the descriptor go, and only then report. The channel's lock held.
+
+        It may be done twice.
+        """
+        self._change(partial(self._let_go, channel, channel.armed))
+        channel.armed = 0
         self._gone(channel, aborted)
 
     def _watch(self, channel: SelectorsChannel, before: int, events: int) -> None:
-        if before == events:
+        doubtful = channel.doubtful
+        if before == events and not doubtful:
             return
         try:
-            if not before:
-                self._selector.register(channel.descriptor, events, channel)
-            elif not events:
-                self._selector.unregister(channel.descriptor)
-            else:
+            channel.doubtful = True
+            if before and events and not doubtful:
                 self._selector.modify(channel.descriptor, events, channel)
+            else:
+                if before or doubtful:
+                    self._stop_looking(channel.descriptor)
+                if events:
+                    self._look_for(channel, events)
+            channel.doubtful = False
         except (KeyError, ValueError, RuntimeError, TypeError, OSError):
             # A selector that is closed has forgotten everything.
             if not self._disposed:
                 raise
 
+    def _stop_looking(self, descriptor: int) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(descriptor)
+
+    def _look_for(self, channel: SelectorsChannel, events: int) -> None:
+        try:
+            self._selector.register(channel.descriptor, events, channel)
+        except FileExistsError:
+            # An `unregister` was interrupted half-way: the kernel looks for it still.
+            self._selector._selector.unregister(channel.descriptor)  # type: ignore[attr-defined]
+            self._selector.register(channel.descriptor, events, channel)
+
     def _let_go(self, channel: SelectorsChannel, before: int) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            self._watch(channel, before, 0)
+        if channel.descriptor >= 0 and not channel.gone:
+            with contextlib.suppress(KeyError, ValueError, OSError):
+                self._watch(channel, before, 0)
         channel.close_descriptor()
         channel.release_token()
 

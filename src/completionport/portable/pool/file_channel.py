@@ -59,15 +59,19 @@ def executes_for(line: SideBySide) -> bool:
 class Turn:
     """A request's turn on the pool."""
 
-    __slots__ = ("_line", "_request", "function")
+    __slots__ = ("_line", "_request", "begun", "function", "left", "taken_back")
 
     def __init__(self, line: SideBySide, request: Request) -> None:
         self._line = line
         self._request = request
+        # The line's lock guards these three.
+        self.begun = False  # a thread has it
+        self.taken_back = False  # no thread is to have it
+        self.left = False  # the thread that has it was left behind
         self.function = request.operation is Operation.CALL
 
     def __call__(self) -> bool:
-        return self._line.carry_out(self._request)
+        return self._line.begins(self) and self._line.carry_out(self._request)
 
     def refuse(self) -> None:
         self._line.refuse(self._request, self)
@@ -90,6 +94,7 @@ class SideBySide:
         self._offload = offload
         self._deliver = deliver
         self._lock = threading.Lock()  # guards everything below
+        self._owner: int | None = None  # the thread that holds it in `start` or `cancel`
         self._chores = Chores(self._lock)
         # Not complete, in the order in which they came; and of them, those not started.
         self._queue: dict[Request, None] = {}
@@ -100,48 +105,105 @@ class SideBySide:
         # Closed: called when the pool has none. Set once; `cancel` reads it without the lock.
         self._gone: Callable[[], None] | None = None
         self._reason = ""
-        self._finished = threading.Event()
+        self._is_finished = False
+        # Held until then. No event, in which a signal handler's exception may leave a lock locked.
+        self._unfinished = threading.Lock()
+        self._unfinished.acquire()
 
     def pending(self) -> int:
         """How many requests are under way."""
-        return len(self._queue)
+        return len([one for one in list(self._queue) if not one.delivered])
 
     def start(self, request: Request) -> None:
         """Carry the request out, now or later."""
         request.direct = self.direct
+        me = threading.get_ident()
+        if self._owner == me:
+            # A signal handler in the midst of this very line: what goes wrong is in the packet.
+            request.begun = True
+            self._chores.add(partial(self._start_later, request))
+            return
         try:
             with self._lock:
-                if self._gone is not None:
-                    raise (PortClosed() if self.descriptor < 0 else HandleClosed())
-                self._queue[request] = None
-                self._everywhere += may_cover_all(request, self.appends)
-                if self._is_in_turn(request):
-                    try:
-                        self._start(request)
-                    except BaseException:
-                        self._forget(request)
-                        raise
-                else:
-                    self._waiting[request] = None
+                try:
+                    self._owner = me
+                    self._accept(request)
+                finally:
+                    self._owner = None
         finally:
             self._chores.run()
+
+    def _accept(self, request: Request) -> None:
+        """Lock held."""
+        if self._gone is not None:
+            raise (PortClosed() if self.descriptor < 0 else HandleClosed())
+        everywhere = may_cover_all(request, self.appends)
+        self._queue[request] = None
+        self._everywhere += everywhere
+        request.begun = True
+        try:
+            if self._is_in_turn(request):
+                self._start(request)
+            else:
+                self._waiting[request] = None
+        except BaseException:
+            # No thread is to be had, or a signal handler has raised. A thread may have it already.
+            if self._take_back(request, False):
+                self._forget(request)
+                request.begun = False
+            raise
+
+    def _start_later(self, request: Request) -> None:
+        """Lock held. It may be done twice."""
+        if request.delivered or request in self._queue:
+            return
+        try:
+            self._accept(request)
+        except Exception as error:
+            request.fail(error)
+            self._complete(request)
 
     def cancel(self, overlapped: Overlapped | None) -> int:
         """Cancel one request, or all: those that no thread has begun. Returned: how many."""
         if self._gone is not None:
             # All are cancelled, and the lock may be held for as long as close(2) takes.
             return 0
+        me = threading.get_ident()
+        if self._owner == me:
+            self._chores.add(partial(self._cancel, overlapped))
+            return len(self._asked_for(overlapped))
         count = 0
-        with self._lock:
-            for request in list(self._queue):
-                if overlapped is None or request.overlapped is overlapped:
-                    count += not request.cancelled
-                    request.cancelled = True
-                    if self._take_back(request):
-                        request.abort(CANCELLED)
-                        self._complete(request)
-            self._start_waiting(None)
-        self._chores.run()
+        try:
+            with self._lock:
+                try:
+                    self._owner = me
+                    count = self._cancel(overlapped)
+                finally:
+                    self._owner = None
+        except BaseException:
+            self._chores.add(partial(self._cancel, overlapped))
+            raise
+        finally:
+            self._chores.run()
+        return count
+
+    def _asked_for(self, overlapped: Overlapped | None) -> list[Request]:
+        return [
+            one
+            for one in list(self._queue)
+            if not one.delivered and (overlapped is None or one.overlapped is overlapped)
+        ]
+
+    def _cancel(self, overlapped: Overlapped | None) -> int:
+        """Lock held. It may be done twice."""
+        count = 0
+        for request in self._asked_for(overlapped):
+            count += not request.cancelled
+            request.cancelled = True
+            if self._take_back(request):
+                request.abort(CANCELLED)
+                self._complete(request)
+        self._start_waiting(None)
         return count
 
     def close(
@@ -155,13 +217,14 @@ class SideBySide:
 
     def wait(self) -> None:
         """After `close`: wait until no thread is at any request."""
-        self._finished.wait()
+        with self._unfinished:
+            pass
 
     def _close(
         self, reason: str, gone: Callable[[], None], closing: Callable[[], None] | None
     ) -> None:
-        """Lock held."""
-        if self._gone is not None:
+        """Lock held. It may be done twice."""
+        if self._gone is not None and self._gone is not gone:
             return
         if closing is not None:
             closing()
@@ -172,15 +235,17 @@ class SideBySide:
         # From the end: no thread is to start for the next one in the place of one left behind.
         taken = [request for request in reversed(self._queue) if self._take_back(request)]
         for request in reversed(taken):
-            request.abort(reason)
+            if not request.complete:
+                request.abort(reason)
             self._complete(request)
         self._finish_closing()
 
     def _finish_closing(self) -> None:
         """Lock held."""
-        if self._gone is not None and not self._queue and not self._finished.is_set():
+        if self._gone is not None and not self._queue and not self._is_finished:
             self._gone()
-            self._finished.set()
+            self._is_finished = True
+            self._unfinished.release()
 
     def _is_in_turn(self, request: Request) -> bool:
         if self.descriptor < 0 or waits_for_nothing(request):
@@ -196,23 +261,24 @@ class SideBySide:
         """Lock held."""
         if request.operation in CHANGES and not may_cover_all(request, self.appends):
             self._spans.add(request)
-        work = self._work[request] = Turn(self, request)
-        try:
-            self._offload.start(work)
-        except BaseException:
-            del self._work[request]
-            raise
+        work = Turn(self, request)
+        self._work[request] = work
+        self._offload.start(work)
 
-    def _take_back(self, request: Request) -> bool:
-        """False when a thread is at it. Lock held."""
+    def _take_back(self, request: Request, leaves_behind: bool = True) -> bool:
+        """False when a thread is at it. Lock held. It may be done twice."""
         work = self._work.get(request)
         if work is not None:
-            if not self._offload.cancel(work):
-                if request.operation not in (Operation.RESOLVE, Operation.OPEN):
-                    return False
+            if not work.begun:
+                work.taken_back = True
+                self._offload.cancel(work)
+            elif not leaves_behind or request.operation not in (Operation.RESOLVE, Operation.OPEN):
+                return False
+            elif not work.left:
                 # Nobody can interrupt it: its thread is left behind with it.
+                work.left = True
                 self._offload.leave_behind()
-            del self._work[request]
+            self._work.pop(request, None)
         return True
 
     def _start_waiting(self, gone: Request | None) -> None:
@@ -235,30 +301,42 @@ class SideBySide:
             try:
                 self._start(request)
             except OSError as error:
-                request.fail(error)
-                self._complete(request)
-                self._start_waiting(None)
+                if self._take_back(request, False):
+                    request.fail(error)
+                    self._complete(request)
+                    self._start_waiting(None)
 
     def _complete(self, request: Request) -> None:
-        """Lock held, so that packets keep the order in which requests were carried out."""
-        self._forget(request)
+        """Lock held, so that packets keep the order in which requests were carried out.
+
+        It may be done twice.
+        """
         request.complete = True
-        self._deliver(request)
+        if not request.delivered:
+            self._deliver(request)
+        self._forget(request)
 
     def _forget(self, request: Request) -> None:
-        """Lock held."""
-        del self._queue[request]
-        self._waiting.pop(request, None)
-        if may_cover_all(request, self.appends):
-            self._everywhere -= 1
-        elif request.operation in CHANGES:
+        """Lock held. It may be done twice."""
+        everywhere = may_cover_all(request, self.appends)
+        if request.operation in CHANGES and not everywhere:
             self._spans.remove(request)
+        self._waiting.pop(request, None)
+        if request in self._queue:
+            self._everywhere -= everywhere
+            del self._queue[request]
+
+    def begins(self, work: Turn) -> bool:
+        """A thread has the work, unless it was taken back."""
+        with self._lock:
+            work.begun = not work.taken_back
+            return work.begun
 
     def refuse(self, request: Request, work: Turn) -> None:
         """No thread can be had: the calling one carries it out, or it fails."""
         if request.operation not in WAIT_FOR_ANYTHING:
             if self._offload.cancel(work):
-                self.carry_out(request)
+                work()
             return
         with self._lock:
             if self._work.get(request) is work and self._offload.cancel(work):
@@ -336,7 +414,7 @@ class SideBySide:
 
     def _carried_out(self, request: Request) -> None:
         """Lock held."""
-        del self._work[request]
+        self._work.pop(request, None)
         if self._gone is not None and request.error is None:
             request.discard()
             request.abort(self._reason)

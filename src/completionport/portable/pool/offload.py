@@ -10,8 +10,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from operator import call
 from typing import Protocol
 
 from ...interface.errors import no_thread
@@ -74,7 +77,8 @@ class Offload:
         self._processors = default_concurrency()
         # Guards everything below. Reentrant, because finalizers may come here at any allocation;
         # never held over work.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._line: deque[Work] = deque()
         self._taken = 0  # out of the line, so far
         self._threads = 0
@@ -95,8 +99,8 @@ class Offload:
 
     def start(self, work: Work) -> None:
         """Have a thread do the work. Where none can be had `see_to_line` does; or an `OSError`."""
-        with self._changed:
-            self._line.append(work)
+        with self._lock:
+            self._line += (work,)
             try:
                 self._summon()
             except REFUSALS:
@@ -105,10 +109,14 @@ class Offload:
                 elif not self._threads and work in self._line:
                     self._line.remove(work)
                     raise no_thread() from None
+            except BaseException:
+                # A signal handler's: the caller takes it back, if no thread has it yet.
+                self._try_to_summon()
+                raise
 
     def see_to_line(self) -> None:
         """Try once more to start a thread; in vain, see to all that is in line."""
-        with self._changed:
+        with self._lock:
             if self._try_to_summon() or self._patience() > 0:
                 return
             line = list(self._line)
@@ -119,7 +127,7 @@ class Offload:
         """Take work out of the line; False when a thread has it already."""
         if sys.is_finalizing():
             return False  # the threads stand still for good, perhaps with the lock
-        with self._changed:
+        with self._lock:
             try:
                 self._line.remove(work)
             except ValueError:
@@ -130,7 +138,7 @@ class Offload:
         """A thread counts no more, whose work will say so when it is done."""
         if sys.is_finalizing():
             return
-        with self._changed:
+        with self._lock:
             self._threads -= 1
             self._try_to_summon()
 
@@ -138,7 +146,7 @@ class Offload:
         """Dismiss the threads, which end in their own time. Nothing is in line any more."""
         if sys.is_finalizing():
             return
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 
@@ -200,16 +208,29 @@ class Offload:
         if sys.is_finalizing():
             # It would end before it begins, and start() would wait for it.
             raise RuntimeError("the interpreter ends: no thread can be started any more")
-        self._threads += 1
+        thread = threading.Thread(target=self._run, name="cp-offload", daemon=True)
+        start: Callable[[], object] = thread.start
+        if threading.get_ident() == threading.main_thread().ident:
+            # In `Thread.start` a signal handler's exception may leave locks locked.
+            start = partial(start_new_thread, self._start_there, (thread,))
+        step = map(call, (start,))
         try:
-            threading.Thread(target=self._run, name="cp-offload", daemon=True).start()
-        except BaseException:
+            self._threads += 1
+            [_] = step
+        except REFUSALS:
             self._threads -= 1
             raise
         self._short_since = None
 
+    def _start_there(self, thread: threading.Thread) -> None:
+        """Where signals are not handled."""
+        try:
+            thread.start()
+        except REFUSALS:
+            self._run()  # no second one is to be had: this is as good
+
     def _run(self) -> None:
-        with self._changed:
+        with self._lock:
             while self._arrive():
                 while self._line and self._at_work() <= self._width:
                     work = self._line.popleft()

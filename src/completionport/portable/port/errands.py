@@ -34,22 +34,25 @@ def new_request(
     overlapped: Overlapped | None,
     strand: PortableStrand | None,
 ) -> Request:
-    """A request that has claimed its Overlapped; `start` comes next."""
+    """A request; `start` comes next."""
     check_overlapped(overlapped)
     errand = Errand(line, key, strand)
     request = Request(operation, errand)
     request.overlapped = Overlapped() if overlapped is None else overlapped
-    request.overlapped._begin(errand, operation)  # type: ignore[arg-type]
     return request
 
 
 def start(line: SideBySide, request: Request) -> Overlapped:
-    """Carry the request out, now or later."""
+    """Claim its Overlapped, and carry the request out, now or later."""
     # The request lets go of it as soon as another thread has taken the packet.
     overlapped = request.overlapped
+    step = map(overlapped._begin, (request.handle,), (request.operation,))  # type: ignore[arg-type]
+    # No call, behind which a signal handler could raise.
+    [_] = step
     try:
         line.start(request)
     except BaseException:
-        overlapped._withdraw()
+        if not request.begun:
+            overlapped._withdraw()
         raise
     return overlapped

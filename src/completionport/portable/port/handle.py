@@ -290,10 +290,19 @@ class PortableHandle(Handle):
     def close(self) -> None:
         if self._core.forked:
             self._core.check()
+        step = map(self._open.pop, (-1,))
         try:
-            self._open.pop()
+            [_] = step
         except IndexError:
             return
+        try:
+            self._close()
+        except BaseException:
+            self._close()  # a signal handler may have raised anywhere
+            raise
+
+    def _close(self) -> None:
+        """It may be done twice."""
         if self._companion is not None:
             self._companion.close()
         # The program's own number goes first: operations are on the duplicate.
@@ -332,11 +341,13 @@ class PortableHandle(Handle):
 
     def _start(self, request: Request, overlapped: Overlapped | None) -> Overlapped:
         operation = Overlapped() if overlapped is None else overlapped
+        meaning = request.meaning
+        handle: Handle = self if meaning is None else meaning.handle
+        what = request.operation if meaning is None else meaning.operation
+        step = map(operation._begin, (handle,), (what,))
         try:
-            if request.meaning is None:
-                operation._begin(self, request.operation)
-            else:
-                operation._begin(request.meaning.handle, request.meaning.operation)
+            # No call, behind which a signal handler could raise.
+            [_] = step
         except BaseException:
             request.release()
             raise
@@ -344,6 +355,8 @@ class PortableHandle(Handle):
         try:
             packet_comes = self._channel.start(request)
         except BaseException as error:
+            if request.begun:
+                raise  # a handler's; the packet comes
             request.release()
             operation._withdraw()
             if isinstance(error, OSError):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 from ...interface.errors import OperationPending
 from ...interface.handle import Handle
 from ...interface.handle import Overlapped as PublicOverlapped
 from ...interface.operation import Operation
+
+FREE = (None,)
 
 
 class Overlapped(PublicOverlapped):
@@ -81,9 +85,12 @@ class Overlapped(PublicOverlapped):
             return False
         return handle.cancel(self) > 0
 
+    # A signal handler may raise behind each call of a function: the last steps here are none.
+
     def _begin(self, handle: Handle, operation: Operation) -> None:
+        step = map(self._idle.pop, (-1,))
         try:
-            self._idle.pop()
+            [_] = step
         except IndexError:
             raise OperationPending(
                 f"this Overlapped is in use for a {self._operation.name.lower()} whose packet was "
@@ -99,12 +106,20 @@ class Overlapped(PublicOverlapped):
         self._transferred = transferred
         self._error = error
         self._value = value
-        self._idle.append(None)
+        self._idle[:] = FREE
+
+    def _prepare(
+        self, transferred: int, error: BaseException | None, value: Any
+    ) -> Callable[[], None]:
+        self._transferred = transferred
+        self._error = error
+        self._value = value
+        return partial(self._idle.append, None)
 
     def _withdraw(self) -> None:
         self._operation = Operation.NONE
         self._handle = None
-        self._idle.append(None)
+        self._idle[:] = FREE
 
     def __repr__(self) -> str:
         name = type(self).__name__

@@ -44,7 +44,7 @@ from ...shared.arguments import (
 from ...shared.workers import default_concurrency
 from ...watches.processes import is_process, watch_process
 from ...watches.signals import watch_signal
-from ..channels.requests import Post
+from ..channels.requests import Post, lasts
 from ..pool import copies
 from ..scheduling.places import Blocking, PortableStrand
 from ..scheduling.timers import PortableTimer
@@ -128,9 +128,21 @@ class PortablePort(CompletionPort):
         return self._take(min(count, sys.maxsize), timeout)
 
     def _take(self, count: int, timeout: float | None) -> list[Completion]:
-        core = self._inside
-        packets = core.scheduler.take(count, None if timeout is None else checked_timeout(timeout))
-        return [packet.take() for packet in packets]
+        scheduler = self._inside.scheduler
+        hand = scheduler.take(count, None if timeout is None else checked_timeout(timeout))
+        try:
+            completions = [packet.take() for packet in hand]
+            if hand:
+                scheduler.hand_out(hand, lasts(hand))
+        except BaseException:
+            # A signal handler's: no packet is lost.
+            try:
+                scheduler.put_back(hand)
+            except BaseException:
+                scheduler.put_back(hand)
+                raise
+            raise
+        return completions
 
     def post(
         self,

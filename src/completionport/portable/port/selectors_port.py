@@ -44,13 +44,17 @@ class SelectorsCore(Core):
     ) -> Handle:
         self.check()
         token, number = association.register(file)
+        channel: SelectorsChannel | None = None
         try:
             channel = SelectorsChannel(self.engine, number, token, skips_on_success)
+            self.channels[channel] = None
+            handle = PortableHandle(self, channel, file, number, key, strand)
         except BaseException:
-            association.release(token)
+            if channel is not None:
+                channel.detach(PORT_WAS_CLOSED)
+            else:
+                association.release(token)
             raise
-        self.channels[channel] = None
-        handle = PortableHandle(self, channel, file, number, key, strand)
         # A close() that did not see the channel in its list is seen here.
         self.check()
         return handle
@@ -69,8 +73,14 @@ class SelectorsCore(Core):
                     self.channels.popitem()[0].close_descriptor()
                 self.engine.dispose()
             return
-        if self.closed:
-            return
+        try:
+            self._close()
+        except BaseException:
+            self._close()  # a signal handler may have raised anywhere
+            raise
+
+    def _close(self) -> None:
+        """It may be done twice, and by several threads."""
         self.scheduler.shut()
         for channel in list(self.channels):
             channel.detach(PORT_WAS_CLOSED)
@@ -84,7 +94,8 @@ class SelectorsCore(Core):
     def _gone(self, channel: SelectorsChannel, aborted: list[Request]) -> None:
         self.channels.pop(channel, None)
         for request in aborted:
-            self.deliver(request)
+            if not request.delivered:
+                self.deliver(request)
 
 
 class SelectorsPort(PortablePort):

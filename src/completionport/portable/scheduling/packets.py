@@ -1,7 +1,12 @@
 """The packets of a port: on their way in, ready to be taken, or staying back behind their strand.
 
 A packet comes in through `put`, which needs no lock. Everything else is called under the
-scheduler's lock, but for `drop`: it is for a port that is closed, and finalizers call it.
+scheduler's lock, but for `drop`: it is for a port that is closed, and finalizers
+call it.
+
+A signal handler may raise behind each call of a function (see ``scheduler``), so packets go from
+one place to another in one step: the iterator that moves them is made before, and the last look at
+the state and the step have no call between them.
 """
 
 from __future__ import annotations
@@ -9,10 +14,24 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from itertools import repeat
+from operator import attrgetter
 from typing import Any
 
 from .places import Packet, PortableStrand
-from .recorder import Recorder
+from .recorder import NOT_MEASURED, Recorder
+
+LINE_OF = attrgetter("line")
+IS_OPERATION = attrgetter("is_operation")
+
+
+class Hand(list[Packet]):
+    """Packets on their way from the queue to the program."""
+
+    operations = 0
+    posts = 0
+    """As which they were counted."""
+    taken_at = NOT_MEASURED
+    """When, where that is measured."""
 
 
 class PacketQueue:
@@ -20,50 +39,56 @@ class PacketQueue:
 
     def __init__(self) -> None:
         self.ready: deque[Packet] = deque()
+        self.incoming: deque[Packet] = deque()  # appended to by anybody; no lock
+        self.released: deque[PortableStrand] = deque()  # the packet at work is over; the same
         # Older than those. A thread that was called passed them over, as threads that were called
         # before it are still on their way.
         self._passed_over: deque[Packet] = deque()
-        self._incoming: deque[Packet] = deque()
         self._back: dict[PortableStrand, None] = {}  # strands with packets that stay back
-        self._operations = 0  # packets of operations taken so far
-        self._posts = 0  # other packets taken so far
+        self.operations = 0  # packets of operations taken so far
+        self.posts = 0  # other packets taken so far
         self._time = Recorder()
 
     @property
     def taken(self) -> int:
         """Packets taken so far."""
-        return self._operations + self._posts
-
-    def put(self, packet: Packet) -> None:
-        """Append a packet; no lock. Never blocks."""
-        self._incoming.append(packet)
+        return self.operations + self.posts
 
     def sort(self) -> None:
         """See which new packets are ready, and which ones stay back."""
-        while self._incoming:
+        incoming, ready = self.incoming, self.ready
+        while incoming:
+            step = map(deque.popleft, (incoming,))
             try:
-                packet = self._incoming.popleft()
+                strand = incoming[0].strand
+                if strand is None:
+                    ready += step
+                elif not strand.busy:
+                    strand.busy = True
+                    ready += step
+                else:
+                    self._back[strand] = None
+                    strand.line += step
             except IndexError:
                 return  # `drop` was quicker
-            strand = packet.strand
-            if strand is None:
-                self.ready.append(packet)
-            elif not strand.busy:
-                strand.busy = True
-                self.ready.append(packet)
-            else:
-                strand.line.append(packet)
-                self._back[strand] = None
 
-    def advance(self, strand: PortableStrand) -> None:
-        """The strand's packet at work is done with: its next one is ready."""
-        try:
+    def advance(self) -> None:
+        """The packets at work of some strands are done with: their next ones are ready."""
+        released, ready = self.released, self.ready
+        while released:
             # At the end, so that a strand with a long line leaves the others their turn.
-            self.ready.append(strand.line.popleft())
-        except IndexError:
-            strand.busy = False
-        if not strand.line:
-            self._back.pop(strand, None)
+            step = map(deque.popleft, map(LINE_OF, map(deque.popleft, (released,))))
+            try:
+                strand = released[0]
+                if strand.line:
+                    ready += step
+                else:
+                    strand.busy = False
+                    del released[0]
+            except IndexError:
+                return  # `drop` was quicker
+            if not strand.line:
+                self._back.pop(strand, None)
 
     @property
     def waiting(self) -> int:
@@ -80,55 +105,66 @@ class PacketQueue:
             passed_over = self._passed_over
             _move(self.ready, passed_over, ahead - len(passed_over))
             if ahead < len(passed_over):
-                passed_over.rotate(-ahead)
-                _move(passed_over, packets, 1)
-                passed_over.rotate(ahead)
+                try:
+                    passed_over.rotate(-ahead)
+                    _move(passed_over, packets, 1)
+                finally:
+                    passed_over.rotate(ahead)
         _move(self.ready, packets, max_count - len(packets))
-        self._count(packets, 1)
 
     def leave_to(self, called: int) -> None:
         """So many threads are on their way: what was passed over beyond that is there for all."""
         excess = len(self._passed_over) - called
-        with contextlib.suppress(IndexError):
-            self.ready.extendleft(map(deque.pop, repeat(self._passed_over, max(excess, 0))))
+        if excess > 0:
+            with contextlib.suppress(IndexError):
+                self.ready.extendleft(map(deque.pop, repeat(self._passed_over, excess)))
 
     def measure(self, packets: list[Packet], now: int) -> None:
         """Count how long they waited."""
         for packet in packets:
             self._time.add(now - packet.since)
 
-    def put_back(self, packets: list[Packet]) -> None:
-        """Undo `take`."""
-        self.ready.extendleft(reversed(packets))
-        self._count(packets, -1)
+    def count(self, hand: Hand) -> None:
+        """They were taken."""
+        operations = sum(map(IS_OPERATION, hand))
+        posts = len(hand) - operations
+        hand.operations = operations
+        hand.posts = posts
+        self.operations += operations
+        self.posts += posts
+
+    def put_back(self, hand: Hand) -> None:
+        """Undo `take` and `count`."""
+        step = map(hand.pop, repeat(-1, len(hand)))
+        self.operations -= hand.operations
+        self.posts -= hand.posts
+        hand.operations = hand.posts = 0
+        self.ready.extendleft(step)
 
     def drop(self) -> None:
         """Let go of everything: the port is closed, and nobody takes it. Never blocks."""
-        _drop_all(self._incoming)
+        _drop_all(self.incoming)
         _drop_all(self._passed_over)
         _drop_all(self.ready)
         while self._back:
-            with contextlib.suppress(KeyError):
-                _drop_all(self._back.popitem()[0].line)
+            with contextlib.suppress(StopIteration, RuntimeError):
+                strand = next(iter(self._back))
+                _drop_all(strand.line)
+                self._back.pop(strand, None)
 
     def numbers(self) -> dict[str, Any]:
         """A look inside."""
-        packets = [*look(self._passed_over), *look(self.ready), *look(self._incoming)]
+        packets = [*look(self._passed_over), *look(self.ready), *look(self.incoming)]
         for strand in list(self._back):
             packets += look(strand.line)
-        operations = sum(packet.is_operation for packet in packets)
+        operations = sum(map(IS_OPERATION, packets))
         return {
             "queued": len(packets),
-            "posted": self._posts + len(packets) - operations,
-            "completed": self._operations + operations,
+            "posted": self.posts + len(packets) - operations,
+            "completed": self.operations + operations,
             "taken": self.taken,
             "queue_time": self._time.snapshot(),
         }
-
-    def _count(self, packets: list[Packet], sign: int) -> None:
-        operations = sum(packet.is_operation for packet in packets)
-        self._operations += sign * operations
-        self._posts += sign * (len(packets) - operations)
 
 
 def look(queue: deque[Any]) -> list[Any]:
@@ -138,16 +174,22 @@ def look(queue: deque[Any]) -> list[Any]:
             return list(queue)
 
 
-def _move(source: deque[Packet], target: deque[Packet] | list[Packet], count: int) -> None:
-    """Take so many, or fewer, from the head of the one to the end of the other.
-
-    In one step: before or after it, a signal handler may raise, and nothing is lost.
-    """
-    with contextlib.suppress(IndexError):
-        target.extend(map(deque.popleft, repeat(source, max(count, 0))))
+def _move(source: deque[Packet], target: Any, count: int) -> None:
+    """Take so many, or fewer, from the head of the one to the end of the other, in one step."""
+    step = map(deque.popleft, repeat(source, max(count, 0)))
+    try:
+        target += step
+    except IndexError:
+        return
 
 
 def _drop_all(queue: deque[Packet]) -> None:
-    with contextlib.suppress(IndexError):
-        while True:
-            queue.popleft().drop()
+    mine: list[Packet] = []  # each packet is dropped by one thread
+    try:
+        _move(queue, mine, len(queue))
+        while mine:
+            mine[0].drop()
+            del mine[0]
+    except BaseException:
+        queue.extend(mine)
+        raise

@@ -1,20 +1,19 @@
 """What each thread has taken: its place at a port, and the strands of its packets.
 
-What a `Place` has belongs to its thread alone. What others have to know goes to the scheduler as a
-note, which waits for nothing, on Windows for the scheduler's lock: the end of a thread is a
-finalizer (see ``scheduler``).
+What a `Place` has belongs to its thread alone. What others have to know is in tables of the
+scheduler, whose steps wait for nothing, on Windows for the scheduler's lock: the end of a thread is
+a finalizer (see ``scheduler``).
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 from ...interface.port import Completion, CompletionPort, Strand
 from .recorder import NOT_MEASURED
@@ -27,6 +26,8 @@ class Packet(Protocol):
     """A complete operation; else what was posted."""
     since: int
     """When it came into the packet queue."""
+    delivered: bool
+    """It is in the packet queue, or was."""
 
     @property
     def strand(self) -> PortableStrand | None:
@@ -40,7 +41,10 @@ class Packet(Protocol):
 
 
 class Counter(Protocol):
-    """A scheduler, as its threads and strands see it."""
+    """A scheduler, as its threads and strands see it.
+
+    Nothing here waits, on Windows but for its lock.
+    """
 
     @property
     def forked(self) -> bool:
@@ -49,24 +53,20 @@ class Counter(Protocol):
     def check_fork(self) -> None:
         """Raise `PortForked` where it is due."""
 
-    def note(self, note: Note) -> None:
-        """What a thread did is to be counted. Never blocks; the caller settles."""
+    def end_turn(self, place: Place) -> None:
+        """The thread is done with what it took, and counts no more. It may be done twice."""
+
+    def let_strand_go(self, place: Place, strand: PortableStrand) -> None:
+        """And is done with one strand, whose next packet may go."""
+
+    def lend(self, place: Place) -> None:
+        """The thread counts no more until `regain`, though it is at work; if it counts at all."""
+
+    def regain(self, place: Place) -> None:
+        """The thread counts again."""
 
     def settle(self) -> None:
         """Do what was noted, unless somebody else is at it."""
-
-
-class Note(NamedTuple):
-    """What changed in a thread, for its scheduler to count."""
-
-    running: int = 0
-    """Threads more that count."""
-    blocked: int = 0
-    """Threads more that are at work and do not count."""
-    spent: int = NOT_MEASURED
-    """Nanoseconds that the thread was at work on what it had taken."""
-    released: tuple[PortableStrand, ...] = ()
-    """Strands whose next packet may go."""
 
 
 class PortableStrand(Strand):
@@ -111,81 +111,64 @@ class PortableStrand(Strand):
 
 
 class Place:
-    """The place that one thread holds, and what it took with it."""
+    """The place that one thread holds, and what it took with it.
 
-    __slots__ = ("_holder", "_lent", "_since", "_strands")
+    Its scheduler changes it, in the thread itself. See ``scheduler`` on what signal handlers do.
+    """
+
+    __slots__ = ("holder", "lent", "since", "strands", "token")
 
     def __init__(self) -> None:
-        self._holder: Callable[[], Counter | None] | None = None  # weak; of what was taken last
-        self._lent: object = None  # the `Blocking` inside of which the place does not count
-        self._since = NOT_MEASURED
-        self._strands: tuple[PortableStrand, ...] = ()  # all of that scheduler
+        self.token = object()  # stands for the thread in its scheduler's tables
+        self.holder: Callable[[], Counter | None] | None = None  # weak; of what was taken last
+        self.lent: object = None  # the `Blocking` inside of which the place does not count
+        self.since = NOT_MEASURED  # when the packets were taken
+        self.strands: list[PortableStrand] = []  # of these packets, all of that scheduler
 
-    def claim(self, holder: Callable[[], Counter | None]) -> None:
-        """The scheduler has counted this thread."""
-        self._holder = holder
-        self._since = NOT_MEASURED
+    def leave(self, asking: Counter | None = None) -> None:
+        """Be done with what the thread took, unless it took it of the asking scheduler.
 
-    def take(self, packets: list[Packet], now: int) -> None:
-        """These packets go out to the program; ``now`` is the time, where that is measured."""
-        self._since = now
-        self._strands = tuple([one.strand for one in packets if one.strand is not None])
-
-    def undo(self) -> None:
-        """They went back into the queue, where their strands' turn goes on."""
-        self._since = NOT_MEASURED
-        self._strands = ()
-        self.let_go()
-
-    def let_go(self, asking: Counter | None = None) -> bool:
-        """The thread is done with what it took.
-
-        True when it goes on counting at the asking scheduler, which sees to that itself.
+        That one sees to it itself, under its lock: so the thread takes the next packet before
+        anybody is woken for it.
         """
-        if self._holder is None:
-            return False
-        scheduler = self._holder()
-        strands, since, lent = self._strands, self._since, self._lent is not None
-        self._holder = self._lent = None
-        self._strands = ()
-        if scheduler is None or scheduler.forked:
-            return False
-        spent = NOT_MEASURED if since == NOT_MEASURED else time.monotonic_ns() - since
-        own = scheduler is asking
-        if strands or lent or not own or spent != NOT_MEASURED:
-            scheduler.note(Note(0 if lent or own else -1, -1 if lent else 0, spent, strands))
-        if not own:
+        if self.holder is None:
+            return
+        scheduler = self.holder()
+        if scheduler is not None and scheduler is asking:
+            return
+        if scheduler is not None and not scheduler.forked:
+            scheduler.end_turn(self)
             scheduler.settle()
-        return own and not lent
+        self.holder = self.lent = None
+        self.strands = []
 
     def release(self, strand: PortableStrand) -> bool:
         """Be done with one strand; False when the thread has no packet of it."""
-        if strand not in self._strands:
+        if strand not in self.strands:
             return False
-        self._strands = tuple([one for one in self._strands if one is not strand])
-        strand.scheduler.note(Note(released=(strand,)))
+        strand.scheduler.let_strand_go(self, strand)
         strand.scheduler.settle()
         return True
 
     def lend(self, scheduler: Counter, borrower: object) -> None:
         """The place of this scheduler, if it is one, is free until `regain`."""
-        if self._lent is None and self._holder is not None and self._holder() is scheduler:
-            self._lent = borrower
-            scheduler.note(Note(running=-1, blocked=1))
+        if self.lent is None and self.holder is not None and self.holder() is scheduler:
+            self.lent = borrower
+            scheduler.lend(self)
             scheduler.settle()
 
     def regain(self, scheduler: Counter, borrower: object) -> None:
         """Count again, unless the thread has been in `get` since."""
-        if self._lent is borrower:
-            self._lent = None
+        if self.lent is borrower:
             if not scheduler.forked:
-                scheduler.note(Note(running=1, blocked=-1))
+                scheduler.regain(self)
+            self.lent = None
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # The thread ends. Or the interpreter does, and has stopped it for good, and perhaps another
         # one with the scheduler's lock: nobody counts any more then.
         if not is_finalizing():
-            self.let_go()
+            self.leave()
 
 
 class Blocking(AbstractContextManager[None]):
@@ -197,10 +180,20 @@ class Blocking(AbstractContextManager[None]):
         self._scheduler = scheduler
 
     def __enter__(self) -> None:
-        this_place().lend(self._scheduler, self)
+        place = this_place()
+        try:
+            place.lend(self._scheduler, self)
+        except BaseException:
+            place.regain(self._scheduler, self)  # a signal handler's: `__exit__` will not come
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
-        this_place().regain(self._scheduler, self)
+        place = this_place()
+        try:
+            place.regain(self._scheduler, self)
+        except BaseException:
+            place.regain(self._scheduler, self)
+            raise
 
 
 class _Places(threading.local):

@@ -6,6 +6,13 @@ Finalizers call in here as well (a dropped port or handle, the end of a thread, 
 own ``__del__`` that posts). They may run at any allocation, so also inside a critical section
 of the same thread. Whatever they need therefore never blocks: it notes what is wanted in an
 atomic container, and whoever holds the lock sees to it on the way out.
+
+A handler of a signal may run, use this very port, and raise, wherever the main thread is: CPython
+calls it behind a call of a function, at the begin of one, and where a loop begins anew, but not
+between two plain steps (an assignment, an operator, a subscript, ``+=`` of a list and an iterator
+that was made before). So the state is whole at each call: what belongs together changes in plain
+steps, what is done twice does no harm, and who is interrupted does it once more before it lets the
+exception go. The lock is reentrant for such handlers; `_owner` keeps out finalizers.
 """
 
 from __future__ import annotations
@@ -15,12 +22,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any, Protocol
 
 from ...interface.errors import WHILE_WAITING, PortClosed, PortForked
-from .packets import PacketQueue, look
-from .places import Note, Packet, this_place
+from .packets import Hand, PacketQueue
+from .places import Packet, Place, PortableStrand, this_place
 from .recorder import NOT_MEASURED, Recorder
 from .timers import PortableTimer, TimerQueue
 
@@ -71,9 +79,11 @@ class Reaper(Protocol):
 class _Waiter:
     """One thread in `Scheduler.take`."""
 
-    __slots__ = ("called", "gate")
+    __slots__ = ("below", "called", "gate", "thread")
 
     def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.below: _Waiter | None = None  # what led when a handler interrupted it, to lead itself
         self.called = False  # it was asked to look at the queue; guarded by the scheduler's lock
         self.gate = threading.Lock()  # held while the thread is to stay parked
         self.gate.acquire()
@@ -90,7 +100,9 @@ class Scheduler:
         self.concurrency = concurrency
         self._reaper = reaper
         self._birth = _generation
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        # The thread that is in the midst of something under the lock, for `settle`; _lock
+        self._owner: int | None = None
         self._packets = PacketQueue()  # _lock, but for what says otherwise
         self.timers = TimerQueue()  # _lock, but for what says otherwise
         self._until_ns: int | None = None  # until when the leader waits for a timer; _lock
@@ -98,10 +110,11 @@ class Scheduler:
         # When a thread that takes packets has to call `rescue`; no lock, one step writes it.
         self._rescue_ns: int | None = None
         self.rescue: Callable[[], None] = _nothing  # constant once threads come
-        self._notes: deque[Note] = deque()  # what threads did and nobody counted yet; no lock
+        # Tokens of threads that count, and of threads at work that do not; each step is atomic.
+        self._at_work: dict[object, None] = {}
+        self._blocked: dict[object, None] = {}
+        self._spent: deque[int] = deque()  # how long threads were at work, in nanoseconds; no lock
         self._unsettled = False  # something was noted since `_dispatch` last looked; no lock
-        self._running = 0  # threads that count; _lock
-        self._blocked = 0  # threads at work that do not count; _lock
         self._replaced = 0  # places given because another thread blocks; _lock
         self._wakeups = 0  # _lock
         self._work_time = Recorder()  # _lock
@@ -111,7 +124,9 @@ class Scheduler:
         self._called: list[_Waiter] = []  # and on their way, in the order of the calls; _lock
         self._watchers: list[_Waiter] = []  # threads in `wait_until_stuck`; _lock
         self._leader: _Waiter | None = None  # the one that waits in the kernel; _lock
-        self._onlooker = _Waiter()  # the leader while a thread only looks; it is never called
+        # The leader while a thread only looks; it is never called, and no thread's.
+        self._onlooker = _Waiter()
+        self._onlooker.thread = 0
         self._looked_at = 0  # packets taken when a thread last began to look; _lock
         self._asleep = False  # the leader is (or is about to be) in `Reaper.wait`; set under _lock
         self._roused = False  # and was woken already; set under _lock
@@ -143,17 +158,27 @@ class Scheduler:
     def put(self, packet: Packet) -> None:
         """Append a packet, and wake a thread for it if need be. Never blocks."""
         self._put += 1
-        if self._put % MEASURED_EVERY == 0 or self._slow or not self._running:
+        if self._put % MEASURED_EVERY == 0 or self._slow or not self._at_work:
             packet.since = time.monotonic_ns()
-        self._packets.put(packet)
+        self._packets.incoming += (packet,)
+        packet.delivered = True
         self._unsettled = True
-        self.settle()
+        try:
+            self.settle()
+        except BaseException:
+            self.settle()
+            raise
 
     def set_timer(self, timer: PortableTimer) -> None:
         """Put the timer's packet at its time. Never blocks."""
-        if self.timers.add(timer) or self._closed:
+        try:
+            if self.timers.add(timer) or self._closed:
+                self._unsettled = True
+                self.settle()
+        except BaseException:
             self._unsettled = True
             self.settle()
+            raise
 
     def rescue_in(self, seconds: float) -> None:
         """Have a thread that takes packets call `rescue` in so many seconds. Never blocks."""
@@ -166,14 +191,58 @@ class Scheduler:
         timer, rescue = self.timers.next_ns(), self._rescue_ns
         return timer if rescue is None else rescue if timer is None else min(timer, rescue)
 
-    def note(self, note: Note) -> None:
-        """What a thread did is to be counted. Never blocks; the caller settles."""
-        self._notes.append(note)
+    def end_turn(self, place: Place) -> None:
+        """The thread is done with what it took. A second time it does nothing. Never blocks."""
+        if place.since != NOT_MEASURED:
+            self._spent.append(time.monotonic_ns() - place.since)
+            place.since = NOT_MEASURED
+        self._release(place)
+        self._at_work.pop(place.token, None)
+        self._blocked.pop(place.token, None)
         self._unsettled = True
+        place.holder = place.lent = None
+
+    def _release(self, place: Place) -> None:
+        step = map(place.strands.pop, repeat(0, len(place.strands)))
+        try:
+            self._packets.released += step
+        except IndexError:
+            return  # a handler was here meanwhile
+
+    def let_strand_go(self, place: Place, strand: PortableStrand) -> None:
+        """The thread is done with one strand."""
+        step = map(place.strands.pop, map(place.strands.index, (strand,)))
+        self._packets.released += step
+        self._unsettled = True
+
+    def lend(self, place: Place) -> None:
+        """The thread counts no more until `regain`, though it is at work; if it counts at all."""
+        if place.token in self._at_work:
+            self._blocked[place.token] = None
+            self._unsettled = True
+            self._at_work.pop(place.token, None)
+
+    def regain(self, place: Place) -> None:
+        """The thread counts again."""
+        if place.token in self._blocked:
+            self._at_work[place.token] = None
+            self._blocked.pop(place.token, None)
 
     def settle(self) -> None:
         """Do what was noted, unless somebody else is at it."""
-        while self._unsettled and self._lock.acquire(False):
+        try:
+            self._settle()
+        except BaseException:
+            self._settle()
+            raise
+
+    def _settle(self) -> None:
+        while self._unsettled:
+            if self._owner == threading.get_ident():
+                break  # a finalizer, or a handler, in the midst of something: that sees to it
+            [locked] = map(self._lock.acquire, (False,))
+            if not locked:
+                break
             try:
                 self._dispatch()
             finally:
@@ -181,18 +250,21 @@ class Scheduler:
         if self._closed:
             self._packets.drop()
 
-    def take(self, max_count: int, timeout: float | None) -> list[Packet]:
-        """Take packets, waiting for the first one; an empty list when the time is over."""
+    def take(self, max_count: int, timeout: float | None) -> Hand:
+        """Take packets, waiting for the first one; none when the time is over.
+
+        They are the thread's once it calls `hand_out`; `put_back` gives them back.
+        """
         self.check()
+        me = threading.get_ident()
         place = this_place()
-        # Where it is this port's place, it is not free before the thread has had its turn: so it
-        # takes the next packet itself, and nobody is woken for it.
-        returning = came_back = place.let_go(self)
+        place.leave(self)
+        came_back = place.holder is not None
         deadline = None if timeout is None else time.monotonic() + timeout
         longest = LONGEST_WAIT
         waiter: _Waiter | None = None
         looked = False  # in the kernel, at least once
-        packets: list[Packet] = []
+        hand = Hand()
         try:
             while True:
                 if self._rescue_ns is not None and time.monotonic_ns() >= self._rescue_ns:
@@ -201,69 +273,47 @@ class Scheduler:
                 remaining = None
                 if deadline is not None:
                     remaining = max(deadline - time.monotonic(), 0.0)
+                if waiter is None and self._packets.taken - self._looked_at >= LOOK_EVERY:
+                    self._look()
                 with self._lock:
-                    if returning:
-                        returning = False
-                        self._running -= 1
-                    self._count_notes()
-                    if self._closed:
-                        raise PortClosed(WHILE_WAITING)
-                    if (
-                        self._packets.taken - self._looked_at >= LOOK_EVERY
-                        and self._leader is None
-                        and waiter is None
-                    ):
-                        self._look()
-                        continue
-                    fired = self._sort()
-                    if fired and waiter is not None:
-                        # The packets may be for a thread that came later.
-                        self._dispatch()
-                    ahead = self._answer(waiter)
-                    if waiter is None:
-                        available = bool(self._packets.ready)
-                    else:
-                        available = ahead is not None and self._packets.waiting > ahead
-                    free = self._running < self.concurrency
-                    if free and available:
-                        stands_in = self._running + self._blocked >= self.concurrency
-                        self._running += 1
-                        place.claim(self._self)
-                        self._packets.take(packets, max_count, ahead)
-                        if not packets:
-                            continue  # `drop` was quicker: the port is closed
-                        # One that comes back goes on in the place that it was let go into.
-                        self._replaced += stands_in and not came_back
-                        now = NOT_MEASURED
-                        measured = [one for one in packets if one.since != NOT_MEASURED]
-                        if measured or self._slow:
-                            now = time.monotonic_ns()
-                            self._packets.measure(measured, now)
-                        place.take(packets, now)
-                        self._remove(waiter)
-                        return packets
-                    self._packets.leave_to(len(self._called))
-                    lead = free and (self._leader is None or self._leader is waiter)
-                    if remaining == 0.0 and (looked or not lead):
-                        self._remove(waiter)
-                        return packets
-                    if waiter is None:
-                        waiter = _Waiter()
-                        self._waiters.append(waiter)
-                        if threading.get_ident() == threading.main_thread().ident:
-                            longest = SIGNAL_SLICE
-                    elif waiter.called:
-                        waiter.called = False
-                        waiter.gate.acquire(False)
-                    until_ns: int | None = None
-                    if lead:
-                        self._leader = waiter
-                        self._asleep = True
-                        self._roused = False
-                        self._looked_at = self._packets.taken
-                        until_ns = self._until_ns = self._next_ns()
-                    elif self._leader is waiter:
-                        self._leader = None
+                    before = self._owner
+                    try:
+                        self._owner = me
+                        # Where it is this port's place, it is not free before the thread has had
+                        # its turn: so it takes the next packet, and nobody is woken for it.
+                        if place.holder is not None:
+                            self.end_turn(place)
+                        self._count_notes()
+                        if self._closed:
+                            raise PortClosed(WHILE_WAITING)
+                        if self._take_ready(hand, max_count, waiter, place, came_back):
+                            return hand
+                        self._packets.leave_to(len(self._called))
+                        lead = self._may_lead(waiter, me)
+                        if remaining == 0.0 and (looked or not lead):
+                            self._remove(waiter)
+                            return hand
+                        if waiter is None:
+                            waiter = _Waiter()
+                            self._waiters += (waiter,)
+                            if me == threading.main_thread().ident:
+                                longest = SIGNAL_SLICE
+                        elif waiter.called:
+                            waiter.called = False
+                            waiter.gate.acquire(False)
+                        until_ns: int | None = None
+                        if lead:
+                            until_ns = self._until_ns = self._next_ns()
+                            if self._leader is not waiter:
+                                waiter.below = self._leader
+                            self._leader = waiter
+                            self._asleep = True
+                            self._roused = False
+                            self._looked_at = self._packets.taken
+                        else:
+                            self._resign(waiter)
+                    finally:
+                        self._owner = before
                 if self._unsettled:
                     self.settle()
                 if until_ns is not None:
@@ -279,19 +329,114 @@ class Scheduler:
                 else:
                     waiter.gate.acquire(timeout=remaining)
         except BaseException:
-            with self._lock:
-                # A signal handler may raise at any step, also with packets in hand.
-                if packets:
-                    self._packets.put_back(packets)
-                    self._unsettled = True
-                if returning:
-                    self._running -= 1
-                self._remove(waiter)
-            place.undo()
+            # A signal handler may raise at any step, also with packets in hand.
+            try:
+                self._leave(hand, waiter)
+            except BaseException:
+                self._leave(hand, waiter)
+                raise
             raise
         finally:
             if self._unsettled:
                 self.settle()
+
+    def _take_ready(
+        self, hand: Hand, max_count: int, waiter: _Waiter | None, place: Place, came_back: bool
+    ) -> bool:
+        """Take what is there for this thread, and the place for it; False without. Lock held."""
+        fired = self._sort()
+        if fired and waiter is not None:
+            # The packets may be for a thread that came later.
+            self._dispatch()
+        ahead = self._answer(waiter)
+        if waiter is None:
+            available = bool(self._packets.ready)
+        else:
+            available = ahead is not None and self._packets.waiting > ahead
+        if not available or len(self._at_work) >= self.concurrency:
+            return False
+        stands_in = len(self._at_work) + len(self._blocked) >= self.concurrency
+        self._at_work[place.token] = None
+        place.holder = self._self
+        self._packets.take(hand, max_count, ahead)
+        if not hand:
+            self.end_turn(place)
+            return False  # `drop` was quicker: the port is closed
+        self._packets.count(hand)
+        # One that comes back goes on in the place that it was let go into.
+        self._replaced += stands_in and not came_back
+        measured = [one for one in hand if one.since != NOT_MEASURED]
+        if measured or self._slow:
+            hand.taken_at = time.monotonic_ns()
+            self._packets.measure(measured, hand.taken_at)
+        self._remove(waiter)
+        return True
+
+    def hand_out(self, hand: Hand, last: Iterable[Any]) -> None:
+        """The packets are the program's now, and nothing can stop it any more.
+
+        ``last``: iterated through behind everything that a handler could interrupt.
+        """
+        place = this_place()
+        strands = [one.strand for one in hand if one.strand is not None]
+        place.holder = self._self
+        place.strands = strands
+        place.since = hand.taken_at
+        self._at_work[place.token] = None
+        del hand[:]
+        _ = [*last]
+
+    def put_back(self, hand: Hand) -> None:
+        """Undo `take`: the packets go back to the head of the queue. It may be done twice."""
+        try:
+            self._leave(hand, None)
+        except BaseException:
+            self._leave(hand, None)
+            raise
+
+    def _leave(self, hand: Hand, waiter: _Waiter | None) -> None:
+        """Without a packet; it may be done twice."""
+        with self._lock:
+            self._packets.put_back(hand)
+            self._unsettled = True
+            self._at_work.pop(this_place().token, None)
+            self._remove(waiter)
+        self.settle()
+
+    def _look(self) -> None:
+        """Look into the kernel without waiting, unless somebody waits there."""
+        mine = False
+        try:
+            with self._lock:
+                if self._leader is not None or self._closed:
+                    return
+                self._looked_at = self._packets.taken
+                self._leader = self._onlooker
+                mine = True
+            self._reaper.reap(self._reaper.wait(0))
+        finally:
+            if mine:
+                self._leader = None
+                self._unsettled = True  # others may have found a leader, and nobody leads now
+
+    def _may_lead(self, waiter: _Waiter | None, me: int) -> bool:
+        """Whether the thread may wait in the kernel. Lock held.
+
+        A handler may though the call that it has interrupted is the leader.
+        """
+        leader = self._leader
+        return len(self._at_work) < self.concurrency and (
+            leader is None or leader is waiter or leader.thread == me
+        )
+
+    def _resign(self, waiter: _Waiter) -> None:
+        """If it led it does so no more. Lock held."""
+        if self._leader is waiter:
+            self._leader = waiter.below
+            if waiter.below is not None:
+                # That goes on with its wait, once the handler has returned.
+                self._asleep = True
+                self._roused = False
 
     def shut(self) -> None:
         """Refuse everything from now on. Never blocks."""
@@ -366,17 +511,16 @@ class Scheduler:
     def numbers(self) -> dict[str, Any]:
         """A look inside, all of one moment."""
         # In a finalizer, the lock may be this thread's own: then it is a look at what is there.
-        locked = self._lock.acquire(timeout=PATIENCE)
+        [locked] = map(self._lock.acquire, (True,), (PATIENCE,))
         try:
             if locked and self._fire():
                 self._unsettled = True
-            notes = look(self._notes)
             return {
                 "timers": len(self.timers),
                 "concurrency": self.concurrency,
                 "waiting": len(self._waiters),
-                "running": self._running + sum(note.running for note in notes),
-                "blocked": self._blocked + sum(note.blocked for note in notes),
+                "running": len(self._at_work),
+                "blocked": len(self._blocked),
                 "replaced": self._replaced,
                 "woken": sum(waiter.called for waiter in self._waiters),
                 "wakeups": self._wakeups,
@@ -389,26 +533,13 @@ class Scheduler:
             if self._unsettled:
                 self.settle()
 
-    def _look(self) -> None:
-        """Look into the kernel without waiting. Lock held, but for the look itself."""
-        self._leader = self._onlooker
-        self._looked_at = self._packets.taken
-        self._lock.release()
-        try:
-            self._reaper.reap(self._reaper.wait(0))
-        finally:
-            self._lock.acquire()
-            self._leader = None
-            self._unsettled = True  # others may have found a leader, and nobody leads now
-
     def _remove(self, waiter: _Waiter | None) -> None:
         """The thread leaves; somebody else may have to be called in its stead. Lock held."""
         if waiter is not None:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             self._answer(waiter)
-            if self._leader is waiter:
-                self._leader = None
+            self._resign(waiter)
         self._packets.leave_to(len(self._called))
         self._dispatch()
 
@@ -425,26 +556,16 @@ class Scheduler:
 
     def _count_notes(self) -> None:
         """Lock held."""
-        while self._notes:
-            note = self._notes.popleft()
-            self._running += note.running
-            self._blocked += note.blocked
-            if note.spent != NOT_MEASURED:
-                self._work_time.add(note.spent)
-                self._slow = note.spent > SHORT_WORK
-            for strand in note.released:
-                self._packets.advance(strand)
-                # With the port closed, `drop` may have missed the packet that moved.
-                self._unsettled = True
+        while self._spent:
+            spent = self._spent.popleft()
+            self._work_time.add(spent)
+            self._slow = spent > SHORT_WORK
+        if self._packets.released:
+            self._packets.advance()
 
     def _fire(self) -> bool:
         """Make packets of timers that are due; True when there were some. Lock held."""
-        if not self.timers:
-            return False
-        packets = self.timers.due(time.monotonic_ns())
-        for packet in packets:
-            self._packets.put(packet)
-        return bool(packets)
+        return bool(self.timers) and self.timers.fire(time.monotonic_ns(), self._packets.incoming)
 
     def _sort(self) -> bool:
         """True when timers have come to their packets. Lock held."""
@@ -456,13 +577,25 @@ class Scheduler:
 
     def _is_stuck(self) -> bool:
         """Lock held."""
-        if self._waiters or self._running >= self.concurrency:
+        if self._waiters or len(self._at_work) >= self.concurrency:
             return False
         return self._packets.waiting > 0
 
     def _dispatch(self) -> None:
         """Call threads for packets and places, and one to lead. Lock held."""
-        self._unsettled = False
+        me, before = threading.get_ident(), self._owner
+        try:
+            self._owner = me
+            self._unsettled = False
+            self._call_all_that_are_needed()
+        except BaseException:
+            self._unsettled = True
+            raise
+        finally:
+            self._owner = before
+
+    def _call_all_that_are_needed(self) -> None:
+        """Lock held."""
         self._count_notes()
         if self._closed:
             self.timers.drop()
@@ -470,24 +603,24 @@ class Scheduler:
                 if not waiter.called:
                     self._call(waiter)
             if self._ending and self._leader is None and not self._disposed:
-                self._disposed = True
                 self._reaper.dispose()
+                self._disposed = True
             return
         self._sort()
         if self._watchers and self._is_stuck():
             for watcher in self._watchers:
                 if not watcher.called:
                     self._call(watcher)
-        wanted = min(self.concurrency - self._running, self._packets.waiting)
-        if wanted == 0 and self._leader is None and self._running < self.concurrency:
+        free = self.concurrency - len(self._at_work)
+        wanted = min(free, self._packets.waiting)
+        if wanted == 0 and self._leader is None and free > 0:
             wanted = 1
         for waiter in reversed(self._waiters):
             if wanted <= 0:
                 break
             wanted -= 1
             if not waiter.called:
-                self._called.append(waiter)
-                self._call(waiter)
+                self._call(waiter, self._called)
         if self.timers or self._rescue_ns is not None:
             self._see_to_timers()
 
@@ -501,20 +634,23 @@ class Scheduler:
             return
         if self._leader is not None:
             if self._asleep and not self._roused:
-                self._roused = True
                 self._reaper.wake()
+                self._roused = True
             return
         for watcher in self._watchers:
             if not watcher.called:
                 self._call(watcher)
 
-    def _call(self, waiter: _Waiter) -> None:
-        """Ask a waiting thread to look at the queue. Lock held."""
-        waiter.called = True
-        if waiter is not self._leader:
-            self._wakeups += 1
-            waiter.gate.release()
-        elif self._asleep and not self._roused:
+    def _call(self, waiter: _Waiter, called: list[_Waiter] | None = None) -> None:
+        """Ask a waiting thread to look at the queue, and note that it was called. Lock held."""
+        leads = waiter is self._leader
+        if leads and self._asleep and not self._roused:
+            self._reaper.wake()
             self._roused = True
             self._wakeups += 1
-            self._reaper.wake()
+        if called is not None:
+            called += (waiter,)
+        waiter.called = True
+        if not leads:
+            self._wakeups += 1
+            waiter.gate.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol
 
 from ...interface.timer import Timer
@@ -59,6 +60,10 @@ class PortableTimer(Timer):
         except IndexError:
             return None
 
+    def ending(self) -> Iterator[Packet]:
+        """What takes its packet in one step, or raises `IndexError`."""
+        return map(self._packet.pop, (-1,))
+
     def __repr__(self) -> str:
         state = "pending" if self.pending else "over"
         return f"<Timer at {self.when:.6f}, {state}>"
@@ -99,24 +104,29 @@ class TimerQueue:
         while True:
             self._carry_over()
             while self._heap and not self._heap[0][2].pending:
-                heapq.heappop(self._heap)
+                if self._heap and not self._heap[0][2]._packet:
+                    heapq.heappop(self._heap)
                 self._forget_cancelled()
             self._first_ns = self._heap[0][0] if self._heap else None
             if not self._new:
                 return self._first_ns
 
-    def due(self, now_ns: int) -> list[Packet]:
-        """The packets of those that are due."""
+    def fire(self, now_ns: int, packets: deque[Packet]) -> bool:
+        """Append the packets of those that are due; False without one."""
         self._carry_over()
-        packets = []
+        fired = False
         while self._heap and self._heap[0][0] <= now_ns:
-            packet = heapq.heappop(self._heap)[2].end()
-            if packet is None:
+            timer = self._heap[0][2]
+            step = timer.ending()
+            try:
+                packets += step
+                fired = True
+            except IndexError:
                 self._forget_cancelled()
-            else:
-                packets.append(packet)
+            if self._heap and self._heap[0][2] is timer:
+                heapq.heappop(self._heap)
         self.next_ns()
-        return packets
+        return fired
 
     def drop(self) -> None:
         """Let go of all: the port is closed."""
@@ -133,9 +143,13 @@ class TimerQueue:
 
     def _carry_over(self) -> None:
         while self._new:
-            timer = self._new.popleft()
-            heapq.heappush(self._heap, (timer.when_ns, self._sequence, timer))
+            timer = self._new[0]
+            entry = (timer.when_ns, self._sequence, timer)
             self._sequence += 1
+            # In the heap a second time it would be over by then.
+            heapq.heappush(self._heap, entry)
+            if self._new and self._new[0] is timer:
+                self._new.popleft()
         if len(self._cancelled) > max(len(self._heap) // 2, LEAST_SWEPT):
             # Counted before: what is cancelled meanwhile may be seen in the heap and counted again,
             # which is made up for when the heap is empty.
