@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from ..shared.arguments import check_count
@@ -37,6 +39,26 @@ def check_socket(name: str, value: Any) -> None:
     """Raise unless ``value`` is a socket."""
     if not isinstance(value, socket.socket):
         raise TypeError(f"{name} must be a socket, not {type(value).__name__}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise unless ``value`` is an integer that fits into a C int."""
+    check_count(name, value, -(2**31), 2**31 - 1)
+
+
+def check_structure(name: str, value: Any, kind: type[Any], *, optional: bool = False) -> None:
+    """Raise unless ``value`` is one of the structures, or None where that will do."""
+    if not (isinstance(value, kind) or (optional and value is None)):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
+@contextlib.contextmanager
+def checked_by_python() -> Iterator[None]:
+    """For a call of Python's socket object, which has another word for a number that is too big."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
 
 
 def succeed(code: int) -> bool:

@@ -7,7 +7,7 @@ import socket
 from typing import NamedTuple, overload
 
 from ..shared.arguments import check_count
-from .arguments import check_handle, check_overlapped, succeed
+from .arguments import check_dword, check_file, check_handle, check_overlapped, succeed
 from .constants import (
     CREATE_ALWAYS,
     FILE_BEGIN,
@@ -51,8 +51,15 @@ def CreateFile(
     """
     if lpSecurityAttributes is not None or hTemplateFile is not None:
         raise ValueError("CreateFile() takes no security attributes and no template: give None")
+    name = os.fsdecode(lpFileName)
+    if "\0" in name:
+        raise ValueError("a file's name has no NUL character")
+    check_dword("dwDesiredAccess", dwDesiredAccess)
+    check_dword("dwShareMode", dwShareMode)
+    check_dword("dwCreationDisposition", dwCreationDisposition)
+    check_dword("dwFlagsAndAttributes", dwFlagsAndAttributes)
     code, handle = system.create_file(
-        os.fspath(lpFileName),
+        name,
         dwDesiredAccess,
         dwShareMode,
         dwCreationDisposition,
@@ -97,6 +104,7 @@ def ReadFile(
     the end of the file. A file that was opened with ``FILE_FLAG_OVERLAPPED`` has no position:
     ``ERROR_INVALID_PARAMETER``. No packet comes.
     """
+    check_file("hFile", hFile)
     view = views_of(lpBuffer, True)[0]
     if lpOverlapped is None:
         code, count = system.read_now(hFile, view)
@@ -121,6 +129,7 @@ def WriteFile(
     With ``Offset`` and ``OffsetHigh`` both 0xFFFFFFFF that is the end of the file, wherever that
     is by then, as with ``FILE_APPEND_DATA``.
     """
+    check_file("hFile", hFile)
     view = views_of(lpBuffer, False)[0]
     if lpOverlapped is None:
         code, count = system.write_now(hFile, view)

@@ -22,6 +22,8 @@ def GetLastError() -> int:
 
 def SetLastError(dwErrCode: int) -> None:
     """Set what `GetLastError` and `WSAGetLastError` say in this thread."""
+    if not isinstance(dwErrCode, int):
+        raise TypeError(f"dwErrCode must be an integer, not {type(dwErrCode).__name__}")
     _last.code = dwErrCode
 
 
@@ -35,4 +37,4 @@ def WSAGetLastError() -> int:
 
 def WSASetLastError(iError: int) -> None:
     """As `SetLastError`."""
-    _last.code = iError
+    SetLastError(iError)

@@ -18,7 +18,11 @@ def FormatMessage(dwFlags: int, lpSource: None, dwMessageId: int, dwLanguageId: 
     Returned: the text; an empty one and ``ERROR_MR_MID_NOT_FOUND`` for a code that has none.
     Elsewhere than on Windows the texts are this system's for the errors that the code stands for.
     """
-    for name, value in (("dwFlags", dwFlags), ("dwMessageId", dwMessageId)):
+    for name, value in (
+        ("dwFlags", dwFlags),
+        ("dwMessageId", dwMessageId),
+        ("dwLanguageId", dwLanguageId),
+    ):
         if not isinstance(value, int):
             raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     if not dwFlags & FORMAT_MESSAGE_FROM_SYSTEM or lpSource is not None:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
+from .arguments import check_number, check_socket
 from .constants import (
     FIONBIO,
     FIONREAD,
@@ -73,6 +74,7 @@ def WSAIoctl(
         raise TypeError(f"lpOverlapped must be NULL, not {type(lpOverlapped).__name__}")
     if not isinstance(dwIoControlCode, int):
         raise TypeError(f"a control code is a number, not {type(dwIoControlCode).__name__}")
+    check_socket("s", s)
     code, answer = system.control(s, FIONREAD, None) if s.fileno() < 0 else (0, None)
     if code:
         pass  # a closed socket, whatever is asked
@@ -109,6 +111,7 @@ def ioctlsocket(s: AnySocket, cmd: int, argp: Any = 0) -> tuple[int, int | None]
 
     Any other command: ``WSAEOPNOTSUPP``.
     """
+    check_socket("s", s)
     if not isinstance(cmd, int):
         raise TypeError(f"a command is a number, not {type(cmd).__name__}")
     if cmd not in (FIONBIO, FIONREAD, SIOCATMARK):
@@ -132,9 +135,9 @@ def getsockopt(s: AnySocket, level: int, optname: int, optlen: int = 0) -> tuple
     - ``SO_UPDATE_ACCEPT_CONTEXT``, ``SO_UPDATE_CONNECT_CONTEXT``: can be set only
       (``WSAENOPROTOOPT``).
     """
+    check_socket("s", s)
     for name, value in (("level", level), ("optname", optname), ("optlen", optlen)):
-        if not isinstance(value, int):
-            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+        check_number(name, value)
     if not 0 <= optlen <= 1024:
         raise ValueError(f"optlen must be from 0 to 1024 bytes, not {optlen}")
     if optname in (SO_UPDATE_ACCEPT_CONTEXT, SO_UPDATE_CONNECT_CONTEXT):

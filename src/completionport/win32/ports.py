@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 from ..shared.arguments import check_count
-from .arguments import check_dword, check_handle, check_overlapped, succeed
+from .arguments import check_dword, check_file, check_handle, check_overlapped, succeed
 from .constants import ERROR_INVALID_HANDLE, NULL, WSAENOTSOCK
 from .handles import let_go
 from .last_error import SetLastError
@@ -130,6 +130,7 @@ def SetFileCompletionNotificationModes(FileHandle: HANDLE | socket.socket, Flags
     A file that is not overlapped takes neither (``ERROR_INVALID_PARAMETER``).
     Returned: True, or False and ``ERROR_INVALID_HANDLE`` or ``ERROR_INVALID_PARAMETER``.
     """
+    check_file("FileHandle", FileHandle)
     check_count("Flags", Flags, 0, 0xFF)
     return succeed(system.set_modes(FileHandle, Flags))
 
@@ -151,6 +152,7 @@ def CancelIoEx(hFile: HANDLE | socket.socket, lpOverlapped: OVERLAPPED | None) -
     Returned: True when one was asked to stop, else False and ``ERROR_NOT_FOUND``. Each gives its
     packet all the same: with ``ERROR_OPERATION_ABORTED``, or its own outcome where that came first.
     """
+    check_file("hFile", hFile)
     if lpOverlapped is not None:
         check_overlapped(lpOverlapped)
     return succeed(system.cancel(hFile, lpOverlapped))
@@ -164,6 +166,7 @@ def GetOverlappedResult(
     ``bWait``: wait until it has. Returned: ``(ok, bytes)``; where ``ok`` is False the last error is
     the Windows code (``ERROR_NETNAME_DELETED``, 64, for a reset), or ``ERROR_IO_INCOMPLETE``.
     """
+    check_file("hFile", hFile)
     check_overlapped(lpOverlapped)
     code, count = system.result(hFile, lpOverlapped, bool(bWait), False)
     return succeed(code), count
@@ -176,6 +179,7 @@ def WSAGetOverlappedResult(
 
     ``WSAENOTSOCK`` for a socket that is closed: so ask before you close it.
     """
+    check_file("s", s)
     check_overlapped(lpOverlapped)
     code, count = system.result(s, lpOverlapped, bool(fWait), True)
     return succeed(code), count

@@ -5,7 +5,17 @@ from __future__ import annotations
 import socket as _socket
 from typing import Any, Final
 
-from .arguments import check_dword, check_handle, check_overlapped, succeed
+from ..shared.arguments import check_count
+from .arguments import (
+    check_dword,
+    check_handle,
+    check_number,
+    check_overlapped,
+    check_socket,
+    check_structure,
+    checked_by_python,
+    succeed,
+)
 from .constants import (
     ERROR_INVALID_PARAMETER,
     SD_BOTH,
@@ -61,6 +71,8 @@ def WSAStartup(wVersionRequired: int, lpWSAData: WSADATA | None = None) -> int:
     ``wVersionRequired``: ``MAKEWORD(2, 2)``. ``lpWSAData`` is filled in.
     Python has done all that is needed, so a program that leaves it out works as well.
     """
+    check_count("wVersionRequired", wVersionRequired, 0, 0xFFFF)
+    check_structure("lpWSAData", lpWSAData, WSADATA, optional=True)
     code = system.startup(wVersionRequired)
     if lpWSAData is not None:
         lpWSAData.wVersion = wVersionRequired
@@ -96,6 +108,9 @@ def WSASocket(
     """
     if lpProtocolInfo is not None or g:
         raise ValueError("WSASocket() takes no protocol info and no group: give None and 0")
+    for name, value in (("af", af), ("type", type), ("protocol", protocol)):
+        check_number(name, value)
+    check_dword("dwFlags", dwFlags)
     code, number = system.new_socket(af, type, protocol, dwFlags)
     if code:
         WSASetLastError(code)
@@ -114,8 +129,10 @@ def socket(af: int, type: int, protocol: int = 0) -> SOCKET:
 
 def bind(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> int:
     """Give the socket an address, a structure or Python's form of one: 0, or ``SOCKET_ERROR``."""
-    address = name.address if isinstance(name, SOCKADDR) else name
-    return _told(system.prepare(s, lambda: s.bind(address)))
+    check_socket("s", s)
+    address = _address(s, name)
+    with checked_by_python():
+        return _told(system.prepare(s, lambda: s.bind(address)))
 
 
 def listen(s: AnySocket, backlog: int) -> int:
@@ -123,6 +140,7 @@ def listen(s: AnySocket, backlog: int) -> int:
 
     ``backlog``: how many may wait, ``SOMAXCONN`` for as many as the system allows.
     """
+    check_socket("s", s)
     check_dword("backlog", backlog)
     return _told(system.prepare(s, lambda: s.listen(min(backlog, 0x7FFFFFFF))))
 
@@ -134,6 +152,8 @@ def WSAAccept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET:
     A wait ends with ``WSAEINTR`` when the listening socket is closed. On Windows no signal ends it:
     see `recv`.
     """
+    check_socket("s", s)
+    check_structure("addr", addr, SOCKADDR, optional=True)
     code, accepted = system.accept(s)
     if accepted is None:
         WSASetLastError(code)
@@ -156,8 +176,10 @@ def accept(s: AnySocket, addr: SOCKADDR | None = None) -> SOCKET:
 
 def connect(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> int:
     """Connect, waiting for it: 0, or ``SOCKET_ERROR``. On Windows no signal ends it: see `recv`."""
-    address = name.address if isinstance(name, SOCKADDR) else name
-    return _told(system.connect(s, address))
+    check_socket("s", s)
+    address = _address(s, name)
+    with checked_by_python():
+        return _told(system.connect(s, address))
 
 
 def send(s: AnySocket, buf: Buffer, flags: int = 0) -> int:
@@ -165,6 +187,8 @@ def send(s: AnySocket, buf: Buffer, flags: int = 0) -> int:
 
     It may be less than there is. On Windows no signal ends the wait: see `recv`.
     """
+    check_socket("s", s)
+    check_number("flags", flags)
     return _counted(system.blocking(s, False, lambda: s.send(buf, flags)))
 
 
@@ -175,6 +199,8 @@ def recv(s: AnySocket, buf: bytearray | memoryview, flags: int = 0) -> int:
     handled once the call is over, as with `socket.socket.recv` there. Where the main thread is to
     be stopped, use `WSARecv` and its like, and wait for the outcome: `GetOverlappedResult`.
     """
+    check_socket("s", s)
+    check_number("flags", flags)
     return _counted(system.blocking(s, True, lambda: s.recv_into(buf, 0, flags)))
 
 
@@ -187,6 +213,8 @@ def shutdown(s: AnySocket, how: int = SD_BOTH) -> int:
     such data stays unread. ``WSAENOTCONN`` for a stream socket without a connection, and so
     for a listening one, which goes on listening.
     """
+    check_socket("s", s)
+    check_number("how", how)
     return _told(system.shut_down(s, how))
 
 
@@ -199,18 +227,26 @@ def setsockopt(s: AnySocket, level: int, optname: int, optval: Any = None) -> in
     That and ``SO_UPDATE_CONNECT_CONTEXT`` are needed on Windows behind `AcceptEx` and `ConnectEx`
     before the socket is asked for its addresses or shut down; elsewhere they do nothing.
     """
+    check_socket("s", s)
+    check_number("level", level)
+    check_number("optname", optname)
     if optname in (SO_UPDATE_ACCEPT_CONTEXT, SO_UPDATE_CONNECT_CONTEXT):
         return _told(system.update_context(s, optname, optval))
-    return _told(system.set_option(s, level, optname, optval))
+    with checked_by_python():
+        return _told(system.set_option(s, level, optname, optval))
 
 
 def getsockname(s: AnySocket, name: SOCKADDR) -> int:
     """Fill in the socket's own address: 0, or ``SOCKET_ERROR``."""
+    check_socket("s", s)
+    check_structure("name", name, SOCKADDR)
     return _do(lambda: name.assign(s.family, s.getsockname()))
 
 
 def getpeername(s: AnySocket, name: SOCKADDR) -> int:
     """Fill in the address of the other side: 0, or ``SOCKET_ERROR``."""
+    check_socket("s", s)
+    check_structure("name", name, SOCKADDR)
     return _do(lambda: name.assign(s.family, s.getpeername()))
 
 
@@ -224,6 +260,7 @@ def closesocket(s: AnySocket) -> int:
     A thread that waits in `accept` for it gets ``WSAEINTR``, one in `recv`, `send` or `connect` on
     a stream socket ``WSAECONNABORTED``.
     """
+    check_socket("s", s)
     return _told(system.close_socket(s))
 
 
@@ -246,10 +283,10 @@ def WSARecv(
 
     With ``NULL`` for ``lpOverlapped`` it waits as `recv` does, and no packet comes.
     """
+    _check_transfer(s, dwFlags, lpOverlapped)
     views = views_of(lpBuffers, True)
     if lpOverlapped is None:
         return _done(system.receive_now(s, views, dwFlags, None))
-    check_overlapped(lpOverlapped)
     return _transferred(system.receive(s, views, dwFlags, lpOverlapped))
 
 
@@ -261,10 +298,10 @@ def WSASend(
     The operation completes when the system has taken every byte, so there is no partial send.
     The rest is as with `WSARecv`.
     """
+    _check_transfer(s, dwFlags, lpOverlapped)
     views = views_of(lpBuffers, False)
     if lpOverlapped is None:
         return _done(system.send_now(s, views, dwFlags, None))
-    check_overlapped(lpOverlapped)
     return _transferred(system.send(s, views, dwFlags, lpOverlapped))
 
 
@@ -283,10 +320,11 @@ def WSARecvFrom(
     there already the call says so itself, and the packet comes all the same, since for Windows that
     is a warning (``STATUS_BUFFER_OVERFLOW``). The rest is as with `WSARecv`.
     """
+    _check_transfer(s, dwFlags, lpOverlapped)
+    check_structure("lpFrom", lpFrom, SOCKADDR, optional=True)
     views = views_of(lpBuffers, True)
     if lpOverlapped is None:
         return _done(system.receive_now(s, views, dwFlags, lpFrom or SOCKADDR()))
-    check_overlapped(lpOverlapped)
     return _transferred(system.receive_from(s, views, dwFlags, lpFrom, lpOverlapped))
 
 
@@ -302,10 +340,10 @@ def WSASendTo(
     ``lpTo``: the receiver's address, a structure or Python's form of one. The rest is as with
     `WSASend`.
     """
+    _check_transfer(s, dwFlags, lpOverlapped)
     views = views_of(lpBuffers, False)
     if lpOverlapped is None:
         return _done(system.send_now(s, views, dwFlags, _structure(s, lpTo)))
-    check_overlapped(lpOverlapped)
     return _transferred(system.send_to(s, views, dwFlags, _structure(s, lpTo), lpOverlapped))
 
 
@@ -321,6 +359,8 @@ def recvfrom(
     than ``buf`` loses what there is no room for: ``WSAEMSGSIZE``, with the sender filled in. On
     Windows no signal ends the wait: see `recv`.
     """
+    _check_transfer(s, flags, None)
+    check_structure("from_", from_, SOCKADDR, optional=True)
     views = views_of(buf, True)
     result, count = _done(system.receive_now(s, views, flags, from_ or SOCKADDR()))
     return result if count is None else count
@@ -331,6 +371,7 @@ def sendto(s: AnySocket, buf: Buffer, flags: int, to: SOCKADDR | tuple[Any, ...]
 
     ``to``: the receiver's address, a structure or Python's form of one, numeric.
     """
+    _check_transfer(s, flags, None)
     views = views_of(buf, False)
     result, count = _done(system.send_now(s, views, flags, _structure(s, to)))
     return result if count is None else count
@@ -356,8 +397,8 @@ def TransmitFile(
 
     With ``NULL`` for ``lpOverlapped`` it waits, and begins at the file's own position.
     """
-    if lpOverlapped is not None:
-        check_overlapped(lpOverlapped)
+    _check_transfer(hSocket, dwFlags, lpOverlapped)
+    check_structure("lpTransmitBuffers", lpTransmitBuffers, TRANSMIT_FILE_BUFFERS, optional=True)
     if hFile is not None:
         check_handle("hFile", hFile)
     check_dword("nNumberOfBytesToWrite", nNumberOfBytesToWrite)
@@ -396,21 +437,14 @@ def AcceptEx(
     fails with ``ERROR_OPERATION_ABORTED`` when either socket is closed first. It is always
     overlapped: ``ERROR_INVALID_PARAMETER`` with ``NULL`` for ``lpOverlapped``.
     """
-    if lpOverlapped is not None:
-        check_overlapped(lpOverlapped)
+    _check_transfer(sListenSocket, 0, lpOverlapped)
     if not isinstance(sAcceptSocket, SOCKET):
         raise TypeError(
             "AcceptEx() accepts into a SOCKET made by WSASocket() or socket(), "
             f"not {type(sAcceptSocket).__name__}"
         )
-    view = views_of(lpOutputBuffer, True)[0]
     sizes = (dwReceiveDataLength, dwLocalAddressLength, dwRemoteAddressLength)
-    for size in sizes:
-        check_dword("a length", size)
-    if sum(sizes) > view.nbytes:
-        raise ValueError(
-            f"lpOutputBuffer has {view.nbytes} bytes, the lengths together are {sum(sizes)}"
-        )
+    view = _checked_output(lpOutputBuffer, sizes)
     if lpOverlapped is None:
         return succeed(ERROR_INVALID_PARAMETER)
     return succeed(system.accept_ex(sListenSocket, sAcceptSocket, view, sizes, lpOverlapped).code)
@@ -423,8 +457,8 @@ def GetAcceptExSockaddrs(
     dwRemoteAddressLength: int,
 ) -> tuple[SOCKADDR, SOCKADDR]:
     """The local and the remote address that a completed `AcceptEx` has left in its buffer."""
-    view = views_of(lpOutputBuffer, True)[0]
     sizes = (dwReceiveDataLength, dwLocalAddressLength, dwRemoteAddressLength)
+    view = _checked_output(lpOutputBuffer, sizes)
     return system.accept_addresses(view, sizes)
 
 
@@ -445,7 +479,7 @@ def ConnectEx(
     """
     if lpOverlapped is None:
         return succeed(ERROR_INVALID_PARAMETER)
-    check_overlapped(lpOverlapped)
+    _check_transfer(s, 0, lpOverlapped)
     views = [] if lpSendBuffer is None else views_of(lpSendBuffer, False)
     return succeed(system.connect_ex(s, _structure(s, name), views, lpOverlapped).code)
 
@@ -461,9 +495,9 @@ def DisconnectEx(
     again.
     Returned: as `AcceptEx`. With ``NULL`` for ``lpOverlapped`` it waits.
     """
+    _check_transfer(s, dwFlags, lpOverlapped)
     if lpOverlapped is None:
         return succeed(system.disconnect_now(s, dwFlags))
-    check_overlapped(lpOverlapped)
     return succeed(system.disconnect_ex(s, lpOverlapped, dwFlags).code)
 
 
@@ -474,26 +508,31 @@ def MAKEWORD(bLow: int, bHigh: int) -> int:
 
 def htons(hostshort: int) -> int:
     """A 16-bit number in network order."""
+    check_count("hostshort", hostshort, 0, 0xFFFF)
     return _socket.htons(hostshort)
 
 
 def ntohs(netshort: int) -> int:
     """A 16-bit number in the machine's order."""
+    check_count("netshort", netshort, 0, 0xFFFF)
     return _socket.ntohs(netshort)
 
 
 def htonl(hostlong: int) -> int:
     """A 32-bit number in network order."""
+    check_dword("hostlong", hostlong)
     return _socket.htonl(hostlong)
 
 
 def ntohl(netlong: int) -> int:
     """A 32-bit number in the machine's order."""
+    check_dword("netlong", netlong)
     return _socket.ntohl(netlong)
 
 
 def inet_ntoa(addr: IN_ADDR) -> str:
     """An IPv4 address in figures and dots."""
+    check_structure("addr", addr, IN_ADDR)
     return _socket.inet_ntoa(bytes(addr._memory))
 
 
@@ -506,11 +545,44 @@ def inet_addr(cp: str) -> int:
     return address.s_addr
 
 
+def _check_transfer(s: AnySocket, flags: int, overlapped: OVERLAPPED | None) -> None:
+    check_socket("s", s)
+    check_number("dwFlags", flags)
+    if overlapped is not None:
+        check_overlapped(overlapped)
+
+
+def _checked_output(buffer: Buffer, sizes: tuple[int, int, int]) -> memoryview:
+    """The memory of an AcceptEx."""
+    view = views_of(buffer, True)[0]
+    for size in sizes:
+        check_dword("a length", size)
+    if sum(sizes) > view.nbytes:
+        raise ValueError(
+            f"lpOutputBuffer has {view.nbytes} bytes, the lengths together are {sum(sizes)}"
+        )
+    return view
+
+
+def _address(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> Any:
+    """In Python's form."""
+    if isinstance(name, SOCKADDR):
+        return name.address
+    if s.family in (_socket.AF_INET, _socket.AF_INET6) and not isinstance(name, tuple):
+        raise TypeError(f"name must be a SOCKADDR or a tuple, not {type(name).__name__}")
+    return name
+
+
 def _structure(s: AnySocket, name: SOCKADDR | tuple[Any, ...]) -> SOCKADDR:
     if isinstance(name, SOCKADDR):
         return name
     structure = SOCKADDR()
-    structure.assign(s.family, name)
+    address = _address(s, name)
+    try:
+        with checked_by_python():
+            structure.assign(s.family, address)
+    except OSError as error:
+        raise ValueError(f"{name!r} is no numeric address: {error}") from None
     return structure
 
 

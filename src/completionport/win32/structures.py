@@ -48,27 +48,55 @@ class OVERLAPPED:
     a call with one that is under way fails with ``ERROR_INVALID_PARAMETER``.
     """
 
-    __slots__ = ("Offset", "OffsetHigh", "__weakref__", "_io", "hEvent")
+    __slots__ = ("__weakref__", "_event", "_io", "_offset", "_offset_high")
 
-    Offset: int
-    """Low 32 bits of the place in the file, for `ReadFile` and `WriteFile`."""
-    OffsetHigh: int
-    """High 32 bits of it."""
-    hEvent: HANDLE | None
-    """An event of `CreateEvent`: reset when the operation starts, set when it has completed.
-
-    With its lowest bit set (``event | 1``) no packet comes for the operation.
-    """
+    _offset: int
+    _offset_high: int
+    _event: HANDLE | None
     _io: IoStatus | None  # set by the system that carries the operation out
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         # Not in __init__: subclasses need not call that.
         self = super().__new__(cls)
-        self.Offset = 0
-        self.OffsetHigh = 0
-        self.hEvent = None
+        self._offset = 0
+        self._offset_high = 0
+        self._event = None
         self._io = None
         return self
+
+    @property
+    def Offset(self) -> int:
+        """Low 32 bits of the place in the file, for `ReadFile` and `WriteFile`."""
+        return self._offset
+
+    @Offset.setter
+    def Offset(self, value: int) -> None:
+        check_count("Offset", value, 0, 0xFFFFFFFF)
+        self._offset = value
+
+    @property
+    def OffsetHigh(self) -> int:
+        """High 32 bits of it."""
+        return self._offset_high
+
+    @OffsetHigh.setter
+    def OffsetHigh(self, value: int) -> None:
+        check_count("OffsetHigh", value, 0, 0xFFFFFFFF)
+        self._offset_high = value
+
+    @property
+    def hEvent(self) -> HANDLE | None:
+        """An event of `CreateEvent`: reset when the operation starts, set when it has completed.
+
+        With its lowest bit set (``event | 1``) no packet comes for the operation.
+        """
+        return self._event
+
+    @hEvent.setter
+    def hEvent(self, value: HANDLE | None) -> None:
+        if value is not None and not isinstance(value, HANDLE):
+            raise TypeError(f"hEvent must be a HANDLE or None, not {type(value).__name__}")
+        self._event = value
 
     @property
     def Internal(self) -> int:
@@ -104,6 +132,8 @@ WSAOVERLAPPED = OVERLAPPED
 
 def HasOverlappedIoCompleted(lpOverlapped: OVERLAPPED) -> bool:
     """True unless the operation is under way (the macro of winbase.h)."""
+    if not isinstance(lpOverlapped, OVERLAPPED):
+        raise TypeError(f"an OVERLAPPED was expected, not {type(lpOverlapped).__name__}")
     return lpOverlapped.Internal != STATUS_PENDING
 
 
@@ -221,6 +251,8 @@ def _view(buffer: Any, writable: bool) -> memoryview:
         view = view.cast("B") if view.nbytes else memoryview(bytearray())
     if size is None:
         return view
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"the len of a WSABUF must be an integer, not {type(size).__name__}")
     if not 0 <= size <= view.nbytes:
         raise ValueError(f"a WSABUF of {size} bytes has a buf of only {view.nbytes}")
     return view[:size]
@@ -253,6 +285,7 @@ class IN_ADDR:
 
     @s_addr.setter
     def s_addr(self, value: int) -> None:
+        check_count("s_addr", value, 0, 0xFFFFFFFF)
         self._memory[:] = value.to_bytes(4, sys.byteorder)
 
 
@@ -277,6 +310,7 @@ class SOCKADDR:
 
     @sa_family.setter
     def sa_family(self, value: int) -> None:
+        check_count("the family", value, 0, 0xFFFF)
         self._memory[:2] = value.to_bytes(2, sys.byteorder)
 
     @property
@@ -326,6 +360,7 @@ class SOCKADDR_IN(SOCKADDR):
 
     @sin_port.setter
     def sin_port(self, value: int) -> None:
+        check_count("sin_port", value, 0, 0xFFFF)
         self._memory[2:4] = value.to_bytes(2, sys.byteorder)
 
     @property
@@ -360,6 +395,7 @@ class SOCKADDR_IN6(SOCKADDR):
 
     @sin6_port.setter
     def sin6_port(self, value: int) -> None:
+        check_count("sin_port", value, 0, 0xFFFF)
         self._memory[2:4] = value.to_bytes(2, sys.byteorder)
 
     @property
@@ -431,6 +467,10 @@ def sockaddr_of(data: bytes | memoryview) -> SOCKADDR:
 
 def sizeof(structure: SOCKADDR | type[SOCKADDR]) -> int:
     """Bytes that an address structure has in C; `AcceptEx` wants 16 more for each address."""
+    if not isinstance(structure, SOCKADDR) and not (
+        isinstance(structure, type) and issubclass(structure, SOCKADDR)
+    ):
+        raise TypeError(f"an address structure was expected, not {type(structure).__name__}")
     return structure.SIZE
 
 

@@ -123,7 +123,7 @@ class Request(Waitable):
         super().__init__()
         self.file = file
         self.overlapped: OVERLAPPED | None = overlapped  # until it has completed; the file's lock
-        event = overlapped.hEvent
+        event = overlapped._event
         self.event = event._object if event and isinstance(event._object, Event) else None
         # Written once, `codes` last: who sees it sees the count as well.
         self.codes = PENDING

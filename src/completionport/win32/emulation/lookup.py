@@ -76,7 +76,7 @@ def on_socket(sock: socket.socket, begin: Begin) -> Started:
 
 def place_of(overlapped: OVERLAPPED) -> int:
     """The place in the file that an OVERLAPPED says."""
-    return overlapped.OffsetHigh << 32 | overlapped.Offset
+    return overlapped._offset_high << 32 | overlapped._offset
 
 
 def transfer(file: FileObject, request: Request, launch: Launch) -> tuple[Codes, int]:

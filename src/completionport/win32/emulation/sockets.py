@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from ...interface.error_codes import Codes, codes_of
+from ...interface.error_codes import LOOKUPS, Codes, codes_of
 from ...interface.handle import Overlapped
 from ..constants import (
     ERROR_ACCESS_DENIED,
@@ -181,6 +181,8 @@ class EngineSockets:
         return WSAENOTSOCK if sock.fileno() < 0 else 0
 
     def winsock_code(self, error: OSError, file: FileObject | None = None) -> int:
+        if isinstance(error, socket.gaierror):
+            return LOOKUPS.get(error.errno or 0, WSAEINVAL)
         if isinstance(error, TimeoutError) and error.errno is None:
             return WSAETIMEDOUT  # of the socket object's own timeout
         return (codes_of(error.errno) if file is None else file.codes_for(error)).winsock

@@ -96,10 +96,10 @@ class Io:
         self.overlapped: OVERLAPPED | None = overlapped  # until its packet was taken
         self.memory: list[Any] | None = memory
         self.structure = OverlappedStructure(
-            STATUS_PENDING, 0, overlapped.Offset, overlapped.OffsetHigh, event_of(overlapped)
+            STATUS_PENDING, 0, overlapped._offset, overlapped._offset_high, event_of(overlapped)
         )
         self.address = ctypes.addressof(self.structure)
-        event = overlapped.hEvent
+        event = overlapped._event
         self._has_packet = event is None or not event._is_marked
 
     def is_loose(self) -> bool:
@@ -164,7 +164,7 @@ def operations_of_key(number: int) -> dict[int, Io]:
 
 def event_of(overlapped: OVERLAPPED) -> int | None:
     """The event's number for the structure."""
-    event = overlapped.hEvent
+    event = overlapped._event
     if event is None or not isinstance(event._object, Waitable):
         return None
     return event._object.value | event._is_marked
