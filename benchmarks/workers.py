@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 from harness import PROBLEMS, interleaved, parse, parser, run, script
@@ -32,6 +34,8 @@ from report import (
 
 CONNECTIONS, SIZE = 64, 100
 SLOW_EVERY, SLOW_MS = 100, 20
+SLEEPERS, SLEEP_MS, FAST, SLEEPER_WORKERS = 32, 100, 8, 64
+SLOW_BAR, FAST_BAR = 295, 0.55
 PACE = 4000
 """Messages a second of the case `blocking`: asyncio, that blocks for 20 ms in each 25, keeps up."""
 
@@ -202,6 +206,57 @@ def blocking(options: argparse.Namespace) -> Report:
     return report
 
 
+def sleepers(options: argparse.Namespace) -> Report:
+    """What callbacks that sleep without saying so leave to those that do not."""
+    report = Report(
+        f"sleepers: {SLEEPERS} connections whose callback sleeps {SLEEP_MS} ms beside {FAST} fast"
+        f" ones, {SLEEPER_WORKERS} workers",
+        ["server", "slow/s", "fast/s", "alone", "to alone", "fast p99 us", "CPU us/req"],
+    )
+    scripts = {"Server": "echo_server.py", "WorkerPool": "echo_pool.py"}
+    commands = {}
+    for python in available(options, report, "GIL", "free-threaded"):
+        for engine in options.engine:
+            for name, file in scripts.items():
+                arguments = ("--engine", engine, "--workers", str(SLEEPER_WORKERS))
+                commands[f"{python.kind} {engine}, {name}"] = script(
+                    file, *arguments, "--slow-ms", str(SLEEP_MS), python=python.command
+                )
+
+    def measure(server: EchoServer) -> Round:
+        alone = load(server, FAST, SIZE, options.seconds)
+        # The others come first and go last.
+        with ThreadPoolExecutor(1) as beside:
+            all_slow = ("--slow-every", "1")
+            slow = beside.submit(load, server, SLEEPERS, SIZE, options.seconds + 0.6, *all_slow)
+            time.sleep(0.4)
+            found = load(server, FAST, SIZE, options.seconds)
+            return {
+                **found,
+                "slow": slow.result()["rate"],
+                "alone": alone["rate"],
+                "part": found["rate"] / alone["rate"],
+            }
+
+    report.rounds = interleaved(
+        commands, options.rounds, measure, report.failures, places=together()
+    )
+    for name, rounds in report.rounds.items():
+        figures = [f"{middle(rounds, figure):,.0f}" for figure in ("slow", "rate", "alone")]
+        figures.append(f"{middle(rounds, 'part'):.2f}")
+        figures.append(f"{middle(rounds, 'p99_us'):,.0f}")
+        report.rows.append([name, *figures, f"{middle(rounds, 'server_cpu_us'):.2f}"])
+        for what, figure, limit in (
+            ("answers a second that slept", "slow", SLOW_BAR),
+            ("fast ones to what they are alone", "part", FAST_BAR),
+        ):
+            values = [entry[figure] for entry in rounds]
+            bar = Bar(f"{name}, {what}", median(values), limit, True, middle_half(values))
+            report.bars.append(bar)
+    note_disturbance(report)
+    return report
+
+
 def comparison(options: argparse.Namespace) -> Report:
     """Three ways to use two cores, with the same work for each message."""
     report = Report(
@@ -229,7 +284,7 @@ def comparison(options: argparse.Namespace) -> Report:
 
 CASES = {
     function.__name__: function
-    for function in (ft200, ft50, echo_workers, gil50, blocking, comparison)
+    for function in (ft200, ft50, echo_workers, gil50, blocking, sleepers, comparison)
 }
 
 

@@ -422,9 +422,10 @@ class CompletionPort(Unique):
     def blocking(self) -> AbstractContextManager[None]:
         """For ``with port.blocking():`` around what blocks: another thread may run meanwhile.
 
-        The port finds out by itself within a few milliseconds that a thread blocks; this
-        tells it at once. At the end of the block the thread counts again, and the port may be over
-        its concurrency for a while. In a thread that has taken no packet it does nothing.
+        The port finds out by itself that a thread blocks, within a few milliseconds, and at once
+        while callbacks block often; this tells it in any case. At the end of the block the thread
+        counts again, and the port may be over its concurrency for a while. In a thread that has
+        taken no packet it does nothing.
         """
         raise NotImplementedError
 

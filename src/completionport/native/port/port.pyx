@@ -27,6 +27,7 @@ from ..scheduling.scheduler cimport (
     TAKE_INTERRUPTED,
     TAKE_NO_MEMORY,
     TAKE_PACKET,
+    TAKE_STANDBY,
     TAKE_TIMEOUT,
     Scheduler,
     Strand as CStrand,
@@ -36,9 +37,11 @@ from ..scheduling.scheduler cimport (
     is_closed,
     leave,
     post,
+    stand_in,
     take,
     take_ready,
     thread_is_back,
+    wake_threads,
 )
 from ..scheduling.timer_heap cimport fire_if_due, timers_pending
 from .core cimport Core, unborn_core
@@ -333,7 +336,15 @@ cdef class Port:
             with nogil:
                 status = take(scheduler, until, taken, &arrival)
                 leave(scheduler)
-            thread_is_back()
+            thread_is_back(scheduler)
+            if status == TAKE_STANDBY:
+                if stand_in(scheduler, taken):
+                    return True
+                if slices:
+                    # A signal may have come meanwhile, whose handler may raise.
+                    self.core.begin()
+                    wake_threads(scheduler)
+                    self.core.end()
             if status == TAKE_TIMEOUT and until != deadline:
                 status = TAKE_INTERRUPTED
             answer = answer_of(status)
@@ -402,7 +413,7 @@ cdef class Port:
             "pending": pending,
             "timers": timers_pending(s),
             "handles": handles,
-            "waiting": copy.waiting,
+            "waiting": copy.waiting + (copy.standby != NULL),
             "running": copy.running,
             "woken": copy.woken,
             "wakeups": copy.wakeups,

@@ -63,12 +63,17 @@ static inline int cp_thread_sleeps(int number)
 }
 
 /* Where a thread sleeps: its stack and its instruction, mixed to one number. 0 when it does not sleep
- * or when it can't be told (proc_pid_syscall(5); a thread may always ask about those of its process). */
-static inline uint64_t cp_sleeping_place(int number)
+ * or when it can't be told (proc_pid_syscall(5); a thread may always ask about those of its process).
+ * `futex`: the word that it sleeps on, 0 where that is none; `timed`: whether for a limited time, -1 when
+ * nothing can be told. */
+static inline uint64_t cp_sleeping_place(int number, uintptr_t *futex, int *timed)
 {
-    char text[256], *instruction, *stack;
+    char text[256], *after, *instruction, *stack;
+    *futex = 0;
+    *timed = -1;
     if (!cp_read_of_thread(number, "syscall", text, sizeof text))
         return 0;
+    *timed = 0;
     /* The last two: the number of the system call becomes another when a signal interrupts it. */
     instruction = strrchr(text, ' ');
     if (!instruction)
@@ -77,6 +82,12 @@ static inline uint64_t cp_sleeping_place(int number)
     stack = strrchr(text, ' ');
     if (!stack)
         return 0;
+    if (strtol(text, &after, 10) == SYS_futex) {
+        *futex = (uintptr_t)strtoull(after, &after, 16);
+        strtoull(after, &after, 16);
+        strtoull(after, &after, 16);
+        *timed = strtoull(after, NULL, 16) != 0;
+    }
     return strtoull(stack + 1, NULL, 16) * 31 + strtoull(instruction + 1, NULL, 16);
 }
 

@@ -23,6 +23,15 @@ from ..primitives.atomics cimport (
     cp_mutex_unlock,
     cp_now_ns,
 )
+from ..primitives.gil cimport (
+    AWAKE,
+    CP_HAS_GIL,
+    UNTOLD,
+    WAITS_FOR_GIL,
+    Sleep,
+    gil_word,
+    sleep_of,
+)
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from .places cimport set_blocked
 from .scheduler cimport (
@@ -38,27 +47,17 @@ from .scheduler cimport (
     on_watch,
     scheduler_release,
     unlock_and_help,
+    unlock_and_wake,
     wants_watch,
 )
+from .standby cimport FOUND_ANYWAY, cool, heat
 
 cdef extern from "thread_clock.h" nogil:
     int64_t cp_clock_ns(int clock)
     bint cp_thread_sleeps(int number)
-    uint64_t cp_sleeping_place(int number)
     int64_t cp_times_slept(int number)
     bint cp_another_thread_runs()
     int cp_start_thread(void* (*body)(void*) noexcept nogil)
-
-cdef extern from *:
-    """
-    #ifdef Py_GIL_DISABLED
-    enum { CP_HAS_GIL = 0 };
-    #else
-    enum { CP_HAS_GIL = 1 };
-    #endif
-    """
-    enum:
-        CP_HAS_GIL
 
 cdef extern from "time.h" nogil:
     enum:
@@ -74,6 +73,8 @@ cdef enum:
     # While one was seen not to, and for some time after it.
     ALERT_TICK_NS = 1000000
     ALERT_FOR_NS = 200000000
+    # While a port is hot (standby.pxd) in an interpreter without a GIL, where no thread can stand by.
+    HOT_TICK_NS = 250000
     # A port is watched for so long after it last wanted it: to wake the monitor costs more than some ticks.
     LINGER_TICKS = 30
     # With nothing waiting it only has to notice that blocked threads run again.
@@ -86,8 +87,8 @@ cdef enum:
     LONG_WORK_NS = 250000
     # But then it gets one again before so long.
     LONGEST_LOSS_NS = 12000000
-    # Who waits for the GIL asks for it every switch interval (5 ms), and so uses a processor now and
-    # then; who blocks does not. So while some thread computes, one has to be still for so long.
+    # Where it can't be told exactly: who waits for the GIL asks for it every switch interval (5 ms), and so uses
+    # a processor now and then; who blocks does not. So while some thread computes, one has to be still for so long.
     STILL_NS = 12000000
     MOST_SUSPECTS = 256
 
@@ -127,6 +128,7 @@ cdef uint32_t arrivals
 cdef Entry* watches
 cdef int64_t alert_until_ns
 cdef bint look_again_soon
+cdef bint look_at_once          # nobody can stand by, and callbacks are known to block
 cdef int64_t process_cpu_ns     # of all threads, at the last look
 cdef int64_t process_at_ns
 cdef bint process_computes      # since then, and it has a GIL
@@ -175,6 +177,8 @@ cdef void* run(void* nothing) noexcept nogil:
             continue
         if not look_at_all():
             pause = min(pause * 2, <int64_t> SLOWEST_TICK_NS)
+        elif look_at_once:
+            pause = HOT_TICK_NS
         elif look_again_soon or process_at_ns < alert_until_ns:
             pause = ALERT_TICK_NS
         else:
@@ -185,7 +189,7 @@ cdef void* run(void* nothing) noexcept nogil:
 
 cdef bint look_at_all() noexcept nogil:
     """One look at each port; True when one of them can't wait long for the next."""
-    global watches, process_cpu_ns, process_at_ns, process_computes, look_again_soon
+    global watches, process_cpu_ns, process_at_ns, process_computes, look_again_soon, look_at_once
     cdef int64_t used = cp_clock_ns(CLOCK_PROCESS_CPUTIME_ID)
     cdef int64_t now = cp_now_ns()
     cdef Entry** place = &watches
@@ -195,7 +199,7 @@ cdef bint look_at_all() noexcept nogil:
     process_computes = CP_HAS_GIL and (used - process_cpu_ns) * 10 >= now - process_at_ns
     process_cpu_ns = used
     process_at_ns = now
-    look_again_soon = False
+    look_again_soon = look_at_once = False
     while place[0] != NULL:
         entry = place[0]
         attention = UNWATCHED
@@ -230,7 +234,7 @@ cdef Attention relax(Scheduler* s) noexcept nogil:
 
 cdef bint look_at(Scheduler* s) noexcept nogil:
     """Judge the threads at work, and do what follows; True when the port wants to be watched."""
-    global alert_until_ns, look_again_soon
+    global alert_until_ns, look_again_soon, look_at_once
     cdef int count = 0
     cdef int i
     cdef bint wanted
@@ -292,11 +296,17 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
                 thread.blocked_at = suspects[i].blocked_at
                 thread.slept_times = suspects[i].slept_times
                 if suspects[i].judged and thread.declared == 0:
+                    if suspects[i].blocked and not thread.blocked:
+                        heat(s, process_at_ns, FOUND_ANYWAY)
                     set_blocked(s, thread, suspects[i].blocked)
                 break
         thread = thread.next_holder
+    cool(s, process_at_ns)
+    look_at_once = look_at_once or (s.hot and not CP_HAS_GIL)
     if stuck or s.blocked != 0:
         unlock_and_help(s)
+    elif s.hot:
+        unlock_and_wake(s)
     else:
         cp_light_mutex_unlock(&s.lock)
     return wanted
@@ -334,7 +344,7 @@ cdef bint works_again(Suspect* suspect, bint asleep) noexcept nogil:
     cdef uint64_t place
     if asleep:
         suspect.slept_times = -1
-        place = cp_sleeping_place(suspect.number)
+        sleep_of(suspect.number, gil_word, &place)
         # 0 where it has woken up meanwhile.
         return suspect.blocked_at == 0 or (place != 0 and place != suspect.blocked_at)
     # Awake at two looks, and did not sleep between them.
@@ -343,20 +353,24 @@ cdef bint works_again(Suspect* suspect, bint asleep) noexcept nogil:
 
 
 cdef void judge(Suspect* suspect, bint others_compute) noexcept nogil:
+    cdef Sleep sleep
     suspect.judged = suspect.known and (suspect.computes or suspect.sleeps)
     if not suspect.judged:
         return
-    if suspect.sleeps and not suspect.blocked and others_compute and (
-        suspect.elapsed < STILL_NS or suspect.used != 0
-    ):
-        suspect.judged = False
-        if suspect.elapsed < STILL_NS:
-            # Measured from the same moment at the next look.
-            suspect.cpu_ns = suspect.before_cpu_ns
-            suspect.at_ns = suspect.before_at_ns
-        return
     if suspect.sleeps and not suspect.blocked:
-        suspect.blocked_at = cp_sleeping_place(suspect.number)
+        sleep = sleep_of(suspect.number, gil_word, &suspect.blocked_at)
+        if sleep == AWAKE or sleep == WAITS_FOR_GIL:
+            suspect.judged = False
+            return
+        if sleep == UNTOLD and others_compute and (
+            suspect.elapsed < STILL_NS or suspect.used != 0
+        ):
+            suspect.judged = False
+            if suspect.elapsed < STILL_NS:
+                # Measured from the same moment at the next look.
+                suspect.cpu_ns = suspect.before_cpu_ns
+                suspect.at_ns = suspect.before_at_ns
+            return
         suspect.slept_times = -1
     suspect.blocked = suspect.sleeps
 

@@ -45,8 +45,9 @@ cdef inline void start_turn(Scheduler* s, Waiter* me, Packet* packet) noexcept n
     """The thread goes off to work on this packet; measured where the packet is."""
     me.turn += 1
     me.started_ns = 0
+    s.in_vain = False
     if s.to_measure > 0:
         s.to_measure -= 1
         me.started_ns = measured_now_ns()
-    elif packet.queued_ns != 0 or s.work_ns >= WAKE_COST:
+    elif packet.queued_ns != 0 or s.work_ns >= WAKE_COST or s.hot:
         me.started_ns = measured_now_ns()

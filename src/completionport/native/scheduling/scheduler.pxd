@@ -133,8 +133,14 @@ cdef struct Scheduler:
     # Packets at the head of the queue that a thread passed over, as others that were signalled before
     # it are still on their way: for these only. At most `woken`.
     int passed_over
-    int waiting
+    bint hot                # callbacks are known to block (standby.pxd); peeked at without the lock
     # The rest.
+    int waiting
+    int64_t hot_until_ns
+    int64_t next_trial_ns   # a long turn before is not looked at
+    int64_t trial_gap_ns    # from the last trial to the next
+    Waiter* standby         # waits for the GIL, without a packet, or is on its way to; only to be compared
+    bint in_vain            # the last one found nobody that blocks, and nobody has taken a packet since
     uint64_t arrivals
     Waiter* last_signalled  # of those that are not yet back
     int blocked             # threads that hold a place that does not count
@@ -161,6 +167,7 @@ ctypedef enum TakeStatus:
     TAKE_CLOSED
     TAKE_INTERRUPTED
     TAKE_NO_MEMORY   # for what is kept of the thread: it has taken nothing
+    TAKE_STANDBY    # no packet: the caller takes the GIL, and calls `stand_in`
 
 cdef struct Taken:
     # A packet as it leaves the queue; a PostedPacket's values are moved here.
@@ -186,7 +193,8 @@ cdef TakeStatus take(
 ) noexcept nogil
 cdef void announce_close(Scheduler* s) noexcept nogil
 cdef Packet* close_queue(Scheduler* s) noexcept nogil
-cdef void thread_is_back() noexcept nogil
+cdef void thread_is_back(Scheduler* s) noexcept nogil
+cdef bint stand_in(Scheduler* s, Taken* taken) noexcept nogil
 cdef bint start_blocking(Scheduler* s) noexcept nogil
 cdef void end_blocking(Scheduler* s) noexcept nogil
 cdef Strand* strand_new(Scheduler* s) noexcept nogil

@@ -10,13 +10,16 @@ from ..primitives.atomics cimport (
     cp_futex_wait,
     cp_futex_wake,
     cp_now_ns,
+    cp_peek,
     cp_store_release,
 )
+from ..primitives.gil cimport CP_HAS_GIL
 from ..primitives.guard cimport guard_dispose, guard_open
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_open, cp_light_mutex_unlock
 from ..primitives.times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
 from .packets cimport NONE, append, place_in_queue, unlink
 from .places cimport give_place_back, set_blocked, start_turn, take_place
+from .standby cimport LONG_TURN, call_standby, end_long_turn, replace_those_that_block
 from .waiters cimport UNCALLED, back_from_waiting, call, stack_insert
 
 cdef extern from "stdlib.h" nogil:
@@ -140,10 +143,14 @@ cdef void use_port(Waiter* me, Scheduler* s) noexcept nogil:
 cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
     """The thread is done with what it had taken."""
     cdef int64_t took
+    cdef int64_t now
     if me.started_ns != 0:
-        took = cp_now_ns() - me.started_ns
+        now = cp_now_ns()
+        took = now - me.started_ns
         me.started_ns = 0
         count_time(&s.work_times, took)
+        if took > LONG_TURN:
+            end_long_turn(s, me, now, took)
         # One long turn says little of the next: the average grows by a third at most, and the next
         # turns are measured, to see whether they are long too.
         if took > 4 * s.work_ns + 1000:
@@ -180,6 +187,14 @@ cdef void end_blocking(Scheduler* s) noexcept nogil:
                 set_blocked(s, me, False)
         cp_light_mutex_unlock(&s.lock)
 
+cdef inline void add_signal(Signals* signals, Waiter* waiter) noexcept nogil:
+    if signals.count == SIGNALS_AT_ONCE:
+        cp_futex_wake(&waiter.signal, 1)
+    else:
+        signals.words[signals.count] = &waiter.signal
+        signals.count += 1
+
+
 cdef inline void signal_thread(Scheduler* s, Waiter* waiter, Signals* signals) noexcept nogil:
     call(s, waiter)
     s.wakeups += MEASURED
@@ -187,11 +202,13 @@ cdef inline void signal_thread(Scheduler* s, Waiter* waiter, Signals* signals) n
         signals.leader = True
         return
     cp_store_release(&waiter.signal, 1)
-    if signals.count == SIGNALS_AT_ONCE:
-        cp_futex_wake(&waiter.signal, 1)
-    else:
-        signals.words[signals.count] = &waiter.signal
-        signals.count += 1
+    add_signal(signals, waiter)
+
+
+cdef inline void have_one_stand_by(Scheduler* s, Signals* signals) noexcept nogil:
+    cdef Waiter* waiter = call_standby(s)
+    if waiter != NULL:
+        add_signal(signals, waiter)
 
 
 cdef inline void send_signals(Scheduler* s, Signals* signals) noexcept nogil:
@@ -240,6 +257,10 @@ cdef bint wants_watch(Scheduler* s) noexcept nogil:
 
 cdef void unlock_and_wake(Scheduler* s) noexcept nogil:
     """Unlock, and let go the threads that packets and free places allow to."""
+    unlock_and_let_go(s, True)
+
+
+cdef void unlock_and_let_go(Scheduler* s, bint standby) noexcept nogil:
     cdef Signals signals
     cdef Attention before = s.attention
     cdef bint unwatched
@@ -249,6 +270,8 @@ cdef void unlock_and_wake(Scheduler* s) noexcept nogil:
         s.newest != NULL and s.running + s.woken < s.concurrency and worth_a_wakeup(s)
     ):
         signal_thread(s, s.newest, &signals)
+    if standby and s.hot:
+        have_one_stand_by(s, &signals)
     unwatched = before != WATCHED and wants_watch(s)
     if unwatched:
         s.attention = WATCHED
@@ -279,6 +302,8 @@ cdef void unlock_and_help(Scheduler* s) noexcept nogil:
         signal_thread(s, s.newest, &signals)
         if s.blocked != 0:
             s.replaced += MEASURED
+    if s.hot:
+        have_one_stand_by(s, &signals)
     if s.keepers != 0 and s.queued != 0 and s.running == 0 and s.newest == NULL:
         s.stuck += 1
         cp_futex_wake(&s.stuck, 1)
@@ -404,6 +429,15 @@ cdef bint wants_timers(Scheduler* s) noexcept nogil:
     ) and timers_are_due(s)
 
 
+cdef bint stand_in(Scheduler* s, Taken* taken) noexcept nogil:
+    """Of a thread that stood by and now has the GIL, behind TAKE_STANDBY: `take_ready`. The caller need
+    not be inside, and calls `take` or `wake_threads` behind it."""
+    cp_light_mutex_lock(&s.lock)
+    s.standby = NULL
+    cp_light_mutex_unlock(&s.lock)
+    return take_ready(s, taken, False)
+
+
 cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
     """Take a packet without waiting and without a look into the kernel.
 
@@ -422,6 +456,8 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
         if me.blocked:
             me.declared = 0
             set_blocked(s, me, False)
+        if s.hot:
+            replace_those_that_block(s, me)
     place = place_in_queue(s, UNCALLED)
     if not s.guard.closed and place != NONE and (
         more or (
@@ -521,6 +557,11 @@ cdef TakeStatus take(
             s.kernel_wait(s.engine, POLL)
             cp_light_mutex_lock(&s.lock)
             continue
+        if s.standby == me:
+            if s.running >= s.concurrency:
+                status = TAKE_STANDBY
+                break
+            s.standby = NULL
         if s.leader == NULL and s.running < s.concurrency and place == NONE:
             stack_insert(s, me)
             set_leader(s, me)
@@ -548,15 +589,24 @@ cdef TakeStatus take(
             reaped = False
         ahead = back_from_waiting(s, me)
     s.waiting -= 1
-    unlock_and_wake(s)
+    if s.standby == me and status != TAKE_STANDBY:
+        s.standby = NULL
+    # With a packet it may have to wait for the GIL: before that no other thread is to.
+    unlock_and_let_go(s, status != TAKE_PACKET)
     return status
 
 
-cdef void thread_is_back() noexcept nogil:
-    """The thread that has left `take` holds the GIL again, or needs none."""
+cdef void thread_is_back(Scheduler* s) noexcept nogil:
+    """The thread that has left `take` holds the GIL again, or needs none. The caller need not be inside."""
     cdef Waiter* me = <Waiter*> cp_thread_record
     if me != NULL:
         cp_store_release(&me.returning, 0)
+    if CP_HAS_GIL and cp_peek(&s.hot):
+        cp_light_mutex_lock(&s.lock)
+        if s.guard.closed:
+            cp_light_mutex_unlock(&s.lock)
+        else:
+            unlock_and_wake_from_outside(s)
 
 
 cdef Packet* close_queue(Scheduler* s) noexcept nogil:

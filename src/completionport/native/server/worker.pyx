@@ -20,11 +20,13 @@ from ..scheduling.scheduler cimport (
     TAKE_CLOSED,
     TAKE_NO_MEMORY,
     TAKE_PACKET,
+    TAKE_STANDBY,
     Scheduler,
     Taken,
     TakeStatus,
     enter,
     leave,
+    stand_in,
     take,
     take_ready,
     thread_is_back,
@@ -129,9 +131,13 @@ cdef class WorkingCore:
                 status = TAKE_PACKET
                 if not take_ready(scheduler, &taken, False):
                     arrival = 0
-                    with nogil:
-                        status = take(scheduler, cp_peek_64(&self.next_tick), &taken, &arrival)
-                    thread_is_back()
+                    status = TAKE_STANDBY
+                    while status == TAKE_STANDBY:
+                        with nogil:
+                            status = take(scheduler, cp_peek_64(&self.next_tick), &taken, &arrival)
+                        thread_is_back(scheduler)
+                        if status == TAKE_STANDBY and stand_in(scheduler, &taken):
+                            status = TAKE_PACKET
                 if (
                     status == TAKE_PACKET and taken.packet != NULL
                     and taken.packet.kind == PACKET_STREAM and not stream_of(taken.packet).listens
