@@ -10,11 +10,14 @@ it ends; then close the port.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import queue
 import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
 from completionport import CompletionPort, Handle, Operation, Overlapped
@@ -65,11 +68,29 @@ def worker(port: CompletionPort, connections: set[PerHandleData]) -> None:
             pass
 
 
+lines: queue.Queue[str] = queue.Queue(1000)
+
+
+def say(line: str) -> None:
+    """Have it printed. Where nobody reads the output, that holds up no client."""
+    with contextlib.suppress(queue.Full):
+        lines.put_nowait(line)
+
+
+def printer() -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            # Not by print(): the program's end would wait for a lock that this thread holds.
+            os.write(1, f"{lines.get()}{os.linesep}".encode())
+        lines.task_done()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, default=5050)
     parser.add_argument("--engine")
     options = parser.parse_args()
+    threading.Thread(target=printer, name="printer", daemon=True).start()
 
     # Step 1: the port. Steps 2 and 3: one worker for each processor.
     port = CompletionPort(0, engine=options.engine)
@@ -91,7 +112,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
     # A signal may reach a worker, and then it does not interrupt accept(): look up now and then.
     listener.settimeout(0.5)
-    print(f"Listening on port {listener.getsockname()[1]}", flush=True)
+    say(f"Listening on port {listener.getsockname()[1]}")
 
     ending = threading.Event()
     for number in STOP_SIGNALS:
@@ -102,7 +123,7 @@ def main() -> None:
             client, address = listener.accept()
         except TimeoutError:
             continue
-        print(f"Accept Client:{address[0]}:{address[1]}", flush=True)
+        say(f"Accept Client:{address[0]}:{address[1]}")
         client.settimeout(None)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Steps 6 and 7: per-handle data, and its association with the port.
@@ -125,7 +146,10 @@ def main() -> None:
     for thread in workers:
         thread.join()
     port.close()
-    print("Closed", flush=True)
+    say("Closed")
+    deadline = time.monotonic() + 1
+    while lines.unfinished_tasks and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

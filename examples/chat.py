@@ -52,7 +52,8 @@ class Chat(Handler):
 
     @staticmethod
     def name(connection: Connection) -> str:
-        return str(connection.peername[1])
+        # One that has gone before it was welcomed has no address.
+        return str(connection.peername[1] if connection.peername else "somebody")
 
 
 def main() -> None:

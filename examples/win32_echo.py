@@ -29,12 +29,18 @@ an object; all else stands as and where it does in the listing, but for its slip
 10. Whether ``bind`` and ``listen`` have failed is not looked at: with a port that is taken it is a
     server that nobody reaches.
 
+11. ``printf`` waits for who reads the output, and the accepting loop with it. Here a thread prints.
+
 Two lines of output are new, which say where it listens and that it has ended.
 """
 
 import argparse
+import contextlib
 import os
+import queue
 import sys
+import threading
+import time
 
 from completionport.win32 import *
 
@@ -55,10 +61,29 @@ class PER_IO_OPERATION_DATA(OVERLAPPED):
 Clients: set[SOCKET] = set()  # slip 4; each step on it is atomic
 
 
+# slip 11
+Lines: queue.Queue[str] = queue.Queue(1000)
+
+
+def Say(line):
+    """Have it printed. Where nobody reads the output, that holds up no client."""
+    with contextlib.suppress(queue.Full):
+        Lines.put_nowait(line)
+
+
+def Printer():
+    while True:
+        with contextlib.suppress(OSError):
+            # Not by print(): the program's end would wait for a lock that this thread holds.
+            os.write(1, f"{Lines.get()}{os.linesep}".encode())
+        Lines.task_done()
+
+
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("port", metavar="PORT", nargs="?", type=PortNumber, default=PORT)
     options = parser.parse_args()
+    threading.Thread(target=Printer, daemon=True).start()
 
     wsaData = WSADATA()
     local, client = SOCKADDR_IN(), SOCKADDR_IN()
@@ -80,13 +105,13 @@ def main():
         reason = "another program does" if error == WSAEADDRINUSE else f"error {error}"
         sys.exit(f"win32_echo: can't listen on port {options.port}: {reason}")
     getsockname(sListen, local)
-    print(f"Listening on port {ntohs(local.sin_port)}", flush=True)
+    Say(f"Listening on port {ntohs(local.sin_port)}")
     CloseHandle(CreateThread(NULL, 0, CloseWhenTold, sListen, 0, NULL))  # slip 3
     while TRUE:
         sClient = accept(sListen, client)
         if sClient is INVALID_SOCKET:  # slip 3
             break
-        print(f"Accept Client:{inet_ntoa(client.sin_addr)}:{ntohs(client.sin_port)}", flush=True)
+        Say(f"Accept Client:{inet_ntoa(client.sin_addr)}:{ntohs(client.sin_port)}")
         CreateIoCompletionPort(sClient, CompletionPort, sClient, 0)
         Clients.add(sClient)
         lpPerIoData = PER_IO_OPERATION_DATA()
@@ -104,7 +129,10 @@ def main():
     CloseHandle(CompletionPort)
     closesocket(sListen)
     WSACleanup()
-    print("Closed", flush=True)
+    Say("Closed")
+    deadline = time.monotonic() + 1
+    while Lines.unfinished_tasks and time.monotonic() < deadline:
+        time.sleep(0.01)
     return 0
 
 

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import platform
+import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 from .engines import ENGINES, default_engine, probe
 from .interface.errors import CompletionPortError
 from .servers.stream_server import Connection, Handler, Server
+from .shared.lines import Lines, LogLines
 from .shared.version import VERSION
+
+LAST_WORDS = 1.0
+"""Seconds that the end waits for a reader of what was printed."""
 
 
 class Echo(Handler):
     """The article's server: what comes goes back."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, output: Lines, quiet: bool) -> None:
+        self._output = output
         self.quiet = quiet
-        self._output = threading.Lock()
 
     def connected(self, connection: Connection) -> None:
-        if not self.quiet:
+        # One that has gone already has no address.
+        if not self.quiet and connection.peername is not None:
             host, port = connection.peername[:2]
-            # One write for each line: several workers print.
-            with self._output:
-                print(f"Accept Client:{host}:{port}", flush=True)
+            self._output.say(f"Accept Client:{host}:{port}")
 
     def received(self, connection: Connection, data: bytes) -> None:
         connection.send(data)
@@ -42,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         return int(options.run(options))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of the output has gone, as in `completionport engines | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,13 +56,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, CompletionPortError) as error:
         # Without the number, which is for programs.
         text = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print(f"completionport: {text}", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):
+            print(f"completionport: {text}", file=sys.stderr)
         return 1
 
 
 def _echo(options: argparse.Namespace) -> int:
+    # Nobody may be there to read: that is no business of the clients.
+    output, errors = Lines(sys.stdout), Lines(sys.stderr)
+    log = logging.getLogger("completionport")
+    handler = LogLines(errors)
+    log.addHandler(handler)
+    patience = LAST_WORDS
+    try:
+        _serve_echo(options, output)
+    except SystemExit:  # a second signal
+        patience /= 5
+        raise
+    finally:
+        output.finish(patience)
+        errors.finish(patience)
+        log.removeHandler(handler)
+    return 0
+
+
+def _serve_echo(options: argparse.Namespace, output: Lines) -> None:
     server = Server(
-        Echo(options.quiet),
+        Echo(output, options.quiet),
         options.host,
         options.port,
         workers=options.workers,
@@ -67,15 +94,15 @@ def _echo(options: argparse.Namespace) -> int:
     )
     host, port = server.address[:2]
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    print(f"Echo server on {where}, engine {server.completion_port.engine}", flush=True)
-    server.serve_forever()
-    numbers = server.stats()
-    print(
-        f"Served {numbers['accepted']} clients, {numbers['received_bytes']} bytes "
-        f"in {numbers['received_packets']} packets",
-        flush=True,
-    )
-    return 0
+    output.say(f"Echo server on {where}, engine {server.completion_port.engine}")
+    try:
+        server.serve_forever()
+    finally:
+        numbers = server.stats()
+        output.say(
+            f"Served {numbers['accepted']} clients, {numbers['received_bytes']} bytes "
+            f"in {numbers['received_packets']} packets"
+        )
 
 
 def _engines(options: argparse.Namespace) -> int:
