@@ -18,6 +18,7 @@ from ..channels.engine cimport (
     CP_STAT,
     CP_WRITE,
     ERRANDS,
+    REGULAR,
     SOCKET,
     Operation,
 )
@@ -56,9 +57,10 @@ cdef bint is_native(Operation* operation) noexcept nogil:
         # The thread that submits a request for a terminal may have to wait in it, with the ring's lock:
         # the kernel asks whether the terminal is ready and makes a call that waits. It writes until
         # all is written; and what there was to read, or O_NONBLOCK, may be gone by then.
-        return (
-            operation.channel.kind != SOCKET and not operation.channel.is_device
-            and not operation.probe_only
+        # And for what is neither file nor pipe it waits until that is ready, also where it can't be read, or
+        # written, at all and never will be: an epoll instance, a process, a ring.
+        return not operation.probe_only and (
+            operation.channel.kind == REGULAR or operation.channel.is_pipe
         )
     return operation.code == CP_ACCEPT or operation.zero_copy
 

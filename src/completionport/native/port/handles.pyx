@@ -191,6 +191,7 @@ cdef class Handle(HandleBase):
                 self.type = socket_option(duplicate, SO_TYPE)
                 self.channel.keeps_messages = self.type != SOCK_STREAM
             self.channel.is_device = stat.S_ISCHR(mode)
+            self.channel.is_pipe = stat.S_ISFIFO(mode)
             self.channel.readable = access != os.O_WRONLY
             self.channel.writable = access != os.O_RDONLY
             self.channel.skips_on_success = skips_on_success
