@@ -41,9 +41,14 @@ def check_socket(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a socket, not {type(value).__name__}")
 
 
+LEAST, MOST = -(2**31), 2**31 - 1
+"""Of a C int."""
+
+
 def check_number(name: str, value: Any) -> None:
     """Raise unless ``value`` is an integer that fits into a C int."""
-    check_count(name, value, -(2**31), 2**31 - 1)
+    if type(value) is not int or not LEAST <= value <= MOST:
+        check_count(name, value, LEAST, MOST)
 
 
 def check_structure(name: str, value: Any, kind: type[Any], *, optional: bool = False) -> None:

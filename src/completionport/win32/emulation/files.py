@@ -47,7 +47,7 @@ from ..constants import (
 from ..outcomes import is_warning
 from ..structures import OVERLAPPED
 from . import manager
-from .waiting import Event, Waitable, claim, set_all, wake
+from .waiting import Event, Waitable, claim, set_both, wake
 
 SUCCESS = Codes(0, 0, 0)
 PENDING = Codes(STATUS_PENDING, ERROR_IO_PENDING, WSA_IO_PENDING)
@@ -221,12 +221,10 @@ class Request(Waitable):
         self.step = self.keeps = None  # they would keep the engine's handle, or a socket
         self.ended()
         self.codes = codes
-        if self.event is not None:
-            set_all((self, self.event))
-        elif self.file.modes & FILE_SKIP_SET_EVENT_ON_HANDLE:
-            self.set()
-        else:
-            set_all((self, self.file))
+        other: Waitable | None = self.event
+        if other is None and not self.file.modes & FILE_SKIP_SET_EVENT_ON_HANDLE:
+            other = self.file
+        set_both(self, other)
 
 
 class Unheeded:
@@ -371,6 +369,9 @@ class FileObject(Waitable):
         with self.lock:
             if self.closed:
                 return GONE, 0
+            is_checked = self.is_socket and request.is_transfer
+            if is_checked and (number := self.refusal(request.takes_input)):
+                return codes_of(number), 0
             overlapped = request.overlapped
             assert overlapped is not None
             before = overlapped._io

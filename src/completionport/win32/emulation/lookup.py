@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ...interface.error_codes import Codes, codes_of
+from ...interface.error_codes import Codes
 from ..constants import ERROR_INVALID_HANDLE, ERROR_IO_PENDING, WSAENOTSOCK
 from ..outcomes import Started
 from ..structures import HANDLE, OVERLAPPED
@@ -81,10 +81,6 @@ def place_of(overlapped: OVERLAPPED) -> int:
 
 def transfer(file: FileObject, request: Request, launch: Launch) -> tuple[Codes, int]:
     """Start a receive, a send, a read or a write."""
-    if file.is_socket:
-        with file.lock:
-            if number := file.refusal(request.takes_input):
-                return codes_of(number), 0
     outcome = file.start(request, launch)
     if file.synchronous and outcome[0].windows == ERROR_IO_PENDING:
         wait_for([request], False, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from ...portable.scheduling.scheduler import SIGNAL_SLICE
@@ -56,11 +56,12 @@ class Waitable:
         """A wait for it has ended. Lock held."""
 
 
-def set_all(waitables: Iterable[Waitable]) -> None:
+def set_both(one: Waitable, other: Waitable | None) -> None:
     """Signal them at one moment, and wake whoever waits for one."""
     with _changed:
-        for one in waitables:
-            one._signalled = True
+        one._signalled = True
+        if other is not None:
+            other._signalled = True
         if _waiting:
             _changed.notify_all()
 
