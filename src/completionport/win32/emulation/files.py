@@ -522,15 +522,14 @@ class FileObject(Waitable):
         self.lock = threading.RLock()  # a thread that the child lacks may hold the old one
         self.orphaned = True
         self.requests.clear()
-        self.accepting = None
-        self._manager = None
+        self.accepting = self.connecting = self._manager = None
+        self.threads_inside = 0
 
     def close(self, owner: socket.socket | None = None, *, number_is_gone: bool = False) -> bool:
         """Abort everything and close the descriptor; False when that was done before.
 
         ``owner``: the program's socket object, which loses its number. No lock of a file is held.
         """
-        waiting: socket.socket | None = None
         with self.lock:
             if self.closed:
                 return False
@@ -541,11 +540,13 @@ class FileObject(Waitable):
             for connection in self.passed_over:
                 connection.close()
             self.passed_over.clear()
+            self.closed = True
             if owner is not None:
                 if self.threads_inside:
-                    waiting = owner.dup()
+                    # Who waits in accept() or recv() does not hear of a mere close.
+                    with contextlib.suppress(OSError):
+                        owner.shutdown(socket.SHUT_RDWR)
                 socket.socket.detach(owner)  # the number is this file object's from here on
-            self.closed = True
             accepting, self.accepting = self.accepting, None
             handle, self._handle = self._handle, None
             appending, self._appending = self._appending, None
@@ -563,10 +564,6 @@ class FileObject(Waitable):
             # Its file is the listener, whose lock comes before ours.
             with accepting.file.lock:
                 accepting.cancel()
-        if waiting is not None:
-            # Who waits in accept() or recv() does not hear of a mere close.
-            with waiting, contextlib.suppress(OSError):
-                waiting.shutdown(socket.SHUT_RDWR)
         return True
 
     def abandon(self) -> None:
