@@ -1,7 +1,7 @@
 /* A load client: one thread, epoll, at most one message in flight on each connection.
  *
  *   client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]...
- *          [--slow-every N] [--rate R] [--udp]
+ *          [--slow-every N] [--rate R] [--udp] [--more N] [--reconnect]
  *
  * It prints one JSON line. It is a closed loop: each connection sends its next message when the
  * echo of the last one is there. With --server-pid, once for each process of the server,
@@ -20,6 +20,11 @@
  * --udp sends each message as one datagram, from as many sockets as there would be connections. One
  * that is lost is noticed like any other echo that does not come.
  *
+ * --more N expects N bytes of 0 behind each echo: an answer that is longer than its question.
+ *
+ * --reconnect closes each connection when its answer is there, and makes a new one for the next message,
+ * whose latency counts from the connect.
+ *
  * In both, what is in flight at the end is waited for, and 1 is the exit status when it does not
  * come. In the closed loop it counts for nothing but the longest latency.
  *
@@ -28,6 +33,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <inttypes.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -36,6 +43,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "common.h"
 #include "cpu_time.h"
@@ -67,7 +75,8 @@ struct load {
 };
 
 static struct connection *connections;
-static size_t size;
+static size_t size, answer;
+static struct addrinfo *reconnect; /* NULL: connections are kept */
 static unsigned char *message; /* the bytes that every message has after its stamp */
 static int epoll;
 static struct histogram all, others;
@@ -97,7 +106,7 @@ static void send_some(struct connection *c)
         ssize_t n = send(c->fd, message + c->sent, size - c->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0 && errno == EAGAIN)
+        if (n < 0 && (errno == EAGAIN || (reconnect && errno == ENOTCONN)))
             return;
         if (n < 0)
             die("send: %s", strerror(errno));
@@ -105,8 +114,31 @@ static void send_some(struct connection *c)
     }
 }
 
+static void watch(struct connection *c)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+                                .data.ptr = c};
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &event))
+        die("epoll_ctl: %s", strerror(errno));
+}
+
+static void connect_again(struct connection *c)
+{
+    int on = 1;
+    close(c->fd);
+    c->fd = socket(reconnect->ai_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    if (c->fd < 0)
+        die("socket: %s", strerror(errno));
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (connect(c->fd, reconnect->ai_addr, reconnect->ai_addrlen) && errno != EINPROGRESS)
+        die("connect: %s", strerror(errno));
+    watch(c);
+}
+
 static void start_message(struct connection *c, uint64_t time)
 {
+    if (reconnect && c->sequence)
+        connect_again(c);
     c->sequence++;
     c->sent = c->received = 0;
     c->started = time;
@@ -123,13 +155,13 @@ static int receive_some(struct connection *c)
     size_t asked;
     ssize_t n;
     do {
-        size_t left = size - c->received;
+        size_t left = answer - c->received;
         /* One byte more than is due is asked for, so that too long an echo is noticed as well. */
         asked = left + 1 < CHUNK ? left + 1 : CHUNK;
         n = recv(c->fd, chunk, asked, MSG_DONTWAIT);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0 && errno == EAGAIN)
+        if (n < 0 && (errno == EAGAIN || (reconnect && errno == ENOTCONN)))
             break;
         if (n < 0)
             die("recv: %s", strerror(errno));
@@ -137,27 +169,27 @@ static int receive_some(struct connection *c)
             die("the server closed a connection");
         if ((size_t)n > left)
             die("more came back than was sent");
-        if (c->received + (size_t)n > c->sent)
+        if (c->received + (size_t)n > c->sent + answer - size)
             die("an echo came before its message was sent");
         stamp(message, c);
         if (memcmp(chunk, message + c->received, (size_t)n))
             die("what came back is not what was sent");
         c->received += (size_t)n;
     } while (n < 0 || (size_t)n == asked);
-    return c->received == size;
+    return c->received == answer;
 }
 
 static void connect_all(size_t count, const char *host, const char *port)
 {
     struct addrinfo *address = find_address(host, port, type);
     for (size_t i = 0; i < count; i++) {
-        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-                                    .data.ptr = &connections[i]};
         connections[i].fd = connect_one(address);
-        if (epoll_ctl(epoll, EPOLL_CTL_ADD, connections[i].fd, &event))
-            die("epoll_ctl: %s", strerror(errno));
+        watch(&connections[i]);
     }
-    freeaddrinfo(address);
+    if (reconnect)
+        reconnect = address;
+    else
+        freeaddrinfo(address);
 }
 
 static void set_free(struct connection *c)
@@ -309,6 +341,7 @@ int main(int argc, char **argv)
     const char *plain[7];
     int plains = 0;
     struct load l = {0};
+    static struct addrinfo unknown; /* until `connect_all` */
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--server-pid") && i + 1 < argc && l.server_count < SERVERS)
             l.servers[l.server_count++] = (long)number(argv[++i], "--server-pid", 1);
@@ -318,6 +351,10 @@ int main(int argc, char **argv)
             l.interval = (uint64_t)(1e9 / number(argv[++i], "--rate", 1));
         else if (!strcmp(argv[i], "--udp"))
             type = SOCK_DGRAM;
+        else if (!strcmp(argv[i], "--more") && i + 1 < argc)
+            answer = (size_t)number(argv[++i], "--more", 0);
+        else if (!strcmp(argv[i], "--reconnect"))
+            reconnect = &unknown;
         else if (plains < 6 && argv[i][0] != '-')
             plain[plains++] = argv[i];
         else
@@ -325,12 +362,14 @@ int main(int argc, char **argv)
     }
     if (plains != 5 && plains != 6) {
         fputs("usage: client HOST PORT CONNECTIONS SIZE SECONDS [WARMUP] [--server-pid PID]...\n"
-              "              [--slow-every N] [--rate R] [--udp]\n", stderr);
+              "              [--slow-every N] [--rate R] [--udp] [--more N] [--reconnect]\n",
+              stderr);
         return 2;
     }
 
     size_t count = (size_t)number(plain[2], "CONNECTIONS", 1);
     size = (size_t)number(plain[3], "SIZE", slow_every ? MARK_AT + 1 : 1);
+    answer += size;
     l.seconds = number(plain[4], "SECONDS", 0.001);
     l.warmup = plains == 6 ? number(plain[5], "WARMUP", 0) : 0;
 
@@ -338,7 +377,7 @@ int main(int argc, char **argv)
     connections = calloc(count, sizeof *connections);
     unused.ring = calloc(count, sizeof *unused.ring);
     unused.size = count;
-    message = malloc(size);
+    message = calloc(1, answer);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (!connections || !unused.ring || !message || epoll < 0)
         die("%s", strerror(errno));

@@ -27,6 +27,23 @@ class WorkingEcho(Echo):
         connection.send(data)
 
 
+class Answers(Handler):
+    """A question has ``size`` bytes, however they come; the answer has ``more``."""
+
+    def __init__(self, size: int, more: int) -> None:
+        self.size = size
+        self.more = bytes(more)
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        if connection.state is not None:
+            data = connection.state + data
+            connection.state = None
+        if len(data) >= self.size or data == b"?":  # which asks whether the server runs
+            connection.send(data + self.more)
+        else:
+            connection.state = data
+
+
 def collect(number: int, frame: object) -> None:
     gc.collect()
 
@@ -38,6 +55,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--concurrency", type=int)
     parser.add_argument("--buffer-size", type=int)
+    parser.add_argument("--more", type=int, default=0, help="bytes of 0 behind each echo")
+    parser.add_argument("--size", type=int, help="of a message that is answered with more")
     add_options(parser)
     options = parser.parse_args()
     # Asked for before memory is measured, so that garbage is not counted.
@@ -48,7 +67,13 @@ def main() -> None:
         name: value for name in names if (value := getattr(options, name)) is not None
     }
     work = work_of(options)
-    handler = WorkingEcho(work) if work else Echo()
+    handler = (
+        WorkingEcho(work)
+        if work
+        else Answers(options.size, options.more)
+        if options.more
+        else Echo()
+    )
     Server(handler, host="127.0.0.1", **chosen).serve_forever()
 
 

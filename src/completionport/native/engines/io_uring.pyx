@@ -394,11 +394,16 @@ cdef void pages_returned(Operation* operation, int32_t usage) noexcept nogil:
 
 
 cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
+    cdef Uring* uring = <Uring*> engine
     stream.wants_input = True
+    if stream.listens and not uring.tells_readiness:
+        arm_input(uring, stream)
+        return
+    if not uring.tells_readiness and not stream.armed:
+        # A worker looks, and then arms it: the kernel would wake the thread that does for all that comes.
+        stream.readable = True
     if stream.readable:
         stream_schedule(stream, True)
-    elif not (<Uring*> engine).tells_readiness:
-        arm_input(<Uring*> engine, stream)
 
 
 cdef inline size_t most_held(Uring* uring, Stream* stream) noexcept nogil:
@@ -531,7 +536,7 @@ cdef int64_t next_input(
         return 0
     if stream.wants_input and not stream.armed:
         if stream.readable and not stream.listens:
-            # There was no buffer for it: into the worker's own memory, and not before it has come.
+            # It may have come already, or there was no buffer for it: into the worker's own memory.
             data[0] = scratch
             got = stream_input_if_ready(stream, scratch, scratch_size)
             if 0 < got < <int64_t> scratch_size:

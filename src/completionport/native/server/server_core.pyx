@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t
 
 from ..channels.channels cimport channel_close, channel_release, channel_retain
 from ..channels.engine cimport Engine, Stream
-from ..channels.streams cimport stream_ask_for_failure, stream_linger, stream_new
+from ..channels.streams cimport stream_ask_for_failure, stream_linger, stream_new, stream_schedule
 from ..primitives.atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
@@ -162,7 +162,11 @@ cdef class ServerCore(ServerBase):
             channel_retain(&self.listener.channel)
             self.listener_gone.clear()
             self.core.adopt(&self.listener.channel)
-            self.start_accepting()
+            # A worker is to begin: the kernel wakes the thread that does for each connection.
+            cp_mutex_lock(&self.listener.channel.lock)
+            self.listener.wants_input = True
+            stream_schedule(self.listener, True)
+            cp_mutex_unlock(&self.listener.channel.lock)
         finally:
             self.core.end()
 
