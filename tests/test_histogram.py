@@ -184,8 +184,6 @@ class TestServers:
             wait_until(lambda: server.stats()["waiting"] == 2)
             numbers = server.stats()
             assert (numbers["queued"], numbers["running"], numbers["blocked"]) == (0, 0, 1)
-            if engine != "iocp":  # there the kernel wakes them
-                assert numbers["wakeups"] >= 1
             assert numbers["taken"] >= 33
             time.sleep(0.03)  # what is measured
             go_on.set()
