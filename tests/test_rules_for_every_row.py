@@ -271,6 +271,60 @@ def test_a_file_may_be_closed_behind_the_ports_back(row):
     row.assert_quiet()
 
 
+@rule(6)
+def test_what_was_cancelled_leaves_its_object_and_its_followers_as_they_were(row):
+    """What was cancelled gives its object back as new, and what stood behind it goes on"""
+    mine = Mine()
+    row.start(mine)
+    following = [row.start() for _ in range(min(row.several, 2) - 1)] if row.waits else []
+    if not row.waits:
+        row.complete()
+    assert row.cancel(mine) or not row.waits
+    [done] = row.take(1)
+    if row.waits:
+        assert_aborted(row, done, mine)
+        row.absorb(done)
+    else:
+        assert_over(row, done)
+    for one in following:
+        assert one.pending
+        [done] = row.carry_out(1)
+        assert (done.overlapped, done.error) == (one, None)
+        row.value(done)
+    # The same object once more.
+    row.start(mine)
+    assert mine.pending
+    assert mine.error is None
+    [done] = row.carry_out(1)
+    assert (done.overlapped, done.error) == (mine, None)
+    assert not mine.pending
+    row.value(done)
+    row.assert_quiet()
+
+
+@rule(6)
+def test_what_was_refused_leaves_its_object_as_it_was(port, row):
+    """What a closed handle refuses, or what fails at once, gives its object back as new"""
+    mine = Mine()
+    row.start()
+    row.close()
+    assert_over(row, *row.take(1))
+    handle = row.handles[0]
+    kinds = [lambda: handle.read(4, overlapped=mine), lambda: handle.recv(4, overlapped=mine)]
+    for call in kinds:
+        with pytest.raises(HandleClosed):
+            call()
+        assert not mine.pending
+        assert mine.error is None
+        assert mine.transferred == 0
+    assert not mine.cancel()
+    row.release()  # the pool may be kept busy
+    assert port.submit(len, b"abc", overlapped=mine) is mine
+    [done] = row.take(1)
+    assert (done.overlapped, mine.result()) == (mine, 3)
+    row.assert_quiet()
+
+
 # -- 7, 8: lifetime -------------------------------------------------------------------------------
 
 

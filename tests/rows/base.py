@@ -43,6 +43,7 @@ WITHOUT_HANDLE = {
     "test_a_handle_that_is_closed_ends_them": NO_HANDLE,
     "test_a_closed_handle_refuses": NO_HANDLE,
     "test_a_close_may_meet_the_end": NO_HANDLE,
+    "test_what_was_refused_leaves_its_object_as_it_was": NO_HANDLE,
     "test_a_file_may_be_closed_behind_the_ports_back": NO_FILE,
 }
 

@@ -27,6 +27,8 @@ from .base import (
 WITHOUT_OVERLAPPED = {
     "test_an_object_that_is_pending_is_refused": NO_OVERLAPPED,
     "test_one_object_can_be_used_again": NO_OVERLAPPED,
+    "test_what_was_cancelled_leaves_its_object_and_its_followers_as_they_were": NO_OVERLAPPED,
+    "test_what_was_refused_leaves_its_object_as_it_was": NO_OVERLAPPED,
     "test_what_is_dropped_lives_until_its_packet": NO_OVERLAPPED,
 }
 
