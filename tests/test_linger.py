@@ -332,3 +332,21 @@ def test_a_silent_peer_that_is_closed_leaves_nothing(serve, dial, concurrency):
         client.sendall(os.urandom(1000))
     server.stop(0.1)
     assert server.stats()["connections"] == 0
+
+
+def test_nothing_is_set_once_nobody_lingers(serve, dial, concurrency):
+    """The timer that ends them does not go on for its own sake."""
+    handler = Answering()
+    server = serve(handler, concurrency=concurrency, workers=4)
+    client = dial(server)
+    client.sendall(b"question")
+    assert read_to_end(client) == b"answer"
+    wait_until(lambda: handler.count("closed"))
+
+    def quiet():
+        before = server.stats()["taken"]
+        later = time.monotonic() + 1
+        wait_until(lambda: time.monotonic() > later)
+        return server.stats()["taken"] == before
+
+    wait_until(quiet)

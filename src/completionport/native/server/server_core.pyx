@@ -633,7 +633,7 @@ cdef class ServerCore(ServerBase):
         if following != FOREVER:
             self.tick_after(following - now)
 
-    cdef int64_t end_lingering(self, int64_t now) except -1:
+    cdef int64_t end_lingering(self, int64_t now) except? -2:
         """End those whose time is over; when that of the next is, or FOREVER."""
         cdef int64_t following = FOREVER
         cdef list over = []
