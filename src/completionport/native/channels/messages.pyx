@@ -181,18 +181,13 @@ cdef size_t data_size(msghdr* message, cmsghdr* header) noexcept nogil:
 cdef list unpack_ancillary(msghdr* message):
     cdef list items = []
     cdef cmsghdr* header
-    try:
-        header = CMSG_FIRSTHDR(message)
-        while header != NULL:
-            items.append((
-                header.cmsg_level, header.cmsg_type,
-                PyBytes_FromStringAndSize(<char*> CMSG_DATA(header), data_size(message, header)),
-            ))
-            header = CMSG_NXTHDR(message, header)
-    except BaseException:
-        close_passed_descriptors(message)
-        message.msg_controllen = 0
-        raise
+    header = CMSG_FIRSTHDR(message)
+    while header != NULL:
+        items.append((
+            header.cmsg_level, header.cmsg_type,
+            PyBytes_FromStringAndSize(<char*> CMSG_DATA(header), data_size(message, header)),
+        ))
+        header = CMSG_NXTHDR(message, header)
     return items
 
 

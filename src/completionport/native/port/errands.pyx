@@ -149,6 +149,9 @@ cdef object start_close(Core core, int descriptor, key, overlapped, strand):
     return launch(core, operation)
 
 
+cdef object NO_OUTCOME = (MemoryError(), None)
+
+
 cdef void call_function(Operation* operation) noexcept nogil:
     with gil:
         run(operation)
@@ -157,11 +160,16 @@ cdef void call_function(Operation* operation) noexcept nogil:
 cdef void run(Operation* operation) noexcept:
     cdef OverlappedBase overlapped = <OverlappedBase> operation.overlapped
     function, args = overlapped.envelope
+    # Where there is no memory even for the tuple.
+    overlapped.envelope = NO_OUTCOME
     try:
-        outcome = None, function(*args)
-    except BaseException as error:
-        outcome = error, None
-    overlapped.envelope = outcome
+        try:
+            outcome = None, function(*args)
+        except BaseException as error:
+            outcome = error, None
+        overlapped.envelope = outcome
+    except MemoryError:
+        pass
 
 
 cdef void drop_operation(Operation* operation) noexcept nogil:

@@ -297,7 +297,7 @@ cdef class Handle(HandleBase):
         if error != 0:
             Py_DECREF(operation)
             if error == NO_PACKET:
-                operation.conclude()
+                operation.conclude(False)
                 operation.set_idle()
                 return None
             if error == EBADF and cp_peek(&self.channel.closing):

@@ -40,7 +40,8 @@ cdef class OverlappedBase:
     cdef object envelope_of(self, object data)
     cdef void unpin(self) noexcept
     cdef int withdraw(self) except -1
-    cdef object conclude(self)
+    cdef object conclude(self, bint stays)
+    cdef void shrink_received(self, Py_ssize_t size) noexcept
     cdef object outcome(self)
     cdef void lay_down(self) noexcept
     cdef void set_idle(self) noexcept
@@ -58,9 +59,8 @@ cdef class HandleBase:
     cdef readonly object key
 
 cdef OverlappedBase overlapped_of(Packet* packet)
-cdef object completion_of(Taken* taken)
+cdef int fill(Completion completion, Scheduler* scheduler, Taken* taken) except -1
 cdef void drop_posted(Taken* taken) noexcept
 cdef int give_back(Scheduler* scheduler, object completion) except -1
 cdef int drop_packet(Packet* packet) except -1
 cdef int release_values(TimedPacket* timed) except -1
-cdef Completion new_completion(object transferred, object key, object overlapped, object error)

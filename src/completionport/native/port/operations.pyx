@@ -69,6 +69,7 @@ from ..scheduling.scheduler cimport (
     PACKET_TIMER,
     PostedPacket,
     post,
+    put_back,
     strand_release,
 )
 from ..scheduling.timer_heap cimport TimedPacket
@@ -84,7 +85,6 @@ cdef object is_finalizing = sys.is_finalizing
 
 cdef extern from "Python.h":
     bint PyIndex_Check(object value)
-    int _PyBytes_Resize(PyObject** data, Py_ssize_t size) except -1
 
 cdef extern from "errno.h" nogil:
     enum:
@@ -93,6 +93,26 @@ cdef extern from "errno.h" nogil:
 cdef extern from "sys/socket.h" nogil:
     enum:
         AF_UNIX, MSG_CMSG_CLOEXEC, MSG_MORE
+
+cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    /* A bytes object that only the caller has, made smaller: what _PyBytes_Resize does, but that lets the
+       object go where there is no memory. Here it keeps its room then. */
+    static PyObject *cp_shrunk(PyObject *bytes, Py_ssize_t size)
+    {
+        void *moved = PyObject_Realloc(bytes, offsetof(PyBytesObject, ob_sval) + size + 1);
+        if (moved != NULL)
+            bytes = (PyObject *)moved;
+        Py_SET_SIZE((PyVarObject *)bytes, size);
+        ((PyBytesObject *)bytes)->ob_sval[size] = 0;
+        return bytes;
+    }
+    """
+    PyObject* cp_shrunk(PyObject* data, Py_ssize_t size)
 
 cdef enum:
     LARGEST = 0x7fffffff
@@ -462,14 +482,14 @@ cdef class OverlappedBase:
             PyBuffer_Release(&self.single)
         self.pinned = 0
 
-    cdef object conclude(self):
+    cdef object conclude(self, bint stays):
         """The packet is taken: say what came of it and let the buffers go. Returns the error.
 
         The operation is the caller's until `set_idle`: from then on any thread may use it again.
 
-        What is made here is made by Python's code too, where a signal handler may raise (and memory may
-        be short). Then the exception is the caller's of get in place of the packet, and the operation is
-        over all the same.
+        What is made here is made by Python's code too, where a signal handler may raise. Then the exception is
+        the caller's of get in place of the packet, and the operation is over all the same. A `MemoryError`
+        leaves all as it is where the packet ``stays``, to be taken again.
         """
         cdef Operation* op = &self.operation_
         cdef object error
@@ -477,9 +497,13 @@ cdef class OverlappedBase:
         self.vectors = None
         try:
             error = self.outcome()
-        except BaseException:
+        except BaseException as failure:
+            if stays and isinstance(failure, MemoryError):
+                raise
             if op.error == 0 and op.code == CP_RECVMSG:
                 close_passed_descriptors(&op.message)
+            elif op.error == 0 and op.code == CP_ACCEPT:
+                close(<int> op.transferred)
             self.received = None
             self.value_ = None
             self.error_ = interrupted()
@@ -497,58 +521,57 @@ cdef class OverlappedBase:
         self.operation_.channel = NULL
 
     cdef object outcome(self):
-        """Set the value, or return the error."""
+        """Set the value, or return the error. Where it raises it has changed nothing that it needs."""
         cdef Operation* op = &self.operation_
-        cdef PyObject* shrunk
-        cdef int64_t size
+        cdef object value = None
         cdef object error = None
         if op.error != 0:
             error = self.failure()
-            self.received = None
         elif op.code == CP_ACCEPT:
-            try:
-                self.value_ = socket.socket(fileno=op.transferred)
-            except BaseException:
-                os.close(op.transferred)
-                raise
-            self.value_.settimeout(None)
+            value = socket_of(<int> op.transferred)
         elif op.code == CP_RESOLVE:
             error = lookup_error(op.lookup)
             if error is None:
-                self.value_ = lookup_result(op.lookup)
+                value = lookup_result(op.lookup)
         elif op.code == CP_CALL:
-            error, self.value_ = self.envelope
+            error, value = self.envelope
         elif op.code == CP_STAT:
-            self.value_ = status_of(<const char*> op.control)
+            value = status_of(<const char*> op.control)
         elif self.skipped:
-            self.value_ = self.received[self.skipped:self.skipped + op.transferred]
-            self.received = None
+            value = self.received[self.skipped:self.skipped + op.transferred]
         elif self.received is not None:
             # With MSG_TRUNC the kernel counts bytes that it had no room for.
-            size = min(op.transferred, <int64_t> len(self.received))
-            if size != len(self.received):
-                # The only reference moves out, so the object may be resized in place.
-                shrunk = <PyObject*> self.received
-                Py_INCREF(self.received)
-                self.received = None
-                _PyBytes_Resize(&shrunk, size)
-                self.value_ = <object> shrunk
-                Py_XDECREF(shrunk)
-            else:
-                self.value_ = self.received
-                self.received = None
+            self.shrink_received(min(op.transferred, <int64_t> len(self.received)))
+            value = self.received
         else:
-            self.value_ = op.transferred
+            value = op.transferred
         if error is None and (op.code == CP_RECVFROM or op.code == CP_RECVMSG):
-            self.value_ = self.envelope_of(self.value_)
+            value = self.envelope_of(value)
         if error is None and self.meaning is not None:
             try:
-                op.transferred, self.value_ = self.meaning.outcome(self.value_)
+                op.transferred, value = self.meaning.outcome(value)
             except OSError as reason:
                 op.transferred = 0
-                self.value_ = None
+                value = None
                 error = reason
+        self.received = None
+        self.value_ = value
         return error
+
+    cdef void shrink_received(self, Py_ssize_t size) noexcept:
+        """Nobody else has a reference to it yet, so it may be resized in place."""
+        cdef PyObject* shrunk
+        if size == len(self.received):
+            return
+        if size == 0:
+            self.received = b""
+            return
+        shrunk = <PyObject*> self.received
+        Py_INCREF(self.received)
+        self.received = None
+        shrunk = cp_shrunk(shrunk, size)
+        self.received = <bytes> shrunk
+        Py_XDECREF(shrunk)
 
     cdef object envelope_of(self, object data):
         """The result of a recvfrom or recvmsg that brought ``data``."""
@@ -556,10 +579,12 @@ cdef class OverlappedBase:
         address = address_of(<const char*> op.address, min(op.message.msg_namelen, op.address_size))
         if op.code == CP_RECVFROM:
             return data, address
-        ancillary = unpack_ancillary(&op.message)
-        # The program has the descriptors in it now, or `unpack_ancillary` has closed them.
+        received = (
+            data, unpack_ancillary(&op.message), op.message.msg_flags & ~MSG_CMSG_CLOEXEC, address
+        )
+        # The program has the descriptors in it now.
         op.message.msg_controllen = 0
-        return data, ancillary, op.message.msg_flags & ~MSG_CMSG_CLOEXEC, address
+        return received
 
     cdef void set_idle(self) noexcept:
         cp_passed_on(<void*> self)
@@ -581,6 +606,22 @@ cdef class OverlappedBase:
 
     def _withdraw(self):
         self.withdraw()
+
+
+cdef object socket_of(int descriptor):
+    """Whatever it raises, the descriptor is the caller's still."""
+    cdef object made = socket.socket.__new__(socket.socket)
+    try:
+        made.__init__(fileno=descriptor)
+        made.settimeout(None)
+    except BaseException:
+        try:
+            # Its number is taken away before anything in there can fail.
+            made.detach()
+        except BaseException:
+            pass
+        raise
+    return made
 
 
 cdef inline bint brings_descriptor(Operation* operation) noexcept:
@@ -645,21 +686,9 @@ cdef class Completion:
         )
 
 
-cdef Completion new_completion(object transferred, object key, object overlapped, object error):
-    cdef Completion completion = Completion.__new__(Completion)
-    completion.transferred = transferred
-    completion.key = key
-    completion.overlapped = overlapped
-    completion.error = error
-    return completion
-
-
 cdef OverlappedBase overlapped_of(Packet* packet):
-    """The Overlapped of a taken packet; the packet's reference moves to the caller."""
-    cdef PyObject* pointer = <PyObject*> (<Operation*> packet).overlapped
-    cdef OverlappedBase overlapped = <OverlappedBase> pointer
-    Py_XDECREF(pointer)
-    return overlapped
+    """The Overlapped of a taken packet, which has a reference of its own."""
+    return <OverlappedBase> <PyObject*> (<Operation*> packet).overlapped
 
 
 cdef object interrupted():
@@ -691,38 +720,55 @@ cdef int give_back(Scheduler* scheduler, object completion) except -1:
     return 0
 
 
-cdef object completion_of(Taken* taken):
-    """A packet becomes a Completion, which takes the packet's references over."""
+cdef int fill(Completion completion, Scheduler* scheduler, Taken* taken) except -1:
+    """Make the Completion of a packet, whose references it takes over.
+
+    Made before the packet is taken, it leaves nothing that can fail for what was posted. Of an operation more
+    is made here: where there is no memory for that the packet is the queue's first again.
+    """
     cdef OverlappedBase overlapped
-    cdef Completion completion
+    cdef Completion given_back
     cdef object error
+    # An object from the start: to make it takes memory.
+    cdef object transferred = 0
     if taken.packet == NULL:
         if taken.key == <void*> GIVEN_BACK:
-            completion = <object> taken.transferred
-            Py_XDECREF(<PyObject*> taken.transferred)
-            Py_XDECREF(<PyObject*> taken.key)
-            Py_XDECREF(<PyObject*> taken.overlapped)
-            return completion
-        completion = Completion.__new__(Completion)
-        completion.transferred = <object> taken.transferred
-        completion.key = <object> taken.key
-        completion.overlapped = <object> taken.overlapped
-        Py_XDECREF(<PyObject*> taken.transferred)
-        Py_XDECREF(<PyObject*> taken.key)
-        Py_XDECREF(<PyObject*> taken.overlapped)
-        return completion
+            given_back = <Completion> <PyObject*> taken.transferred
+            completion.transferred = given_back.transferred
+            completion.key = given_back.key
+            completion.overlapped = given_back.overlapped
+            completion.error = given_back.error
+        else:
+            completion.transferred = <object> taken.transferred
+            completion.key = <object> taken.key
+            completion.overlapped = <object> taken.overlapped
+        drop_posted(taken)
+        return 0
     if taken.packet.kind == PACKET_TIMER:
-        return completion_of_timer(<TimedPacket*> taken.packet)
+        fill_from_timer(completion, <TimedPacket*> taken.packet)
+        return 0
     overlapped = overlapped_of(taken.packet)
-    error = overlapped.conclude()
     try:
-        completion = new_completion(
-            0 if brings_descriptor(&overlapped.operation_) else overlapped.operation_.transferred,
-            (<HandleBase> overlapped.handle_).key, overlapped, error,
-        )
+        if not brings_descriptor(&overlapped.operation_):
+            transferred = overlapped.operation_.transferred
+        error = overlapped.conclude(True)
+    except MemoryError:
+        put_back(scheduler, taken.packet)
+        raise
+    except BaseException:
+        Py_XDECREF(<PyObject*> overlapped)
+        raise
+    try:
+        if overlapped.meaning is not None:
+            transferred = overlapped.operation_.transferred
+        completion.transferred = transferred
+        completion.key = (<HandleBase> overlapped.handle_).key
+        completion.overlapped = overlapped
+        completion.error = error
     finally:
         overlapped.set_idle()
-    return completion
+        Py_XDECREF(<PyObject*> overlapped)
+    return 0
 
 
 cdef void drop_posted(Taken* taken) noexcept:
@@ -732,9 +778,8 @@ cdef void drop_posted(Taken* taken) noexcept:
     Py_XDECREF(<PyObject*> taken.overlapped)
 
 
-cdef Completion completion_of_timer(TimedPacket* timed):
+cdef void fill_from_timer(Completion completion, TimedPacket* timed) noexcept:
     """The packet's references move out, and with the last one to the Timer it may be gone."""
-    cdef Completion completion = Completion.__new__(Completion)
     cdef PyObject* timer = <PyObject*> timed.timer
     completion.transferred = <object> timed.transferred
     completion.key = <object> timed.key
@@ -742,7 +787,6 @@ cdef Completion completion_of_timer(TimedPacket* timed):
     release_values(timed)
     cp_passed_on(timer)
     Py_XDECREF(timer)
-    return completion
 
 
 cdef int release_values(TimedPacket* timed) except -1:
@@ -769,8 +813,13 @@ cdef int drop_packet(Packet* packet) except -1:
             # The names that make an exception may be gone, and nobody can ask for it.
             overlapped.unpin()
         else:
-            overlapped.conclude()
+            try:
+                overlapped.conclude(False)
+            except BaseException:
+                Py_XDECREF(<PyObject*> overlapped)
+                raise
         overlapped.set_idle()
+        Py_XDECREF(<PyObject*> overlapped)
     elif packet.kind == PACKET_POSTED:
         posted = <PostedPacket*> packet
         Py_XDECREF(<PyObject*> posted.transferred)

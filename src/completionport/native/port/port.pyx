@@ -55,7 +55,7 @@ from .errands cimport (
     start_open,
     start_stat,
 )
-from .operations cimport completion_of, give_back
+from .operations cimport Completion, fill, give_back
 from .strand cimport Blocking, Strand
 from .timers cimport due_after, due_at, new_timer
 
@@ -288,35 +288,56 @@ cdef class Port:
     def get(self, timeout=None):
         cdef Taken taken
         cdef int64_t deadline = deadline_of(timeout) if timeout is not None else FOREVER
+        # Before anything is taken, since there may be no memory for it.
+        cdef Completion completion = Completion.__new__(Completion)
         if self.core.forked():
             raise self.core.refusal()
         if take_ready(self.core.scheduler, &taken, False):
-            return completion_of(&taken)
+            fill(completion, self.core.scheduler, &taken)
+            return completion
         if not self.wait(deadline, &taken):
             return None
-        return completion_of(&taken)
+        fill(completion, self.core.scheduler, &taken)
+        return completion
 
     def get_many(self, max_count, timeout=None):
         cdef Taken taken
         cdef int64_t deadline = deadline_of(timeout)
         cdef Py_ssize_t count
+        cdef Completion completion
         if not isinstance(max_count, int):
             raise TypeError(f"max_count must be an integer, not {type(max_count).__name__}")
         if max_count < 1:
             raise ValueError(f"max_count must be 1 or more, not {max_count}")
         count = min(max_count, sys.maxsize)
         completions = []
+        # In the list before anything is taken, since there may be no memory for it.
+        completions.append(Completion.__new__(Completion))
         if not self.wait(deadline, &taken):
+            completions.pop()
             return completions
-        completions.append(completion_of(&taken))
-        try:
-            while len(completions) < count and take_ready(self.core.scheduler, &taken, True):
-                completions.append(completion_of(&taken))
-        except BaseException:
-            # A signal handler's, which goes to the caller in place of one packet, not of all.
-            for completion in completions:
-                give_back(self.core.scheduler, completion)
-            raise
+        fill(completions[0], self.core.scheduler, &taken)
+        while len(completions) < count:
+            # What there is no memory for stays; the others are whole.
+            try:
+                completion = Completion.__new__(Completion)
+                completions.append(completion)
+            except MemoryError:
+                break
+            try:
+                if take_ready(self.core.scheduler, &taken, True):
+                    fill(completion, self.core.scheduler, &taken)
+                    continue
+            except MemoryError:
+                pass
+            except BaseException:
+                # A signal handler's, which goes to the caller in place of one packet, not of all.
+                completions.pop()
+                for completion in completions:
+                    give_back(self.core.scheduler, completion)
+                raise
+            completions.pop()
+            break
         return completions
 
     cdef bint wait(self, int64_t deadline, Taken* taken) except -1:

@@ -375,6 +375,28 @@ cdef bint post(
     return True
 
 
+cdef void put_back(Scheduler* s, Packet* packet) noexcept nogil:
+    cdef Strand* strand = packet.strand
+    cp_light_mutex_lock(&s.lock)
+    s.taken -= MEASURED
+    packet.queued_ns = 0
+    if strand != NULL:
+        # The thread holds it until its next call.
+        packet.next = strand.head
+        strand.head = packet
+        if strand.tail == NULL:
+            strand.tail = packet
+        cp_count_locked(&strand.queued, 1)
+        s.held_back += 1
+    else:
+        packet.next = s.head
+        set_head(s, packet)
+        if s.tail == NULL:
+            s.tail = packet
+        s.queued += 1
+    unlock_and_wake_from_outside(s)
+
+
 cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
     """Queue the packets of timers, a list. Without ``wake`` the caller is on its way to take one."""
     cdef Packet* following
