@@ -174,8 +174,8 @@ class CompletionPort(Unique):
         Returned: the `Completion`, or None when the time is over.
 
         Any number of threads may wait; the one that came last is served first.
-        Raised: `PortClosed`, also in threads that wait when the port is closed; `MemoryError`, and on
-        the compiled engines the packet stays, to be taken again.
+        Raised: `PortClosed`, also in threads that wait when the port is closed; `MemoryError`, and
+        on the compiled engines the packet stays, to be taken again.
         Signals are handled while the main thread waits (Ctrl-C raises `KeyboardInterrupt`): at
         once, or within a second where the system gives the signal to another thread.
         Win32: ``GetQueuedCompletionStatus``.

@@ -207,6 +207,11 @@ cdef struct Block:
     # `data`.
     size_t room
 
+ctypedef enum Doubt:
+    NO_DOUBT
+    NEW_DOUBT       # a receive was short since the last look
+    OLD_DOUBT       # and none since
+
 cdef struct Stream:
     # One connection or one listening socket of the server. Fields: the channel's lock; statistics,
     # `close_when_sent`, `queued_bytes` and `active_ns` are written as atomics, for those who only ask.
@@ -225,6 +230,7 @@ cdef struct Stream:
     bint hung_up            # likewise: the end or an error is there, behind what can be received
     # A receive that brings less than was asked for leaves nothing: TCP, as long as no byte was urgent.
     bint short_empties
+    Doubt doubt             # and whether that was so in fact
     bint failing            # the connection has failed; who receives finds out by that, else SO_ERROR says it
     bint ended              # the peer will send no more
     bint close_when_sent    # closing, lingering, or closed
@@ -343,5 +349,7 @@ cdef struct Engine:
     # copied after all.
     int64_t zero_copy_sends
     int64_t zero_copy_copied
+    # When streams in doubt are looked at once more, 0: there is none. Atomic.
+    int64_t doubt_ns
     # Sent blocks whose object wants the GIL to be let go: atomic, taken as a whole.
     Block* garbage

@@ -23,6 +23,9 @@ cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
     stream.last_chunk = chunk
 
 
+cdef enum:
+    DOUBT_NS = 100000000
+
 cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil
 cdef Block* take_garbage(Engine* engine) noexcept nogil
 cdef bint has_garbage(Engine* engine) noexcept nogil

@@ -9,11 +9,11 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
-from ..primitives.atomics cimport cp_count_size
+from ..primitives.atomics cimport cp_count_size, cp_now_ns, cp_peek_64, cp_set_64
 from ..primitives.times cimport add_to_stats
-from ..scheduling.scheduler cimport PACKET_STREAM, push
+from ..scheduling.scheduler cimport PACKET_STREAM, push, somebody_leads
 from .channels cimport append_operation, channel_init
-from .engine cimport CP_SEND, SOCKET, Channel, ChannelOwner, Operation
+from .engine cimport CP_SEND, NEW_DOUBT, SOCKET, Channel, ChannelOwner, Operation
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -109,6 +109,9 @@ cdef int64_t receive_some(Stream* stream, char* scratch, size_t size) noexcept n
         if got > 0:
             if got < <ssize_t> size and stream.short_empties and not stream.hung_up:
                 stream.readable = False
+                stream.doubt = NEW_DOUBT
+                if cp_peek_64(&stream.channel.engine.doubt_ns) == 0:
+                    begin_to_doubt(stream.channel.engine)
             return got
         if got == 0:
             stream.ended = True
@@ -181,6 +184,13 @@ cdef bint discard(Stream* stream) noexcept nogil:
         stream.linger_left -= <int32_t> size
         engine.type.release_input(engine, stream)
     return True
+
+
+cdef void begin_to_doubt(Engine* engine) noexcept nogil:
+    cp_set_64(&engine.doubt_ns, cp_now_ns() + DOUBT_NS)
+    if somebody_leads(engine.scheduler):
+        # It may wait for longer.
+        engine.type.wake(engine)
 
 
 cdef void stream_closing(Channel* channel) noexcept nogil:

@@ -203,7 +203,7 @@ cdef int epoll_new(Scheduler* scheduler, Engine** engine) noexcept nogil:
         error = errno
         free(epoll)
         return error
-    error = readiness_open(&epoll.readiness, epoll.wake_descriptor, EPOLLET)
+    error = readiness_open(&epoll.readiness, &epoll.engine, epoll.wake_descriptor, EPOLLET)
     if error != 0:
         close(epoll.wake_descriptor)
         free(epoll)

@@ -750,7 +750,7 @@ cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:
         return pool_open(&uring.pool, uring.ring.descriptor, size)
     if not uring.tells_readiness:
         # Level-triggered: told as long as completions are there.
-        error = readiness_open(&uring.readiness, uring.ring.descriptor, 0)
+        error = readiness_open(&uring.readiness, engine, uring.ring.descriptor, 0)
         uring.tells_readiness = error == 0
     return error
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
-from ..channels.engine cimport Channel
+from ..channels.engine cimport Channel, Engine
 from ..primitives.atomics cimport cp_mutex
 
 cdef enum:
@@ -21,10 +21,11 @@ cdef struct Readiness:
     Slot* slots
     uint32_t slot_count
     uint32_t free_slot
+    int64_t* doubt_ns           # constant: the engine's
 
 # ``waker``: a descriptor whose events `readiness_wait` tells apart, with these epoll(7) flags.
 # 0 or an errno, then nothing is left of it.
-cdef int readiness_open(Readiness* table, int waker, unsigned flags) noexcept nogil
+cdef int readiness_open(Readiness* table, Engine* engine, int waker, unsigned flags) noexcept nogil
 cdef void readiness_close(Readiness* table) noexcept nogil
 # Channel lock; 0 or an errno. A regular file is not taken in, and its kind set.
 cdef int readiness_add(Readiness* table, Channel* channel) noexcept nogil

@@ -25,9 +25,17 @@ from ..channels.channels cimport (
     channel_runs_side_by_side,
     run_queue,
 )
-from ..channels.engine cimport REGULAR, Operation, Stream
-from ..channels.streams cimport stream_ready
-from ..primitives.atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns
+from ..channels.engine cimport (
+    NEW_DOUBT,
+    NO_DOUBT,
+    OLD_DOUBT,
+    REGULAR,
+    Engine,
+    Operation,
+    Stream,
+)
+from ..channels.streams cimport DOUBT_NS, stream_ready
+from ..primitives.atomics cimport cp_mutex_lock, cp_mutex_unlock, cp_now_ns, cp_peek_64, cp_set_64
 from ..scheduling.scheduler cimport POLL
 
 cdef extern from "sys/epoll.h" nogil:
@@ -87,9 +95,10 @@ cdef enum:
     NO_SLOT = 0xffffffff
 
 
-cdef int readiness_open(Readiness* table, int waker, unsigned flags) noexcept nogil:
+cdef int readiness_open(Readiness* table, Engine* engine, int waker, unsigned flags) noexcept nogil:
     cdef epoll_event event
     cdef int error
+    table.doubt_ns = &engine.doubt_ns
     table.slots = NULL
     table.slot_count = 0
     table.free_slot = NO_SLOT
@@ -225,20 +234,67 @@ cdef void channel_ready(Channel* channel, uint32_t events) noexcept nogil:
     cp_mutex_unlock(&channel.lock)
 
 
+cdef void look_again(Readiness* table) noexcept nogil:
+    """Streams whose last receive was short, and that heard nothing since the last look, are asked about once more.
+
+    TCP makes no edge when such a receive has left something: it should not, and nobody would come back.
+    """
+    cdef Channel* channel
+    cdef Stream* stream
+    cdef bint more = False
+    cdef uint32_t index = 0
+    cp_set_64(table.doubt_ns, 0)
+    while True:
+        channel = NULL
+        cp_mutex_lock(&table.table_lock)
+        while index < table.slot_count and channel == NULL:
+            channel = table.slots[index].channel
+            index += 1
+        if channel != NULL:
+            channel_retain(channel)
+        cp_mutex_unlock(&table.table_lock)
+        if channel == NULL:
+            break
+        cp_mutex_lock(&channel.lock)
+        if channel.owner != NULL and not channel.closing:
+            stream = <Stream*> channel
+            if stream.doubt == NEW_DOUBT:
+                stream.doubt = OLD_DOUBT
+                more = True
+            elif stream.doubt == OLD_DOUBT:
+                stream.doubt = NO_DOUBT
+                readiness_repeat(table, channel)
+        cp_mutex_unlock(&channel.lock)
+        channel_release(channel)
+    if more:
+        cp_set_64(table.doubt_ns, cp_now_ns() + DOUBT_NS)
+
+
 cdef int readiness_wait(Readiness* table, int64_t deadline_ns, bint* woken) noexcept nogil:
     cdef epoll_event events[EVENTS_AT_ONCE]
     cdef Channel* channel
     cdef int64_t timeout = -1
+    cdef int64_t doubt_ns = cp_peek_64(table.doubt_ns)
+    cdef int64_t now
     cdef int count
     cdef int i
+    cdef bint doubts = False
     woken[0] = False
     if deadline_ns == POLL:
         timeout = 0
     elif deadline_ns > 0:
         timeout = max(deadline_ns - cp_now_ns(), 0)
+    if doubt_ns != 0:
+        now = cp_now_ns()
+        if doubt_ns <= now:
+            look_again(table)
+            doubt_ns = cp_peek_64(table.doubt_ns)
+        if doubt_ns != 0 and (timeout < 0 or timeout > doubt_ns - now):
+            timeout = max(doubt_ns - now, 0)
+            doubts = True
     count = cp_epoll_wait(table.descriptor, events, EVENTS_AT_ONCE, timeout)
     if count == 0:
-        return ETIMEDOUT
+        return 0 if doubts else ETIMEDOUT
     if count < 0:
         return EINTR
     for i in range(count):

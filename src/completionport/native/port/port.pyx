@@ -270,6 +270,8 @@ cdef class Port:
             Py_DECREF(transferred)
             Py_DECREF(key)
             Py_DECREF(overlapped)
+            if not is_closed(self.core.scheduler):
+                raise MemoryError
             raise self.core.refusal()
 
     def post_after(self, seconds, transferred=0, key=None, overlapped=None, *, strand=None):
