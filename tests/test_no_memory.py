@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 
 import pytest
@@ -12,6 +13,11 @@ from completionport import Overlapped, Strand
 from support import LONG, WINDOWS, tcp_pair, wait_until
 
 testcapi = pytest.importorskip("_testcapi", reason="this interpreter can't fail its allocations")
+
+pytestmark = pytest.mark.skipif(
+    not getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="without a GIL another thread may allocate while the allocator is exchanged",
+)
 
 MAKE_SOMETHING = ("accept", "failed_stat")
 """Kinds whose packet takes memory that is there in no store."""
