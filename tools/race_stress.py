@@ -84,6 +84,8 @@ class Echo(Handler):
                 other.abort()
             elif chance < 0.08:
                 other.close()
+            elif chance < 0.1:
+                time.sleep(0.0005)  # so often that threads stand by, or that the monitor hurries
             elif chance < 0.2:
                 _ = (other.state, other.closing, other.send_queue_size, other.fileno())
 

@@ -255,7 +255,11 @@ cdef bint look_at(Scheduler* s) noexcept nogil:
             thread.seen_turn_at_ns = process_at_ns
             thread.seen_cpu_ns = -1
             stuck = False
-        if not cp_load_acquire(&thread.returning):
+        # Those that block are many, and each takes as long to look at as one that may.
+        if not cp_load_acquire(&thread.returning) and not (
+            thread.blocked and thread.seen_cpu_ns >= 0
+            and process_at_ns - thread.seen_at_ns < TICK_NS
+        ):
             suspects[count].thread = thread
             suspects[count].turn = thread.turn
             suspects[count].clock = thread.clock
