@@ -345,7 +345,9 @@ class TestStop:
         assert all(value is None for name, _, value in handler.events if name == "closed")
         for client in clients:
             assert read_to_end(client) == b""
-        assert not [t for t in threading.enumerate() if t.name.startswith("completionport-")]
+        wait_until(
+            lambda: not [t for t in threading.enumerate() if t.name.startswith("completionport-")]
+        )
         assert server.completion_port.closed
         with pytest.raises(ConnectionRefusedError):
             dial(server)
