@@ -822,9 +822,9 @@ def _failure_of(sock: socket.socket) -> OSError | None:
         number = errno.ECONNRESET if number == errno.EPIPE else number
         return OSError(number, os.strerror(number))
     if sys.platform == "win32":
-        # There only a call tells.
+        # There only a call tells: one that sends nothing, and so takes nothing either.
         try:
-            sock.recv(1, socket.MSG_PEEK)
+            sock.send(b"")
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
