@@ -277,16 +277,28 @@ def assert_whole(source: Path, target: Path) -> set[str]:
 class TestStopped:
     """By a signal, in the midst of a large file."""
 
+    @pytest.fixture(scope="module")
+    def large(self, tmp_path_factory):
+        """A file that is long to copy."""
+        path = tmp_path_factory.mktemp("large") / "large"
+        data = pattern(2**20)
+        with path.open("wb") as file:
+            if WINDOWS:
+                file.truncate(2**31)  # a second passes until it has sent a signal
+            else:
+                for _ in range(2**9):
+                    file.write(data)
+        yield path
+        path.unlink()
+
     @pytest.fixture
-    def source(self, tmp_path):
-        """With small files beside it. It takes no room itself."""
+    def source(self, large, tmp_path):
+        """With small files beside it."""
         root = tmp_path / "source"
         root.mkdir()
         for number in range(20):
             (root / f"{number}").write_bytes(pattern(number))
-        with (root / "large").open("wb") as large:
-            # Windows takes a second until it has sent a signal.
-            large.truncate(2**31 if WINDOWS else 2**29)
+        os.link(large, root / "large")
         return root
 
     @pytest.fixture
