@@ -274,22 +274,23 @@ def assert_whole(source: Path, target: Path) -> set[str]:
     return names
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A file that is long to copy."""
+    path = tmp_path_factory.mktemp("large") / "large"
+    data = pattern(2**20)
+    with path.open("wb") as file:
+        if WINDOWS:
+            file.truncate(2**31)  # a second passes until it has sent a signal
+        else:
+            for _ in range(2**9):
+                file.write(data)
+    yield path
+    path.unlink()
+
+
 class TestStopped:
     """By a signal, in the midst of a large file."""
-
-    @pytest.fixture(scope="module")
-    def large(self, tmp_path_factory):
-        """A file that is long to copy."""
-        path = tmp_path_factory.mktemp("large") / "large"
-        data = pattern(2**20)
-        with path.open("wb") as file:
-            if WINDOWS:
-                file.truncate(2**31)  # a second passes until it has sent a signal
-            else:
-                for _ in range(2**9):
-                    file.write(data)
-        yield path
-        path.unlink()
 
     @pytest.fixture
     def source(self, large, tmp_path):
