@@ -167,6 +167,7 @@ cdef struct Channel:
     bint writable
     bint is_device          # a character device: a terminal
     bint is_pipe            # a pipe or a FIFO
+    bint own_open           # `descriptor` is an open file that nobody else has, which never waits
     bint skips_on_success   # what succeeds at once gives no packet
     int direct              # O_DIRECT: what addresses, offsets and sizes are multiples of, else 0
     bint appends            # O_APPEND: each write goes to the end

@@ -59,8 +59,12 @@ cdef bint is_native(Operation* operation) noexcept nogil:
         # all is written; and what there was to read, or O_NONBLOCK, may be gone by then.
         # And for what is neither file nor pipe it waits until that is ready, also where it can't be read, or
         # written, at all and never will be: an epoll instance, a process, a ring.
+        # A write to a pipe without readers would send that thread SIGPIPE.
         return not operation.probe_only and (
-            operation.channel.kind == REGULAR or operation.channel.is_pipe
+            operation.channel.kind == REGULAR or (
+                operation.channel.is_pipe and operation.code == CP_READ
+                and not operation.channel.own_open
+            )
         )
     return operation.code == CP_ACCEPT or operation.zero_copy
 

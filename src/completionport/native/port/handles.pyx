@@ -105,6 +105,41 @@ cdef extern from *:
     """
     int cp_opened_together(int one, int other) nogil
 
+cdef extern from *:
+    """
+    #include <poll.h>
+    #include <stdio.h>
+    #include <sys/stat.h>
+    #include <sys/sysmacros.h>
+    #include <sys/vfs.h>
+    /* The same terminal or named pipe once more, as an open file of our own that never waits; -1 where that can't be
+     * had. Not the master of a pseudo-terminal (it would be another one), not what is hung up (it would not be). An
+     * anonymous pipe needs none: it knows RWF_NOWAIT. */
+    static int cp_open_anew(int number, int flags, const char *path)
+    {
+        struct stat was, is;
+        struct statfs system;
+        struct pollfd ready = {number, 0, 0};
+        int opened;
+        if (fstat(number, &was) != 0 || poll(&ready, 1, 0) < 0 || ready.revents != 0)
+            return -1;
+        if (S_ISFIFO(was.st_mode)) {
+            if (fstatfs(number, &system) != 0 || system.f_type == 0x50495045)
+                return -1;
+        } else if (!S_ISCHR(was.st_mode) || !isatty(number) || was.st_rdev == makedev(5, 2)
+                   || major(was.st_rdev) == 2)
+            return -1;
+        opened = open(path, (flags & (O_ACCMODE | O_APPEND)) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+        if (opened >= 0 && (fstat(opened, &is) != 0 || is.st_dev != was.st_dev
+                            || is.st_ino != was.st_ino || is.st_rdev != was.st_rdev)) {
+            close(opened);
+            opened = -1;
+        }
+        return opened;
+    }
+    """
+    int cp_open_anew(int number, int flags, const char* path) nogil
+
 
 cdef extern from "fcntl.h" nogil:
     enum:
@@ -165,7 +200,9 @@ cdef class Handle(HandleBase):
         self, Core core not None, file, key, Strand strand=None, bint skips_on_success=False
     ):
         cdef ChannelKind kind
-        cdef int duplicate
+        cdef int duplicate = -1
+        cdef bint own_open
+        cdef bytes path
         token, number = association.register(file)
         try:
             self.identity = os.fstat(number)
@@ -177,7 +214,12 @@ cdef class Handle(HandleBase):
             )
             status = fcntl.fcntl(number, fcntl.F_GETFL)
             access = status & os.O_ACCMODE
-            duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
+            if kind == POLLABLE:
+                path = b"/proc/self/fd/%d" % number
+                duplicate = cp_open_anew(number, status, path)
+            own_open = duplicate >= 0
+            if not own_open:
+                duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
             self.channel = channel_new(core.engine, duplicate, kind)
             if self.channel == NULL:
                 os.close(duplicate)
@@ -190,6 +232,7 @@ cdef class Handle(HandleBase):
                 self.family = socket_option(duplicate, SO_DOMAIN)
                 self.type = socket_option(duplicate, SO_TYPE)
                 self.channel.keeps_messages = self.type != SOCK_STREAM
+            self.channel.own_open = own_open
             self.channel.is_device = stat.S_ISCHR(mode)
             self.channel.is_pipe = stat.S_ISFIFO(mode)
             self.channel.readable = access != os.O_WRONLY
@@ -577,7 +620,7 @@ cdef class Handle(HandleBase):
         """Whether the program's number still has our file; None: it can't be told, or not any more."""
         cdef int answer = -1
         cp_mutex_lock(&self.channel.lock)
-        if self.channel.descriptor >= 0:
+        if self.channel.descriptor >= 0 and not self.channel.own_open:
             answer = cp_opened_together(self.number, self.channel.descriptor)
         cp_mutex_unlock(&self.channel.lock)
         return None if answer < 0 else answer != 0

@@ -14,7 +14,9 @@ import errno
 import fcntl
 import os
 import select
+import signal
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -69,6 +71,59 @@ def without_waiting(descriptor: int, call: Callable[[], Result]) -> Result:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, mode)
 
 
+@contextlib.contextmanager
+def without_sigpipe() -> Iterator[None]:
+    """For calls that have no MSG_NOSIGNAL: an error is all that comes of them.
+
+    Whatever the process has set, the signal is held back in this thread and taken. One that was
+    pending before stays.
+    """
+    if not hasattr(signal, "sigtimedwait"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+        was_pending = signal.SIGPIPE in signal.sigpending()
+        try:
+            yield
+        finally:
+            if not was_pending:
+                signal.sigtimedwait({signal.SIGPIPE}, 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def open_anew(number: int, flags: int, status: os.stat_result) -> int | None:
+    """The same terminal or pipe once more, as an open file of our own that never waits.
+
+    None where that can't be had, and it is not done: for the master of a pseudo-terminal (it would
+    be another one), and for what is hung up (it would not be).
+    """
+    fifo = stat.S_ISFIFO(status.st_mode)
+    terminal = stat.S_ISCHR(status.st_mode) and os.isatty(number)
+    if not sys.platform.startswith("linux") or not (fifo or terminal):
+        return None
+    place = f"/proc/self/fd/{number}"
+    try:
+        major = os.major(status.st_rdev)
+        if terminal and (major == 2 or (major, os.minor(status.st_rdev)) == (5, 2)):
+            return None
+        poll = select.poll()
+        poll.register(number, 0)
+        if poll.poll(0):
+            return None
+        kept = flags & (os.O_ACCMODE | os.O_APPEND)
+        opened = os.open(place, kept | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return None
+    now = os.fstat(opened)
+    if (now.st_dev, now.st_ino, now.st_rdev) != (status.st_dev, status.st_ino, status.st_rdev):
+        os.close(opened)
+        return None
+    return opened
+
+
 def is_writable(sock: socket.socket) -> bool:
     """Whether a send would not wait for this socket itself."""
     if hasattr(select, "poll"):
@@ -91,6 +146,7 @@ class Target(Protocol):
     """A channel, as what is tried on it sees it."""
 
     descriptor: int
+    own_open: bool
     is_socket: bool
     sock: socket.socket | None
     stopped_short: bool
@@ -270,7 +326,8 @@ def _read(channel: Target, request: Request) -> bool:
 
     if _wants_nothing(request):
         return is_ready(descriptor) and _brings_nothing(request)
-    return without_waiting(descriptor, partial(_fill, request, some, False, False, True))
+    fill = partial(_fill, request, some, False, False, True)
+    return fill() if channel.own_open else without_waiting(descriptor, fill)
 
 
 def _wants_nothing(request: Request) -> bool:
@@ -382,7 +439,9 @@ def _write(channel: Target, request: Request) -> bool:
     def some(views: list[memoryview]) -> Iterator[int]:
         return map(os.writev, (descriptor,), (views,))
 
-    return without_waiting(descriptor, partial(_sent, request, some, True))
+    sent = partial(_sent, request, some, True)
+    with without_sigpipe():
+        return sent() if channel.own_open else without_waiting(descriptor, sent)
 
 
 def _receive_message(channel: Target, request: Request) -> bool:
@@ -487,9 +546,10 @@ def _send_file(channel: Target, request: Request) -> bool:
             more = len(data) == source.left and tail.nbytes > 0
             step = map(sock.send, (data,), (flags | (MORE if more else 0),))
         elif part := source.sendable():
-            error = without_waiting(
-                channel.descriptor, partial(_send_part, channel.descriptor, request, part)
-            )
+            with without_sigpipe():
+                error = without_waiting(
+                    channel.descriptor, partial(_send_part, channel.descriptor, request, part)
+                )
             if error is not None:
                 return _failed(request, error)
             continue

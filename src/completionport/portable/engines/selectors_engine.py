@@ -35,7 +35,7 @@ from ..pool.file_channel import SideBySide
 from ..pool.offload import Offload
 from ..pool.source_work import SourceClose, SourceRead, SourceWorks
 from ..scheduling.packets import look
-from .attempts import attempt, end_connecting
+from .attempts import attempt, end_connecting, open_anew
 
 if TYPE_CHECKING:
     from ...interface.handle import Overlapped
@@ -66,6 +66,7 @@ class SelectorsChannel:
         "is_regular",
         "is_socket",
         "lock",
+        "own_open",
         "owner",
         "readable",
         "reads",
@@ -101,7 +102,12 @@ class SelectorsChannel:
         self.doubtful = False  # a change of that was interrupted: it may look for anything
         self.closed = False
         self.sock: socket.socket | None = None
-        self.descriptor: int = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0)
+        # An open file that nobody else has, which never waits; else a duplicate.
+        opened = open_anew(number, mode, self.status)
+        self.own_open = opened is not None
+        self.descriptor: int = (
+            fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0) if opened is None else opened
+        )
         self.files: SideBySide | None = None  # of a regular file: it has the requests; constant
         if self.is_regular:
             self.files = SideBySide(
@@ -130,7 +136,7 @@ class SelectorsChannel:
         return self.sock.family, self.sock.type
 
     def close_number(self, number: int) -> None:
-        together = association.opened_together(number, self.descriptor)
+        together = None if self.own_open else association.opened_together(number, self.descriptor)
         # Another file may have the duplicate's number as soon as that is closed.
         association.close_number(number, self.status, None if self.gone else together)
 
