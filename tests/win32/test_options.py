@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import socket
 import sys
 import uuid
@@ -179,6 +182,30 @@ class TestFormatMessage:
         text = win32.FormatMessage(self.FLAGS, win32.NULL, getattr(win32, name), 0)
         assert text.endswith("\r\n")
         assert len(text.strip()) > 5
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="there the texts are the system's")
+    def test_each_code_has_the_text_that_belongs_to_it(self) -> None:
+        """Of several errnos with one code: 87 was "No such process", 10054 "Protocol error"."""
+        texts = {
+            name: win32.FormatMessage(self.FLAGS, win32.NULL, code).removesuffix(".\r\n")
+            for name, code in vars(win32).items()
+            if re.match("ERROR_|WSAE|WSA[HNT]", name)
+        }
+        assert len(texts) > 70
+        assert [name for name, text in texts.items() if not text] == []
+        for name, text in texts.items():
+            if name.startswith("WSAE"):
+                assert text == os.strerror(getattr(errno, name[3:])), name
+        for code, words in {
+            "ERROR_INVALID_PARAMETER": "argument",
+            "ERROR_INVALID_HANDLE": "handle",
+            "ERROR_PATH_NOT_FOUND": "folder",
+            "ERROR_NETNAME_DELETED": "reset",
+            "ERROR_ABANDONED_WAIT_0": "closed",
+            "ERROR_TOO_MANY_OPEN_FILES": os.strerror(errno.EMFILE),
+            "ERROR_ACCESS_DENIED": os.strerror(errno.EACCES),
+        }.items():
+            assert words in texts[code], code
 
     def test_a_code_without_a_text(self, system: str) -> None:
         assert win32.FormatMessage(self.FLAGS, win32.NULL, 0x2FFFFFFF) == ""

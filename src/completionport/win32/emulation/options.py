@@ -12,12 +12,31 @@ import termios
 import time
 from typing import Any
 
-from ...interface.error_codes import CODES, codes_of
+from ...interface.error_codes import CODES, UNKNOWN, codes_of
+from .. import constants
 from ..constants import (
+    ERROR_ABANDONED_WAIT_0,
+    ERROR_BROKEN_PIPE,
+    ERROR_DEV_NOT_EXIST,
+    ERROR_FILE_EXISTS,
     ERROR_HANDLE_EOF,
+    ERROR_HOST_UNREACHABLE,
+    ERROR_INSUFFICIENT_BUFFER,
+    ERROR_INVALID_FUNCTION,
+    ERROR_INVALID_HANDLE,
+    ERROR_INVALID_PARAMETER,
     ERROR_IO_INCOMPLETE,
     ERROR_IO_PENDING,
+    ERROR_MORE_DATA,
+    ERROR_MR_MID_NOT_FOUND,
+    ERROR_NEGATIVE_SEEK,
+    ERROR_NETNAME_DELETED,
+    ERROR_NETWORK_UNREACHABLE,
+    ERROR_NOT_FOUND,
+    ERROR_NOT_SUPPORTED,
+    ERROR_PATH_NOT_FOUND,
     ERROR_SUCCESS,
+    ERROR_TOO_MANY_OPEN_FILES,
     FIONBIO,
     FIONREAD,
     SIO_KEEPALIVE_VALS,
@@ -34,6 +53,7 @@ from ..constants import (
     WSAHOST_NOT_FOUND,
     WSANO_DATA,
     WSANO_RECOVERY,
+    WSANOTINITIALISED,
     WSATRY_AGAIN,
     WSATYPE_NOT_FOUND,
 )
@@ -46,21 +66,49 @@ NEVER = 0xFFFFFFFF
 
 _WORDS = {
     ERROR_SUCCESS: "The operation completed successfully.",
+    ERROR_INVALID_FUNCTION: "What was asked for makes no sense for this file.",
+    ERROR_PATH_NOT_FOUND: "There is no such folder.",
+    ERROR_INVALID_HANDLE: "The handle is closed, or of another kind.",
+    UNKNOWN.windows: "It failed, for a reason that has no code.",
     ERROR_HANDLE_EOF: "The end of the file was reached.",
+    ERROR_DEV_NOT_EXIST: "The device is not there any more.",
+    ERROR_NETNAME_DELETED: "The connection was reset.",
+    ERROR_FILE_EXISTS: "The file exists already.",
+    ERROR_INVALID_PARAMETER: "An argument is not valid.",
+    ERROR_BROKEN_PIPE: "The other side of the pipe was closed.",
+    ERROR_INSUFFICIENT_BUFFER: "The buffer is too small.",
+    ERROR_NEGATIVE_SEEK: "The place lies before the beginning of the file.",
+    ERROR_MORE_DATA: "There is more data than the buffer has room for.",
+    ERROR_MR_MID_NOT_FOUND: "There is no text for this code.",
+    ERROR_ABANDONED_WAIT_0: "What the thread waited for was closed.",
     ERROR_IO_INCOMPLETE: "The operation has not completed yet.",
     ERROR_IO_PENDING: "The operation is under way.",
+    ERROR_NOT_FOUND: "There is no such operation under way.",
     WAIT_TIMEOUT: "The time for the wait is over.",
+    WSANOTINITIALISED: "WSAStartup was not called.",
     WSAHOST_NOT_FOUND: "No such host is known.",
     WSANO_DATA: "The host has no address of this kind.",
     WSANO_RECOVERY: "The name server could not answer.",
     WSATRY_AGAIN: "The name server did not answer; it may do so later.",
     WSATYPE_NOT_FOUND: "No such service is known.",
 }
-"""Of codes that stand for no errno."""
-_ERRNOS = {codes.windows: number for number, codes in reversed(CODES.items())} | {
-    codes.winsock: number for number, codes in reversed(CODES.items()) if codes.winsock != WSAEINVAL
-}
-_ERRNOS[WSAEINVAL] = errno.EINVAL
+"""Of codes that stand for no errno, or for several."""
+_ERRNOS = (
+    {codes.windows: number for number, codes in reversed(CODES.items())}
+    | {codes.winsock: number for number, codes in reversed(CODES.items())}
+    | {
+        # Of several errnos with one code the one that has its name.
+        code: getattr(errno, name[3:])
+        for name, code in vars(constants).items()
+        if name.startswith("WSAE") and hasattr(errno, name[3:])
+    }
+    | {
+        ERROR_TOO_MANY_OPEN_FILES: errno.EMFILE,
+        ERROR_NOT_SUPPORTED: errno.EOPNOTSUPP,
+        ERROR_NETWORK_UNREACHABLE: errno.ENETUNREACH,
+        ERROR_HOST_UNREACHABLE: errno.EHOSTUNREACH,
+    }
+)
 
 
 class EngineOptions:
