@@ -332,3 +332,18 @@ def test_the_command_ends_with_a_second_signal(engine):
     assert process.returncode == 130
     assert re.search(rb"Served 1 clients", output)
     assert errors == b""
+
+
+@unix_only
+@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+def test_the_command_heeds_a_signal_once_it_has_said_that_it_serves(engine, number):
+    """It said so before: a signal right behind that ended it at once, without its summary."""
+    for _ in range(5):
+        command = ["-m", "completionport", "echo", "--port", "0", "--engine", engine]
+        with program(command, stdout=-1, stderr=-1) as process:
+            assert process.stdout.readline().startswith(b"Echo server on 127.0.0.1:")
+            process.send_signal(number)
+            output, errors = process.communicate(timeout=LONG)
+        assert process.returncode == 0
+        assert output.startswith(b"Served 0 clients")
+        assert errors == b""

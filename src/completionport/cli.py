@@ -81,7 +81,15 @@ def _echo(options: argparse.Namespace) -> int:
 
 
 def _serve_echo(options: argparse.Namespace, output: Lines) -> None:
-    server = Server(
+    class EchoServer(Server):
+        def start(self) -> None:
+            # Said once signals are heeded: whoever has read it may end the server by one.
+            host, port = self.address[:2]
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            output.say(f"Echo server on {where}, engine {self.completion_port.engine}")
+            super().start()
+
+    server = EchoServer(
         Echo(output, options.quiet),
         options.host,
         options.port,
@@ -92,9 +100,6 @@ def _serve_echo(options: argparse.Namespace, output: Lines) -> None:
         idle_timeout=options.idle_timeout,
         engine=options.engine,
     )
-    host, port = server.address[:2]
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    output.say(f"Echo server on {where}, engine {server.completion_port.engine}")
     try:
         server.serve_forever()
     finally:
