@@ -129,7 +129,8 @@ def _engines(options: argparse.Namespace) -> int:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
     if os.environ.get("COMPLETIONPORT_ENGINE"):
-        print(f"\nCOMPLETIONPORT_ENGINE asks for {default}, where a port is not told otherwise")
+        unknown = "" if default in ENGINES else ", which is no engine"
+        print(f"\nCOMPLETIONPORT_ENGINE asks for {default}{unknown}, where a port is told none")
     for report in reports:
         if report.features:
             print(f"\n{report.name}: what this kernel has")

@@ -167,6 +167,11 @@ def default_engine() -> str:
 def port_class(engine: str | None) -> type[CompletionPort]:
     """The implementation of the engine asked for, or of the best one here."""
     wanted = engine if engine is not None else default_engine()
+    if engine is None and wanted not in ENGINES:
+        raise ValueError(
+            f"unknown engine {wanted!r} in the environment variable COMPLETIONPORT_ENGINE: "
+            f"it is one of {', '.join(ENGINES)}, or empty for the best one"
+        )
     report = _report(wanted, False)
     if not report.usable:
         raise EngineUnavailable(wanted, report.reason, report.remedy)

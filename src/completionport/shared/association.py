@@ -68,7 +68,10 @@ def claim(token: Hashable, file: Any) -> None:
     """Note that a file belongs to a port, under a token of its own; `AlreadyAssociated`."""
     entry = [file]
     if taken.setdefault(token, entry) is not entry:
-        raise AlreadyAssociated(f"{file!r} belongs to a completion port already")
+        raise AlreadyAssociated(
+            f"{file!r} belongs to a completion port already: use the handle that it has, or close "
+            "that and associate a new file"
+        )
 
 
 def release(token: Hashable, _taken: dict[Hashable, list[Any]] = taken) -> None:

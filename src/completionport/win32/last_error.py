@@ -13,9 +13,9 @@ _last = _LastError()
 
 
 def GetLastError() -> int:
-    """The code that the last failed call of this thread has left; a success leaves it alone.
+    """The code that the last failed call of this thread has left. Each thread has its own.
 
-    But some of `CreateFile`, which says so. Each thread has its own. Win32: ``GetLastError``.
+    A call that succeeds leaves it alone, but for a `CreateFile` that may create a file: see there.
     """
     return _last.code
 

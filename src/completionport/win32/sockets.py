@@ -48,6 +48,7 @@ class SOCKET(_socket.socket):
     __slots__ = ()
 
     def close(self) -> None:
+        """Close it, as `closesocket` does."""
         system.close_socket(self)
 
     def __repr__(self) -> str:
