@@ -27,6 +27,7 @@ ABOUT_THREADS = examples("docs/threads.md")
 FROM_WIN32 = examples("docs/from-win32.md")
 ABOUT_EVENTS = examples("docs/events.md")
 ABOUT_FILES = examples("docs/files.md")
+ABOUT_SERVERS = examples("docs/servers.md")
 OF_UNIX = re.compile(r'"sh"|os\.kill\(|O_DIRECTORY')
 
 
@@ -82,6 +83,7 @@ def test_the_readmes_port_prints_what_it_says():
         *parameters("from-win32", FROM_WIN32),
         *parameters("events", ABOUT_EVENTS),
         *parameters("files", ABOUT_FILES),
+        *parameters("servers", ABOUT_SERVERS),
     ],
 )
 def test_the_examples_of_a_page_print_what_they_say(engine, example):
