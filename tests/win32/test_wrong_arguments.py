@@ -192,3 +192,8 @@ def test_fields_of_structures_take_what_fits(make, field, value, error):
     structure = make()
     with pytest.raises(error):
         setattr(structure, field, value)
+
+
+def test_the_name_of_a_file_is_named_where_it_is_none() -> None:
+    with pytest.raises(TypeError, match="lpFileName"):
+        win32.CreateFile(3, win32.GENERIC_READ)  # type: ignore[arg-type]

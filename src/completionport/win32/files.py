@@ -36,10 +36,10 @@ def CreateFile(
 
     ``dwDesiredAccess``: ``GENERIC_READ``, ``GENERIC_WRITE``. ``dwShareMode``: what others may do
     meanwhile, which only Windows enforces. ``dwCreationDisposition``: ``OPEN_EXISTING``,
-    ``CREATE_ALWAYS`` and so on. ``dwFlagsAndAttributes``: without ``FILE_FLAG_OVERLAPPED`` no port
-    takes the file, and an operation on it returns when it is done. A folder is opened with
-    ``FILE_FLAG_BACKUP_SEMANTICS`` only (else ``ERROR_ACCESS_DENIED``). Other flags count on
-    Windows.
+    ``CREATE_ALWAYS`` and so on. ``dwFlagsAndAttributes``: without ``FILE_FLAG_OVERLAPPED``, which
+    is the default, no port takes the file, and an operation on it returns when it is done. A folder
+    is opened with ``FILE_FLAG_BACKUP_SEMANTICS`` only (else ``ERROR_ACCESS_DENIED``). Other flags
+    count on Windows.
 
     The last error tells a missing folder (``ERROR_PATH_NOT_FOUND``) from a missing file
     (``ERROR_FILE_NOT_FOUND``). ``TRUNCATE_EXISTING`` needs ``GENERIC_WRITE``
@@ -51,6 +51,8 @@ def CreateFile(
     """
     if lpSecurityAttributes is not None or hTemplateFile is not None:
         raise ValueError("CreateFile() takes no security attributes and no template: give None")
+    if not isinstance(lpFileName, str | bytes | os.PathLike):
+        raise TypeError(f"lpFileName must be a path, not {type(lpFileName).__name__}")
     name = os.fsdecode(lpFileName)
     if "\0" in name:
         raise ValueError("a file's name has no NUL character")

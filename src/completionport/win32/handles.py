@@ -7,7 +7,7 @@ import threading
 from typing import Final
 
 from .arguments import check_handle
-from .constants import DUPLICATE_CLOSE_SOURCE, DUPLICATE_SAME_ACCESS, ERROR_INVALID_HANDLE
+from .constants import DUPLICATE_CLOSE_SOURCE, DUPLICATE_SAME_ACCESS, ERROR_INVALID_HANDLE, NULL
 from .last_error import SetLastError
 from .structures import HANDLE
 
@@ -39,14 +39,14 @@ def DuplicateHandle(
     dwDesiredAccess: int = 0,
     bInheritHandle: bool = False,
     dwOptions: int = DUPLICATE_SAME_ACCESS,
-) -> tuple[bool, HANDLE | None]:
+) -> tuple[bool, HANDLE]:
     """Make one more handle for a port, a file, an event or a thread: ``(True, handle)``.
 
     Both processes are `GetCurrentProcess`, no handle is inherited, and the access is the same
     (``DUPLICATE_SAME_ACCESS``): anything else is a `ValueError`. With ``DUPLICATE_CLOSE_SOURCE``
     the source is closed. The object goes when its last handle is closed.
 
-    ``(False, None)`` and ``ERROR_INVALID_HANDLE`` for a closed handle. A socket is no handle here:
+    ``(False, NULL)`` and ``ERROR_INVALID_HANDLE`` for a closed handle. A socket is no handle here:
     `socket.socket.dup` makes a second one.
     """
     for name, process in (
@@ -63,7 +63,7 @@ def DuplicateHandle(
         found = hSourceHandle._object
         if found is None or hSourceHandle is _CURRENT_PROCESS:
             SetLastError(ERROR_INVALID_HANDLE)
-            return False, None
+            return False, NULL
         if dwOptions & DUPLICATE_CLOSE_SOURCE:
             hSourceHandle._object = None
         else:
