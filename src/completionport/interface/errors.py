@@ -116,7 +116,7 @@ class PortOwned(CompletionPortError, RuntimeError):
 
     def __init__(self, what: str, owner: str) -> None:
         super().__init__(
-            f"{what} can't be had of the port that belongs to {owner}: its workers take every "
+            f"{what} can't be used on the port that belongs to {owner}: its workers take every "
             "packet and know only the server's. Make a CompletionPort of your own for this, with a "
             "WorkerPool or threads in get() for its packets; a server's port is for blocking(), "
             "stats() and close()"

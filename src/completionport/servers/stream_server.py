@@ -159,6 +159,9 @@ class Server(Service):
     from it until they have gone out.
     ``reuse_port``: SO_REUSEPORT, so that several processes can share the port.
 
+    Call `serve_forever`, or `start` and `stop`, or use it as a context manager: that starts the
+    server, and stops it at the end of the block with the usual grace.
+
     Raised: `TypeError` and `ValueError` for wrong arguments, `OSError` when the address can't be
     had, which it names, `EngineUnavailable`.
 
