@@ -82,6 +82,7 @@ from .ring cimport (
     Ring,
     commit_entry,
     cp_cqe,
+    cp_fault_result,
     cp_sqe,
     cp_uring_enter,
     known_opcodes,
@@ -490,8 +491,8 @@ cdef void watch_completed(Uring* uring, Stream* stream, int32_t result, uint32_t
     if not channel.closing:
         if result > 0 and result & POLLERR:
             stream_failed(stream)
-        elif result == -ECANCELED and not stream.wants_input:
-            # The thread that has begun it has ended.
+        elif ended and not stream.wants_input:
+            # The thread that has begun it has ended, or there was no memory or no room for a completion.
             watch(&uring.engine, stream)
     if ended:
         request_over(channel)
@@ -629,6 +630,7 @@ cdef bint reap_once(Uring* uring) noexcept nogil:
         cqe = uring.ring.cqes[head & uring.ring.cq_mask]
         head += 1
         cp_store_release(uring.ring.cq_head, head)
+        cp_fault_result(&cqe)
         cp_received(<void*> <uintptr_t> cqe.user_data)
         if cqe.user_data & TAG_MASK == TAG_INPUT:
             input_completed(uring, <Stream*> <uintptr_t> (cqe.user_data - TAG_INPUT), cqe.res, cqe.flags)

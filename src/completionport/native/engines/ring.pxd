@@ -23,6 +23,10 @@ cdef extern from "uring_abi.h" nogil:
         uint32_t flags
     int cp_uring_enter(int fd, unsigned submit, unsigned wanted, unsigned flags, int64_t timeout_ns)
 
+cdef extern from "ring_faults.h" nogil:
+    void cp_fault_request(cp_sqe* sqe)
+    void cp_fault_result(cp_cqe* cqe)
+
 cdef struct Ring:
     int descriptor
     uint32_t features           # IORING_FEAT_...
@@ -63,6 +67,7 @@ cdef inline cp_sqe* next_entry(Ring* ring) noexcept nogil:
 
 cdef inline void commit_entry(Ring* ring) noexcept nogil:
     cp_passed_on(<void*> <uintptr_t> ring.sqes[ring.tail & ring.sq_mask].user_data)
+    cp_fault_request(&ring.sqes[ring.tail & ring.sq_mask])
     ring.tail += 1
     cp_store_release(ring.sq_tail, ring.tail)
 
