@@ -58,6 +58,22 @@ class TestLimits:
         assert handler.count("connected") == 3
         assert server.stats()["connections"] == 2
 
+    def test_clients_that_waited_before_the_start(self, serve, dial):
+        with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
+            clients = [socket.create_connection(listener.getsockname()) for _ in range(8)]
+            with contextlib.ExitStack() as open_ones:
+                for client in clients:
+                    open_ones.enter_context(client).settimeout(LONG)
+                handler = Echo()
+                server = serve(handler, listener=listener, max_connections=2, concurrency=1)
+                for after, client in enumerate(clients, 2):
+                    for _ in range(5):
+                        client.sendall(b"x")
+                        assert read_exactly(client, 1) == b"x"
+                        assert server.stats()["connections"] <= 2
+                    assert handler.count("connected") <= after
+                    client.close()
+
     def test_a_full_server_serves_all_in_the_end(self, serve, dial):
         server = serve(Echo(), max_connections=3)
 

@@ -528,7 +528,8 @@ cdef int64_t next_input(
         stream.first_chunk = chunk.next
         stream.current = chunk
         count_held(stream, chunk, -1)
-        if stream.wants_input and not stream.armed:
+        # With a limit the listener looks first whether one more may come.
+        if stream.wants_input and not stream.armed and not stream.single:
             arm_input(<Uring*> engine, stream)
         return chunk.size
     if stream.error != 0:
