@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import threading
 import time
+from queue import SimpleQueue
 
 import pytest
 
@@ -127,6 +129,47 @@ class TestTheAnswerArrives:
         assert handler.end() is None
         assert handler.names() == ["connected", "closed"]
 
+    def test_while_a_worker_receives_nothing_is_mixed_up(self, serve, concurrency):
+        """Each client sends one byte again and again: whatever is delivered holds that one."""
+
+        class Reading(Recorder):
+            def received(self, connection, data):
+                if connection.state is None:
+                    connection.state = True
+                    queue.put(connection)
+                if data.count(data[:1]) != len(data):
+                    mixed.append(len(data))
+
+        def talk(number):
+            piece = bytes([number]) * 65536
+            while time.monotonic() < until:
+                client = socket.create_connection(server.address, LONG)
+                with client, contextlib.suppress(OSError):
+                    for _ in range(20):
+                        client.sendall(piece)
+                    read_to_end(client)
+
+        def close():
+            while (connection := queue.get()) is not None:
+                time.sleep(random.random() / 10000)
+                connection.close()
+
+        seed = random.randrange(10**6)
+        print(f"seed {seed}")
+        random.seed(seed)
+        queue, mixed = SimpleQueue(), []
+        server = serve(Reading(), concurrency=concurrency, workers=4, buffer_size=32000)
+        until = time.monotonic() + 2
+        closers = [Background(close) for _ in range(3)]
+        for client in [Background(talk, number) for number in range(1, 7)]:
+            client.outcome()
+        for _ in closers:
+            queue.put(None)
+        for closer in closers:
+            closer.outcome()
+        wait_until(lambda: server.stats()["connections"] == 0)
+        assert not mixed
+
     def test_of_a_connection_that_was_paused(self, serve, dial, concurrency):
         class Paused(Recorder):
             def received(self, connection, data):
@@ -179,7 +222,7 @@ class TestHowLong:
         assert handler.end() is None
         assert handler.closed_at - began < SOON
 
-    def test_for_two_seconds_at_most(self, serve, dial, concurrency):
+    def test_for_two_seconds_at_most(self, serve, dial, concurrency, capfd):
         handler = Answering()
         server = serve(handler, concurrency=concurrency, workers=4)
         clients = [dial(server) for _ in range(3)]
@@ -195,6 +238,7 @@ class TestHowLong:
         client.sendall(b"question")
         assert read_to_end(client) == b"answer"
         wait_until(lambda: handler.count("closed") == 4)
+        assert "ignored" not in capfd.readouterr().err
 
     def test_for_a_mebibyte_at_most(self, serve, dial, concurrency):
         handler = Answering()

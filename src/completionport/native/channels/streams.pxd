@@ -37,7 +37,7 @@ cdef int64_t stream_input_if_ready(Stream* stream, char* scratch, size_t size) n
 cdef void stream_ready(Stream* stream, bint at_end, bint failed) noexcept nogil
 cdef void stream_failed(Stream* stream) noexcept nogil
 cdef void stream_ask_for_failure(Stream* stream) noexcept nogil
-cdef bint stream_linger(Stream* stream) noexcept nogil
+cdef bint stream_linger(Stream* stream, bint at_it) noexcept nogil
 cdef void stream_start_output(Stream* stream) noexcept nogil
 cdef void stream_append_block(Stream* stream, Block* block) noexcept nogil
 cdef void stream_block_done(Stream* stream) noexcept nogil

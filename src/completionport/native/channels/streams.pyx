@@ -148,12 +148,12 @@ cdef void stream_ask_for_failure(Stream* stream) noexcept nogil:
         stream.error = ECONNRESET if error == EPIPE else error
 
 
-cdef bint stream_linger(Stream* stream) noexcept nogil:
+cdef bint stream_linger(Stream* stream, bint at_it) noexcept nogil:
     """All that was queued has gone out: end our side, and throw away what the peer still sends.
 
     A socket that is closed with input that nobody has read, or that gets some later, resets its connection,
     and the peer loses what it has not taken yet (RFC 9112, 9.6). True: there is nothing to wait for any
-    more, and the caller closes the channel.
+    more, and the caller closes the channel. ``at_it``: the caller is the worker that has the stream.
     """
     if not stream.lingering:
         if stream.ended or stream.error != 0:
@@ -161,20 +161,23 @@ cdef bint stream_linger(Stream* stream) noexcept nogil:
         stream.lingering = True
         stream.linger_left = LINGER_BYTES
         stream.wants_input = True
-        if stream.hung_up and discard(stream):
+        if stream.hung_up and discard(stream, at_it):
             return True
         if shutdown(stream.channel.descriptor, SHUT_WR) != 0:
             return True
         stream.channel.engine.type.start_input(stream.channel.engine, stream)
-    return discard(stream)
+    return discard(stream, at_it)
 
 
-cdef bint discard(Stream* stream) noexcept nogil:
+cdef bint discard(Stream* stream, bint at_it) noexcept nogil:
     """Throw away what has come; True: that was all there can be, or as much as we take."""
     cdef Engine* engine = stream.channel.engine
     cdef char scratch[DISCARDED_AT_ONCE]
     cdef char* data
     cdef int64_t size
+    if stream.scheduled and not at_it and (stream.current != NULL or stream.first_chunk != NULL):
+        # A worker may be reading that, without the lock: it goes on here when it has done.
+        return False
     while stream.linger_left > 0:
         size = engine.type.next_input(engine, stream, scratch, sizeof(scratch), &data)
         if size == -EAGAIN:

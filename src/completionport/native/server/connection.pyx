@@ -228,7 +228,7 @@ cdef class Connection:
             if stream.first_block != NULL:
                 stream.channel.engine.type.stop_input(stream.channel.engine, stream)
             else:
-                over = stream_linger(stream)
+                over = stream_linger(stream, False)
                 if not over:
                     # A worker sees to it that it does not last.
                     stream_schedule(stream, True)

@@ -548,7 +548,7 @@ cdef class ServerCore(ServerBase):
                 if connection.throttled:
                     cp_set(&connection.throttled, False)
                     connection.want_input()
-            over = stream.close_when_sent and stream_linger(stream)
+            over = stream.close_when_sent and stream_linger(stream, True)
         cp_mutex_unlock(&stream.channel.lock)
         if over:
             channel_close(&stream.channel, False)
