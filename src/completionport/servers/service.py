@@ -174,7 +174,9 @@ class Service(Unique):
     def start(self) -> None:
         """Serve, and let the workers go; returns at once. A server is started once.
 
-        The workers keep the process alive until `stop`, also when the main thread has ended.
+        The workers keep the process alive until `stop`, also when the main thread has ended. They
+        are daemons all the same, and so is a `threading.Thread` that a callback makes, unless it is
+        told ``daemon=False``: the end of the program does not wait for it.
 
         Raised: `RuntimeError` when it was started or stopped before, or when the system refuses a
         thread; whatever else is raised, it is stopped then too.
