@@ -56,14 +56,19 @@ class Chat(Handler):
         return str(connection.peername[1] if connection.peername else "somebody")
 
 
+class ChatServer(Server):
+    def start(self) -> None:
+        # Here and not before serve_forever: who reads it may end the server by a signal.
+        print(f"Listening on port {self.address[1]}", flush=True)
+        super().start()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, default=5050)
     parser.add_argument("--engine")
     options = parser.parse_args()
-    server = Server(Chat(), port=options.port, engine=options.engine)
-    print(f"Listening on port {server.address[1]}", flush=True)
-    server.serve_forever()
+    ChatServer(Chat(), port=options.port, engine=options.engine).serve_forever()
 
 
 if __name__ == "__main__":

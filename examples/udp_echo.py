@@ -24,14 +24,20 @@ class Echo(DatagramHandler):
         endpoint.send(data, address)
 
 
+class EchoServer(DatagramServer):
+    def start(self) -> None:
+        # Here and not before serve_forever: who reads it may end the server by a signal.
+        host, port = self.address[:2]
+        engine = self.completion_port.engine
+        print(f"UDP echo on {host} port {port}, engine {engine}", flush=True)
+        super().start()
+
+
 def serve(options: argparse.Namespace) -> None:
-    server = DatagramServer(
+    server = EchoServer(
         Echo(), options.host, options.port, workers=options.workers, engine=options.engine
     )
     try:
-        host, port = server.address[:2]
-        engine = server.completion_port.engine
-        print(f"UDP echo on {host} port {port}, engine {engine}", flush=True)
         server.serve_forever()
     finally:
         server.stop()

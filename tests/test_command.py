@@ -336,14 +336,25 @@ def test_the_command_ends_with_a_second_signal(engine):
 
 @unix_only
 @pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
-def test_the_command_heeds_a_signal_once_it_has_said_that_it_serves(engine, number):
+@pytest.mark.parametrize(
+    ("command", "first", "last"),
+    [
+        (["-m", "completionport", "echo"], b"Echo server on 127.0.0.1:", b"Served 0 clients"),
+        ([ROOT / "examples/chat.py"], b"Listening on port ", b""),
+        ([ROOT / "examples/udp_echo.py"], b"UDP echo on 127.0.0.1 port ", b"0 datagrams"),
+    ],
+    ids=["echo", "chat", "udp_echo"],
+)
+def test_a_signal_is_heeded_once_a_program_has_said_that_it_serves(
+    engine, command, first, last, number
+):
     """It said so before: a signal right behind that ended it at once, without its summary."""
-    for _ in range(5):
-        command = ["-m", "completionport", "echo", "--port", "0", "--engine", engine]
-        with program(command, stdout=-1, stderr=-1) as process:
-            assert process.stdout.readline().startswith(b"Echo server on 127.0.0.1:")
+    for _ in range(3):
+        arguments = [*command, "--port", "0", "--engine", engine]
+        with program(arguments, stdout=-1, stderr=-1) as process:
+            assert process.stdout.readline().startswith(first)
             process.send_signal(number)
             output, errors = process.communicate(timeout=LONG)
         assert process.returncode == 0
-        assert output.startswith(b"Served 0 clients")
+        assert output.startswith(last)
         assert errors == b""
