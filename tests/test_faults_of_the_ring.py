@@ -249,6 +249,32 @@ OPERATIONS = textwrap.dedent("""
         left.close()
         right.close()
 
+    def send_file():
+        left, right = tcp()
+        one = port.associate(left, "file to send")
+        sent = rng.randbytes(3_000_000)
+        with tempfile.TemporaryFile() as source:
+            source.write(sent)
+            source.flush()
+            got = bytearray()
+            right.settimeout(LIMIT)
+
+            def read():
+                while piece := right.recv(1 << 20):
+                    got.extend(piece)
+
+            reader = threading.Thread(target=read)
+            reader.start()
+            begun(one.sendfile(source, 0, len(sent)))
+            failed = take()
+            left.shutdown(socket.SHUT_WR)
+            reader.join()
+        if got != sent if not failed else not sent.startswith(got):
+            fail(f"bytes of a file are lost or out of order: {len(got)} of {len(sent)}")
+        one.close()
+        left.close()
+        right.close()
+
     def datagrams():
         sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
         for sock in sockets:
@@ -289,6 +315,7 @@ OPERATIONS = textwrap.dedent("""
         cancel()
         datagrams()
         zero_copy()
+        send_file()
     told = {kind: count for kind in range(64) if (count := told_of_opcode(kind))}
     print("faults by opcode:", told)
     if len(told) < 3:
