@@ -121,3 +121,11 @@ class TestDatagrams:
         assert win32.WSAGetLastError() == win32.WSAEMSGSIZE
         assert room == b"he"
         assert sender.address == near.getsockname()
+
+
+def test_what_is_printed_of_addresses_and_handles() -> None:
+    code, found = win32.getaddrinfo("127.0.0.1", "80")
+    assert code == 0
+    assert "127.0.0.1" in repr(found[0])
+    assert repr(win32.INVALID_HANDLE_VALUE) == "<INVALID_HANDLE_VALUE>"
+    assert repr(win32.INVALID_SOCKET) == "<INVALID_SOCKET>"

@@ -173,6 +173,8 @@ class HANDLE:
         self._object = kernel_object
 
     def __repr__(self) -> str:
+        if self is INVALID_HANDLE_VALUE:
+            return "<INVALID_HANDLE_VALUE>"
         return "<HANDLE closed>" if self._object is None else f"<HANDLE {self._object!r}>"
 
     def __or__(self, bits: int) -> HANDLE:
@@ -439,6 +441,10 @@ class ADDRINFO:
         """The host's own name, of the first address with ``AI_CANONNAME``."""
         self.ai_addr: SOCKADDR | None = None
         """The address."""
+
+    def __repr__(self) -> str:
+        numbers = f"{self.ai_family}, {self.ai_socktype}, {self.ai_protocol}"
+        return f"<ADDRINFO {numbers}, {self.ai_canonname!r}, {self.ai_addr!r}>"
 
 
 class tcp_keepalive:
