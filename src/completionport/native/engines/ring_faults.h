@@ -86,8 +86,8 @@ static inline int cp_fault_error(const struct cp_sqe *sqe, uint64_t number)
     number /= 2;
     switch (sqe->opcode) {
     case CP_OP_RECV:
-        if (sqe->flags & CP_SQE_BUFFER_SELECT && number % 3 == 0)
-            return ENOBUFS;
+        if (passing && sqe->flags & CP_SQE_BUFFER_SELECT)
+            return CP_ONE_OF(number, EINTR, EAGAIN, ECANCELED, ENOBUFS);
         /* fall through */
     case CP_OP_RECVMSG:
         return passing ? CP_ONE_OF(number, EINTR, EAGAIN, ECANCELED) : CP_ONE_OF(number, ENOMEM, ECONNRESET);
