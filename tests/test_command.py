@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -21,8 +22,12 @@ ROOT = TESTS.parent
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+    """One that no client is given: who dials it before anybody listens may else meet itself."""
+    while True:
+        with contextlib.suppress(OSError):
+            sock = socket.create_server(("127.0.0.1", random.randrange(20000, 32000)))
+            with sock:
+                return sock.getsockname()[1]
 
 
 def dial(port):
