@@ -240,6 +240,26 @@ class TestHowLong:
         wait_until(lambda: handler.count("closed") == 4)
         assert "ignored" not in capfd.readouterr().err
 
+    def test_also_where_there_was_no_memory_for_the_timer(self, serve, dial, engine, monkeypatch):
+        if engine != "selectors":
+            pytest.skip("the compiled engines have the same in C")
+        handler = Answering()
+        server = serve(handler)
+        kind = type(server._port)
+        post_after, failures = kind.post_after, iter((True, False, True, True, False))
+
+        def short(port, *arguments):
+            if next(failures, False):
+                raise MemoryError
+            return post_after(port, *arguments)
+
+        monkeypatch.setattr(kind, "post_after", short)
+        client = dial(server)
+        client.sendall(b"question")
+        assert read_to_end(client) == b"answer"
+        assert handler.end() is None
+        assert next(failures, None) is None
+
     def test_for_a_mebibyte_at_most(self, serve, dial, concurrency):
         handler = Answering()
         client = dial(serve(handler, concurrency=concurrency, workers=4))

@@ -573,7 +573,7 @@ class ServerCore(WorkingCore):
         if type(key) is PortableConnection:
             key.take(completion)
         elif key is LOOK:
-            self._look()
+            persist(self._look)
         elif completion.overlapped is self._accept_operation:
             self._take_accepted(completion)
 
@@ -604,7 +604,7 @@ class ServerCore(WorkingCore):
             self._deaf[connection] = None
             first, self._looking = not self._looking, True
         if first:
-            self._look_later()
+            persist(self._look_later)
 
     def _look_later(self) -> None:
         with contextlib.suppress(PortClosed):
