@@ -177,11 +177,15 @@ def test_one_that_runs_from_its_checkout_is_told_to_build_there(tree):
 @needs_linux
 @pytest.mark.timeout(900)
 def test_a_build_that_must_compile_fails_where_it_can_not(tree, tmp_path):
+    shutil.copytree(tree, one := tmp_path / "one")
+    for source in one.rglob("*.pyx"):
+        if source.name != "guard.pyx":  # one module is enough
+            source.unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(tree)],
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(one)],
         env={**os.environ, "CC": "false", "COMPLETIONPORT_COMPILED": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode != 0
-    assert re.search(r"command '\S*false' failed", done.stdout + done.stderr)
+    assert re.search(r"error: [Cc]ommand .*false", done.stdout + done.stderr)
