@@ -295,7 +295,7 @@ WSASendTo = declare(
 TransmitFile_TYPE = ctypes.WINFUNCTYPE(
     *(_BOOL, HANDLE, HANDLE, DWORD, DWORD, _POINTER, _POINTER, DWORD), use_last_error=True
 )
-_getsockopt = declare(
+getsockopt = declare(
     ws2_32,
     *("getsockopt", ctypes.c_int, HANDLE, ctypes.c_int, ctypes.c_int, _POINTER, _POINTER),
 )
@@ -574,7 +574,7 @@ def can_part() -> bool:
 def is_socket(number: int) -> bool:
     """Whether a number is the handle of a socket."""
     kind, size = ctypes.c_int(), ctypes.c_int(ctypes.sizeof(ctypes.c_int))
-    return not _getsockopt(
+    return not getsockopt(
         number,
         socket.SOL_SOCKET,
         socket.SO_TYPE,

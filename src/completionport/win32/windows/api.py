@@ -150,6 +150,3 @@ format_message = declare(
 ioctl_socket = declare(
     ws2_32, "ioctlsocket", c_int, SOCKET_VALUE, ctypes.c_long, POINTER(ctypes.c_ulong)
 )
-get_option = declare(
-    ws2_32, "getsockopt", c_int, SOCKET_VALUE, c_int, c_int, c_void_p, POINTER(c_int)
-)

@@ -14,7 +14,7 @@ from typing import Any
 assert sys.platform == "win32"
 
 from ...interface.error_codes import codes_of
-from ...windows.api import last_error
+from ...windows.api import getsockopt, last_error
 from ..constants import (
     FIONBIO,
     FORMAT_MESSAGE_FROM_SYSTEM,
@@ -24,7 +24,7 @@ from ..constants import (
     SO_LINGER,
     WSAENOTSOCK,
 )
-from .api import format_message, get_option, ioctl_socket
+from .api import format_message, ioctl_socket
 
 
 class WindowsOptions:
@@ -58,7 +58,7 @@ class WindowsOptions:
         lingers = level == socket.SOL_SOCKET and option == SO_LINGER and not size
         memory = ctypes.create_string_buffer(size or 4)
         length = c_int(len(memory))
-        if get_option(sock.fileno(), level, option, memory, byref(length)) != 0:
+        if getsockopt(sock.fileno(), level, option, memory, byref(length)) != 0:
             return last_error(), None
         data = memory.raw[: length.value]
         if lingers:
