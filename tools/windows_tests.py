@@ -183,7 +183,7 @@ def main() -> int:
     workers = (os.cpu_count() or 1) + 1
     parser.add_argument("--workers", type=int, default=workers, help="(%(default)s)")
     parser.add_argument(
-        "--limit", type=float, default=240.0, metavar="SECONDS", help="for a file (%(default)s)"
+        "--limit", type=float, default=600.0, metavar="SECONDS", help="for a file (%(default)s)"
     )
     windows_python.add_options(parser)
     options = parser.parse_args()
