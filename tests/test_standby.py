@@ -381,6 +381,42 @@ class TestTheGil:
             "from completionport.native.primitives import gil; assert gil.told()", engine=engine
         )
 
+    def test_a_wait_for_it_that_goes_on_after_an_interruption_is_one(self, engine):
+        """A stop of the process interrupts it, and io_uring to finish requests of the thread."""
+        run_python(
+            """
+            import os, subprocess, sys, threading
+            from completionport.native.primitives import gil
+
+            STOPPING = '''
+            import os, signal, sys, time
+            for _ in range(40):
+                os.kill(int(sys.argv[1]), signal.SIGSTOP)
+                os.kill(int(sys.argv[1]), signal.SIGCONT)
+                time.sleep(0.005)
+            '''
+            going = True
+
+            def compute():
+                while going:
+                    pass
+
+            computing = threading.Thread(target=compute)
+            computing.start()
+            seen = set()
+            stopping = subprocess.Popen([sys.executable, "-c", STOPPING, str(os.getpid())])
+            while stopping.poll() is None:
+                # Each look at the process gives the GIL away.
+                for _ in range(2000):
+                    seen.add(gil.seen(computing.native_id))
+            going = False
+            computing.join()
+            assert "waits" in seen, seen
+            assert "sleeps" not in seen, seen
+            """,
+            engine=engine,
+        )
+
     def test_where_it_can_not_be_told_those_that_block_are_found_all_the_same(self, engine):
         run_python(
             f"""

@@ -69,6 +69,7 @@ static inline int cp_thread_sleeps(int number)
 static inline uint64_t cp_sleeping_place(int number, uintptr_t *futex, int *timed)
 {
     char text[256], *after, *instruction, *stack;
+    long call;
     *futex = 0;
     *timed = -1;
     if (!cp_read_of_thread(number, "syscall", text, sizeof text))
@@ -82,7 +83,10 @@ static inline uint64_t cp_sleeping_place(int number, uintptr_t *futex, int *time
     stack = strrchr(text, ' ');
     if (!stack)
         return 0;
-    if (strtol(text, &after, 10) == SYS_futex) {
+    call = strtol(text, &after, 10);
+    /* What io_uring finishes in a thread interrupts a wait for a limited time, which then goes on under
+     * another number, with what the registers held: restart_syscall(2). */
+    if (call == SYS_futex || call == SYS_restart_syscall) {
         *futex = (uintptr_t)strtoull(after, &after, 16);
         strtoull(after, &after, 16);
         strtoull(after, &after, 16);
