@@ -347,8 +347,11 @@ class Handle(Unique):
 
         The packet comes when the kernel has taken everything, or with an error. ``transferred``
         counts head, file and tail; a file that ends early makes it smaller, and the tail follows
-        all the same. The bytes go from the page cache to the socket without a copy of the
-        program's: they must not change before the peer has them.
+        all the same. On a socket in non-blocking mode the bytes go from the page cache to the
+        socket without a copy (sendfile(2)): they must not change before the peer has them. On one
+        in blocking mode they are copied (send(2)), since sendfile(2) would wait, and the mode is
+        for all who have the socket. Over loopback that is no slower; a network card may take less
+        of the processor without the copy.
 
         No thread of the program's waits for a disk: what is not in the page cache is read into it
         by the port's pool, on io_uring by the kernel's threads. What lies on a file server (FUSE,

@@ -144,7 +144,8 @@ class Server(Service):
 
     ``handler``: a `Handler` with a `Handler.received` of its own; one object for all connections.
     ``host``, ``port``: where to listen; port 0 takes a free one, see `address`. ``listener``, a
-    listening socket of your own, takes their place; it is closed with the server.
+    listening socket of your own, takes their place; it is closed with the server. It is put into
+    non-blocking mode on the compiled engines, for all who have it.
     ``workers``: threads, 1 to 32768; None for 8, or twice ``concurrency`` where that is more. At
     most ``concurrency`` of them run callbacks; the others step in for those whose callback blocks.
     ``concurrency``, ``engine``: as for `CompletionPort`.

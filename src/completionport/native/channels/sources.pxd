@@ -16,6 +16,9 @@ cdef void read_source(Operation* operation) noexcept nogil
 cdef void source_came(Operation* operation, int64_t result) noexcept nogil
 # It can't be read beforehand: let sendfile(2) do it.
 cdef void give_source_up(Operation* operation) noexcept nogil
+# Send so much, which need not be waited for, by send(2) with these flags: its result or minus an errno. EINTR: there is more
+# to send by now, what was read.
+cdef int64_t send_mapped(Operation* operation, size_t size, int flags) noexcept nogil
 # What was read of a distant file and nobody has sent yet.
 cdef char* read_bytes(Operation* operation, size_t* size) noexcept nogil
 cdef void sent_of_read(Operation* operation, int64_t size) noexcept nogil

@@ -31,7 +31,7 @@ from .engine cimport (
     msghdr,
 )
 from .messages cimport close_passed_descriptors, send_message
-from .sources cimport close_source, read_bytes, sendable, sent_of_read
+from .sources cimport close_source, read_bytes, send_mapped, sendable, sent_of_read
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -146,6 +146,13 @@ cdef extern from * nogil:
         connect(descriptor, &nobody, sizeof nobody);
         getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &size);
     }
+    static inline int cp_takes_datagrams(int descriptor)
+    {
+        int type = 0;
+        socklen_t size = sizeof type;
+        getsockopt(descriptor, SOL_SOCKET, SO_TYPE, &type, &size);
+        return type == SOCK_DGRAM;
+    }
     static inline int cp_has_peer(int descriptor)
     {
         struct sockaddr_storage name;
@@ -168,6 +175,7 @@ cdef extern from * nogil:
     ssize_t cp_move_now(bint writes, int descriptor, const iovec* vector, int count)
     int cp_accept(int descriptor)
     void cp_end_connecting(int descriptor)
+    bint cp_takes_datagrams(int descriptor)
     bint cp_has_peer(int descriptor)
     int cp_socket_error(int descriptor)
     int connect(int descriptor, const void* address, unsigned int size)
@@ -235,7 +243,10 @@ cdef cp_mutex flags_lock
 
 
 cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
-    """A call that has no flag of its own for not waiting.
+    """A call that has no flag of its own for not waiting, and can't be done without one.
+
+    That is an accept, where somebody is there to be accepted (another process may be quicker), and the connect of a
+    stream, on which all else fails meanwhile.
 
     O_NONBLOCK belongs to the open file, which the program shares: it is set for the call only. Two
     handles may have the same open file, unless it is a socket (a terminal's input and output are one):
@@ -259,10 +270,6 @@ cdef int64_t blocking_switched_off(Operation* operation) noexcept nogil:
         result = connect(descriptor, operation.address, operation.address_size)
     elif operation.code == CP_READ:
         result = readv(descriptor, operation.vector, min(operation.vector_count, IOV_MAX))
-    elif operation.code == CP_SENDFILE:
-        result = sendfile64(
-            descriptor, operation.source, &operation.offset, <size_t> sendable(operation)
-        )
     else:
         result = writev(descriptor, operation.vector, min(operation.vector_count, IOV_MAX))
     error = errno
@@ -367,8 +374,10 @@ cdef int64_t transmit(Operation* operation, int flags) noexcept nogil:
 
 cdef int64_t send_file(Operation* operation) noexcept nogil:
     """The head, then the file, then the tail."""
+    cdef int descriptor = operation.channel.descriptor
     cdef cp_quiet quiet
     cdef int64_t sent
+    cdef size_t size
     if operation.vector_count > 0:
         # MSG_MORE is in `flags` where something follows the head.
         return transmit(operation, operation.flags if operation.source_left >= 0 else 0)
@@ -376,24 +385,33 @@ cdef int64_t send_file(Operation* operation) noexcept nogil:
         return 0
     if operation.control != NULL:
         return send_read(operation)
-    if sendable(operation) == 0:
+    size = <size_t> sendable(operation)
+    if size == 0:
         # For a socket that is full it need not be read yet.
         operation.wants_source = is_ready(operation, POLLOUT)
         return -EAGAIN
+    if not fcntl(descriptor, F_GETFL) & O_NONBLOCK:
+        # sendfile(2) would wait, whatever it is told.
+        return send_mapped(operation, size, send_flags(operation, size))
     cp_be_quiet(&quiet)
-    sent = blocking_switched_off(operation)
+    sent = sendfile64(descriptor, operation.source, &operation.offset, size)
+    sent = sent if sent >= 0 else -errno
     cp_end_quiet(&quiet)
     return sent
 
 
+cdef inline int send_flags(Operation* operation, size_t size) noexcept nogil:
+    """For so much of the file. Before more is read it may take long: no part of it is kept back."""
+    cdef bint more = <int64_t> size == operation.source_left and operation.vector.iov_len > 0
+    return MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if more else 0)
+
+
 cdef int64_t send_read(Operation* operation) noexcept nogil:
-    """What was read of the file. Before more is read it may take long: no part of it is kept back."""
+    """What was read of the file."""
     cdef size_t size
     cdef char* data = read_bytes(operation, &size)
-    cdef bint more = <int64_t> size == operation.source_left and operation.vector.iov_len > 0
     cdef ssize_t sent = send(
-        operation.channel.descriptor, data, size,
-        MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if more else 0),
+        operation.channel.descriptor, data, size, send_flags(operation, size)
     )
     if sent < 0:
         return -errno
@@ -457,6 +475,10 @@ cdef int64_t system_call(Operation* operation) noexcept nogil:
     elif operation.code == CP_CONNECT and operation.connecting:
         return finish_connecting(operation)
     elif operation.code == CP_CONNECT:
+        if channel.keeps_messages and cp_takes_datagrams(channel.descriptor):
+            # It never waits, and others may be receiving.
+            result = connect(channel.descriptor, operation.address, operation.address_size)
+            return result if result >= 0 else -errno
         result = blocking_switched_off(operation)
         if result == -EINPROGRESS or result == -EINTR:
             operation.connecting = True
@@ -475,7 +497,7 @@ cdef int64_t system_call(Operation* operation) noexcept nogil:
     elif operation.probe_only and channel.kind == POLLABLE:
         return 0 if is_ready(operation, POLLIN) else -EAGAIN
     elif operation.code == CP_ACCEPT:
-        return blocking_switched_off(operation)
+        return blocking_switched_off(operation) if is_ready(operation, POLLIN) else -EAGAIN
     else:
         return move_without_waiting(operation)
     return result if result >= 0 else -errno

@@ -102,7 +102,6 @@ cdef class DatagramCore(WorkingCore):
     def listen(self, sock):
         cdef Endpoint endpoint = Endpoint.__new__(Endpoint)
         cdef Stream* stream
-        sock.setblocking(False)
         self.core.begin()
         try:
             stream = datagrams_new(

@@ -28,6 +28,7 @@ from ...interface.errors import BACKLOG_IS_FULL, system_error
 from ...interface.operation import Operation
 from ..channels.messages import CLOSE_ON_EXEC, descriptors_in
 from ..channels.requests import LARGEST_VECTOR, Request
+from ..channels.sources import PIECE
 
 Result = TypeVar("Result")
 
@@ -176,6 +177,9 @@ def _accept(channel: Target, request: Request) -> bool:
     listener = channel.sock
     assert listener is not None
     while request.count < 0:
+        # Others see the mode only while there is somebody to accept.
+        if not is_ready(channel.descriptor):
+            return False
         error = without_waiting(channel.descriptor, partial(_accept_one, listener, request))
         # Else that client has gone again.
         if error is not None and not isinstance(error, ConnectionAbortedError):
@@ -208,7 +212,10 @@ def _connect(channel: Target, request: Request) -> bool:
     sock = channel.sock
     assert sock is not None
     if request.count < 0:
-        without_waiting(channel.descriptor, partial(_begin_connect, sock, request))
+        begin = partial(_begin_connect, sock, request)
+        # Of datagrams it never waits, and others may be receiving.
+        datagrams = sock.type == socket.SOCK_DGRAM
+        begin() if datagrams else without_waiting(channel.descriptor, begin)
     if not request.connecting:
         code = request.count
         if code == 0:
@@ -546,10 +553,11 @@ def _send_file(channel: Target, request: Request) -> bool:
             more = len(data) == source.left and tail.nbytes > 0
             step = map(sock.send, (data,), (flags | (MORE if more else 0),))
         elif part := source.sendable():
-            with without_sigpipe():
-                error = without_waiting(
-                    channel.descriptor, partial(_send_part, channel.descriptor, request, part)
-                )
+            if os.get_blocking(channel.descriptor):  # then sendfile(2) would wait
+                error = _read_part(request, part)
+            else:
+                with without_sigpipe():
+                    error = _send_part(channel.descriptor, request, part)
             if error is not None:
                 return _failed(request, error)
             continue
@@ -581,6 +589,19 @@ def _send_part(descriptor: int, request: Request, part: int) -> BaseException | 
         source.offset += count
         # 0: the file has become shorter than it was.
         source.left = source.left - count if count else 0
+    except Exception as error:
+        return error.with_traceback(None)  # whose frames have it: it would be a cycle
+    return None
+
+
+def _read_part(request: Request, part: int) -> BaseException | None:
+    """What need not be waited for, to be sent by send(2)."""
+    source = request.source
+    assert source is not None
+    try:
+        source.data = os.pread(source.descriptor, min(part, PIECE), source.offset)
+        if not source.data:
+            source.left = 0  # the file has become shorter than it was
     except Exception as error:
         return error.with_traceback(None)  # whose frames have it: it would be a cycle
     return None

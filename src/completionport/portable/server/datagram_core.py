@@ -23,6 +23,7 @@ OUTSTANDING = 16
 """Receives under way: so many workers can be at a datagram each while the next one is received."""
 
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 
 class PortableEndpoint(Endpoint):
@@ -112,7 +113,9 @@ class DatagramCore(WorkingCore):
         """Begin to receive."""
         # A duplicate, since the service closes its own as soon as nothing new is to be taken.
         own = sock.dup()
-        own.setblocking(False)
+        # The mode is for all who have the socket; one with a timeout is in this one already.
+        if not DONT_WAIT or own.gettimeout() is not None:
+            own.setblocking(False)
         try:
             self._handle = self.port.associate(own, self)
         except BaseException:
@@ -166,7 +169,7 @@ class DatagramCore(WorkingCore):
                 raise ConnectionClosed("this endpoint is closed: nothing can be sent any more")
             if not self._sending:
                 try:
-                    self._count_sent(self._sock.sendto(data, NO_SIGNAL, address))
+                    self._count_sent(self._sock.sendto(data, NO_SIGNAL | DONT_WAIT, address))
                     return True
                 except BlockingIOError:
                     pass
