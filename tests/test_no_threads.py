@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -18,11 +19,21 @@ PROGRAM = textwrap.dedent("""
     import completionport
     from completionport import CompletionPort
 
-    ENGINE, KIND, BEFORE = sys.argv[1:4]
+    ENGINE, KIND, BEFORE, GROUP = sys.argv[1:5]
     HARD = resource.getrlimit(resource.RLIMIT_NPROC)[1]
 
+    def write(name, text):
+        with open(os.path.join(GROUP, name), "w") as file:
+            file.write(text)
+
+    if GROUP:
+        write("cgroup.procs", str(os.getpid()))
+
     def limit(number):
-        resource.setrlimit(resource.RLIMIT_NPROC, (number, HARD))
+        if GROUP:
+            write("pids.max", str(number) if number == 1 else "max")
+        else:
+            resource.setrlimit(resource.RLIMIT_NPROC, (number, HARD))
 
     # What has to be found is found while its files may be read.
     "localhost".encode("idna")
@@ -35,7 +46,7 @@ PROGRAM = textwrap.dedent("""
     fifo = os.path.join(folder, "fifo")
     os.mkfifo(fifo)
     ours, peer = socket.socketpair()
-    if os.getuid() == 0:
+    if not GROUP and os.getuid() == 0:
         # Root is exempt. Nobody else has this number, so nobody else counts.
         os.setgroups([])
         os.setresgid(61_000, 61_000, 61_000)
@@ -120,8 +131,36 @@ KINDS = (
 @pytest.mark.parametrize("before", ["none", "busy", "behind"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_no_thread_can_be_had_a_packet_comes_within_a_second(engine, kind, before):
+    carry_out(engine, kind, before, "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_it_does_at_the_limit_of_a_control_group(engine, kind, pids_group):
+    """Which holds for root too, and for the threads that the kernel starts for io_uring."""
+    carry_out(engine, kind, "none", pids_group)
+
+
+@pytest.fixture
+def pids_group():
+    """A new control group whose number of threads can be limited."""
+    made = []
+    for place in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+        try:
+            made.append(tempfile.mkdtemp(prefix="completionport-", dir=place))
+        except OSError:
+            continue
+        if os.path.exists(os.path.join(made[-1], "pids.max")):
+            break
+        os.rmdir(made.pop())
+    if not made:
+        pytest.skip("no control group with a limit of pids can be made here (root, a cgroup mount)")
+    yield made[0]
+    os.rmdir(made[0])
+
+
+def carry_out(engine, kind, before, group):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, engine, kind, before],
+        [sys.executable, "-c", PROGRAM, engine, kind, before, group],
         capture_output=True,
         text=True,
         timeout=60,
