@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from completionport import ConnectionClosed, DatagramHandler, DatagramServer
+from completionport import ConnectionClosed, DatagramHandler, DatagramServer, Server
 from datagram_support import bound_socket
 from server_support import Recorder
 from support import LONG, Background, needs_unix_sockets, pattern, read_to_end, wait_until
@@ -584,3 +584,45 @@ class TestStopping:
         client.close()
         thread.outcome()
         assert handler.count("connected") == 1
+
+
+class StopsWithoutThreads(Recorder, DatagramHandler):
+    """Stops its server in a callback, while the system gives no thread."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.monkeypatch = monkeypatch
+        self.outcome = []
+
+    def received(self, where, data, *address):
+        self.monkeypatch.setattr(threading.Thread, "start", refuse_a_thread)
+        try:
+            self.outcome += [where.server.stop(LONG)]
+        except BaseException as error:
+            self.outcome += [error]
+        where.send(b"answer", *address)
+
+
+def refuse_a_thread(thread):
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("kind", [Server, DatagramServer])
+@pytest.mark.parametrize("way", ["nobody waits", "a stop behind it", "serve_forever"])
+def test_a_stop_in_a_callback_needs_no_thread(engine, monkeypatch, nothing_left, way, kind):
+    handler = StopsWithoutThreads(monkeypatch)
+    server = kind(handler, "127.0.0.1", 0, engine=engine)
+    serving = Background(server.serve_forever) if way == "serve_forever" else server.start()
+    type_ = socket.SOCK_STREAM if kind is Server else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, type_) as client:
+        client.settimeout(LONG)
+        client.connect(server.address)
+        client.send(b"please")
+        assert client.recv(100) == b"answer"
+        assert handler.outcome == [None]
+    if way == "a stop behind it":
+        server.stop()
+        assert server.completion_port.closed
+    wait_until(lambda: server.completion_port.closed, "the server has ended")
+    if serving is not None:
+        serving.outcome()

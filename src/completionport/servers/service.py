@@ -151,14 +151,16 @@ class Service(Unique):
             for number in range(1, (workers or self._default_workers()) + 1)
         ]
         self._let_go = threading.Event()  # the process may end
-        self._keeper = threading.Thread(target=self._let_go.wait, name="completionport-server")
+        self._keeper = threading.Thread(target=self._keep, name="completionport-server")
         # Guards `_started`, `_stopping` and `_waker`. The handler of a signal may call `stop` too.
         self._lock = threading.RLock()
-        self._process = os.getpid()
-        self._waker: socket.socket | None = None
-        self._signals = _NO_SIGNALS  # written by `serve_forever` only
         self._started = False
         self._stopping = False
+        self._waker: socket.socket | None = None
+        # The grace of a stop that no thread has taken on yet; no lock, since `start` may hold it.
+        self._grace: list[float] = []
+        self._process = os.getpid()
+        self._signals = _NO_SIGNALS  # written by `serve_forever` only
         self._stop_asked = threading.Event()
         self._stopped = threading.Event()
 
@@ -200,13 +202,12 @@ class Service(Unique):
         """False: a signal says that they are not wanted any more.
 
         They are daemons, which end with the process where a second signal finds one in a callback
-        that does not come back. Until then another thread keeps the process, which waits only.
+        that does not come back. Until then another thread keeps the process, unless the thread that
+        has made the server is a daemon itself.
         """
-        threads = self._threads
+        threads = [*self._threads, self._keeper]
         # An isolated subinterpreter has no daemons, and gets no signals.
         if getattr(_thread, "daemon_threads_allowed", lambda: True)():
-            if not any(thread.daemon for thread in threads):
-                threads = [*threads, self._keeper]
             for thread in self._threads:
                 thread.daemon = True
         for number, thread in enumerate(threads, 1):
@@ -275,23 +276,37 @@ class Service(Unique):
     def _ask_to_stop(self, grace: float) -> None:
         self._stop_asked.set()
         with self._lock:
-            first, self._stopping = not self._stopping, True
+            if not self._stopping:
+                self._stopping = True
+                self._grace += [grace]
             self._wake()
-        if first:
+        if self._grace:
             # By a thread of its own: a worker can't wait for itself, nor can a signal's handler for
             # what it has interrupted.
             stopping = threading.Thread(
-                target=self._stop,
-                args=(grace,),
+                target=self._take_stop_on,
                 name="completionport-stop",
                 daemon=self._threads[0].daemon,
             )
             try:
                 stopping.start()
-            except RuntimeError:  # no thread can be had, or the interpreter ends
+            except (RuntimeError, MemoryError):  # none can be had, or the interpreter ends
                 if threading.current_thread() in self._threads:
-                    raise
-                self._stop(grace)
+                    self._let_go.set()  # the one that keeps the process does it
+                else:
+                    self._take_stop_on()
+
+    def _keep(self) -> None:
+        self._let_go.wait()
+        self._take_stop_on()
+
+    def _take_stop_on(self) -> None:
+        """Whoever comes first carries the stop out."""
+        try:
+            grace = self._grace.pop()
+        except IndexError:
+            return
+        self._stop(grace)
 
     def _wake(self) -> None:
         """Have `serve_forever` look up. Lock held."""
