@@ -113,6 +113,17 @@ def quick_collections() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    """For tests in which any code of Python's may raise: a collection runs finalizers, and
+    callbacks of others (hypothesis has one), and what is raised in those nobody hears of.
+    """
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest) -> str:
     """The name of each usable engine in turn."""

@@ -403,7 +403,7 @@ def test_a_handler_may_use_the_port_that_it_has_interrupted(make_port, which):
 
 
 @needs_posix_signals
-def test_the_port_goes_on_whatever_real_signals_raise(make_port, tmp_path):
+def test_the_port_goes_on_whatever_real_signals_raise(make_port, tmp_path, no_collections):
     """At random: receives, sends, posts, timers, cancels, files, and their packets."""
     rng = random.Random(SEED)
     print(f"seed {SEED}")
