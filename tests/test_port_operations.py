@@ -70,7 +70,8 @@ def test_each_operation_that_returns_an_overlapped_is_tried_here():
     returned = {
         name
         for name, method in vars(CompletionPort).items()
-        if callable(method) and inspect.signature(method).return_annotation == "Overlapped"
+        if inspect.isfunction(method)
+        and inspect.signature(method).return_annotation == "Overlapped"
     }
     assert returned == set(OPERATIONS)
 

@@ -92,7 +92,7 @@ def attributes(cls: type) -> dict[str, str]:
                 name = target.attr
             else:
                 continue
-            if name.startswith("_") or name in ("ENGINE", *found):
+            if name.startswith("_") or name in found:
                 continue
             if not (isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant)):
                 raise ValueError(f"{cls.__name__}.{name} has no string behind it that documents it")

@@ -34,7 +34,7 @@ else:
         from .native.port.operations import Completion
         from .native.port.overlapped import Overlapped
     except ImportError:
-        from .interface.port import Completion  # noqa: F401
+        from .interface.port import Completion
         from .portable.port.overlapped import Overlapped
 
 ENGINES = ("iocp", "io_uring", "epoll", "selectors")
@@ -213,6 +213,7 @@ def datagram_core(port: CompletionPort) -> Callable[..., Core]:
 
 
 CompletionPort._choose = port_class
+CompletionPort._completion = Completion
 handle.Overlapped._implementation = Overlapped
 Server._core_class = stream_core
 DatagramServer._core_class = datagram_core

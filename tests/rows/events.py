@@ -130,7 +130,7 @@ class Process(Row):
         "test_a_closed_handle_refuses": ONE_EACH,
     }
     wrong: ClassVar[list[Wrong]] = [
-        (lambda row: row.port.associate(row.processes[0]), TypeError, "key"),
+        (lambda row: row.port.associate(row.processes[0]), TypeError, "argument"),
         (lambda row: row.handles[0].read(1), OSError, "only be waited for"),
         (lambda row: row.handles[0].cancel(5), TypeError, "Overlapped"),
     ]

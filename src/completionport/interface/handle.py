@@ -141,10 +141,15 @@ class Handle(Unique):
 
     __slots__ = ()
 
-    key: Any
-    """The completion key given to `CompletionPort.associate` (per-handle data)."""
-    file: Any
-    """The object given to `CompletionPort.associate`."""
+    @property
+    def key(self) -> Any:
+        """The completion key given to `CompletionPort.associate` (per-handle data)."""
+        raise NotImplementedError
+
+    @property
+    def file(self) -> Any:
+        """The object given to `CompletionPort.associate`."""
+        raise NotImplementedError
 
     @property
     def port(self) -> Any:

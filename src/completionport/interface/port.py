@@ -89,8 +89,10 @@ class CompletionPort(Unique):
 
     _choose: ClassVar[Callable[[str | None], type[CompletionPort]]]
     """What implements an engine, or the best one here; `completionport.engines` gives it."""
+    _completion: ClassVar[type[Completion]]
+    """What makes a packet, the same on all engines of a process; so does that."""
 
-    ENGINE: ClassVar[str] = ""
+    _ENGINE: ClassVar[str] = ""
     """Of an implementation: the name of its engine."""
     _derived: ClassVar[dict[tuple[type, type], type[CompletionPort]]] = {}
     """What was derived from a class and an implementation. Each step on it is atomic."""
@@ -101,7 +103,7 @@ class CompletionPort(Unique):
         cls._derived = {}
 
     def __new__(cls, *_: Any, engine: str | None = None, **__: Any) -> CompletionPort:
-        if cls.ENGINE:
+        if cls._ENGINE:
             return super().__new__(cls)
         chosen = cls._choose(engine)
         # Not the new class's own `__new__`, which may be what called this one.
@@ -596,7 +598,7 @@ def _on(chosen: type[CompletionPort], cls: type[CompletionPort]) -> type[Complet
             )
         except TypeError as error:
             raise TypeError(
-                f"{cls.__name__} can't be joined with what implements {chosen.ENGINE}: {error}. A "
+                f"{cls.__name__} can't be joined with what implements {chosen._ENGINE}: {error}. A "
                 "subclass of CompletionPort can have no __slots__, no bases in C, and no "
                 "__init_subclass__ that needs arguments; it can always hold a port instead"
             ) from error
@@ -606,9 +608,9 @@ def _on(chosen: type[CompletionPort], cls: type[CompletionPort]) -> type[Complet
 
 def check_engine(engine: str | None, port: CompletionPort) -> None:
     """Raise when a port is initialised for another engine than it was made for."""
-    if engine is not None and engine != port.ENGINE:
+    if engine is not None and engine != port._ENGINE:
         raise ValueError(
-            f"this port was made for {port.ENGINE} and can't be initialised for {engine}: give "
+            f"this port was made for {port._ENGINE} and can't be initialised for {engine}: give "
             f"engine={engine!r} to {type(port).__name__}(...) itself, or to super().__new__"
         )
 

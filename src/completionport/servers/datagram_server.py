@@ -48,7 +48,7 @@ class Endpoint(ServiceSocket[S]):
 
     @abc.abstractmethod
     def send(self, data: Buffers, address: Any) -> bool:
-        """Send one datagram: ``data``, a bytes-like object or a list of them, to ``address``.
+        """Send one datagram: ``data``, a bytes-like object or a sequence of them, to ``address``.
 
         It never waits. When the socket's buffer is full the datagram is queued, up to the server's
         ``send_limit`` bytes; above that it is dropped, as the network would do with it, and so

@@ -55,7 +55,7 @@ class OwnPort(CompletionPort):
         """``stop(0)`` of the server."""
         self._server.stop(0)
 
-    def refuse(self, what: str) -> NoReturn:
+    def _refuse(self, what: str) -> NoReturn:
         """Raise what the program is told that asks for ``what``."""
         raise PortOwned(what, repr(self._server))
 
@@ -66,7 +66,7 @@ class OwnPort(CompletionPort):
 def _refusing(name: str, what: str) -> Callable[..., Any]:
     @functools.wraps(getattr(CompletionPort, name))
     def refuse(self: OwnPort, *_: Any, **__: Any) -> NoReturn:
-        self.refuse(what)
+        self._refuse(what)
 
     return refuse
 

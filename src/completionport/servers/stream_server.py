@@ -105,7 +105,7 @@ class Connection(ServiceSocket[S]):
 
     @abc.abstractmethod
     def send(self, data: Buffers) -> None:
-        """Send ``data``, a bytes-like object or a list of them, after all that was sent before.
+        """Send ``data``, a bytes-like object or a sequence of them, after all that was sent before.
 
         It never waits: what the kernel does not take is queued, and a mutable object may be
         changed as soon as the call has returned. While more than the server's ``send_limit``
@@ -145,7 +145,7 @@ class Server(Service):
     ``handler``: a `Handler` with a `Handler.received` of its own; one object for all connections.
     ``host``, ``port``: where to listen; port 0 takes a free one, see `address`. ``listener``, a
     listening socket of your own, takes their place; it is closed with the server. It is put into
-    non-blocking mode on the compiled engines, for all who have it.
+    non-blocking mode, for all who have it.
     ``workers``: threads, 1 to 32768; None for 8, or twice ``concurrency`` where that is more. At
     most ``concurrency`` of them run callbacks; the others step in for those whose callback blocks.
     ``concurrency``, ``engine``: as for `CompletionPort`.
@@ -233,6 +233,7 @@ class Server(Service):
         )
 
     def _prepare(self) -> None:
+        self._socket.setblocking(False)
         _make_room_for_descriptors(self._socket.fileno())
 
     def stats(self) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class WorkerPool(Unique):
         if not isinstance(port, CompletionPort):
             raise TypeError(f"port must be a CompletionPort, not {type(port).__name__}")
         if isinstance(port, OwnPort):
-            port.refuse("a WorkerPool")
+            port._refuse("a WorkerPool")
         if not callable(target):
             raise TypeError(
                 f"target must be callable with a Completion, {type(target).__name__} is not"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..interface.errors import system_error
@@ -67,16 +69,21 @@ def _descriptor_of(process: subprocess.Popen[Any]) -> int:
 class ProcessHandle(Handle):
     """The handle of a process. Its one operation is under way from the start."""
 
-    __slots__ = ("__weakref__", "_descriptor", "file", "key")
-
-    file: subprocess.Popen[Any]
+    __slots__ = ("__weakref__", "_descriptor", "_process")
 
     def __init__(self, descriptor: Handle, process: subprocess.Popen[Any]) -> None:
         self._descriptor = descriptor
-        self.key = descriptor.key
-        self.file = process
+        self._process = process
         # Of 0 bytes: it only waits.
         descriptor._read_for(_Ended(self), 0)
+
+    @property
+    def key(self) -> Any:
+        return self._descriptor.key
+
+    @property
+    def file(self) -> subprocess.Popen[Any]:
+        return self._process
 
     @property
     def port(self) -> CompletionPort | None:
@@ -97,25 +104,25 @@ class ProcessHandle(Handle):
         self._descriptor.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"process {self.file.pid}"
+        state = "closed" if self.closed else f"process {self._process.pid}"
         return f"<Handle {state}, key {self.key!r}>"
 
 
-def _refusal(name: str) -> Any:
+def _refusal(name: str, method: Callable[..., Any]) -> Any:
+    @functools.wraps(method)
     def refuse(self: ProcessHandle, *args: Any, **options: Any) -> Any:
         raise system_error(
             errno.EOPNOTSUPP,
             f"{name}(): a process can only be waited for; associate its stdin, stdout or stderr",
         )
 
-    refuse.__name__ = name
     return refuse
 
 
 # Every operation that there is, also one that is still to come.
 for _name, _method in vars(Handle).items():
     if not _name.startswith("_") and callable(_method) and _name not in vars(ProcessHandle):
-        setattr(ProcessHandle, _name, _refusal(_name))
+        setattr(ProcessHandle, _name, _refusal(_name, _method))
 
 
 class _Ended:

@@ -39,7 +39,7 @@ class _Watchers:
         """The handler. Python calls it in the main thread, between two of its steps."""
         told = False
         for watch in list(self.watches):
-            told = watch.tell() or told
+            told = watch._tell() or told
         if not told:
             self.retire()
             _apply(self.previous, signum, frame)
@@ -88,7 +88,7 @@ class _Watch(SignalWatch):
         if self._watchers.watches.pop(self, False) is None and _in_main_thread():
             _retire_unused(self._watchers)
 
-    def tell(self) -> bool:
+    def _tell(self) -> bool:
         """Post a packet; False when there is nobody to take it."""
         port = self._port()
         try:

@@ -118,8 +118,8 @@ class IocpCore(Core):
 class IocpPort(PortablePort):
     """A completion port of Windows."""
 
-    ENGINE = "iocp"
-    CORE = IocpCore
+    _ENGINE = "iocp"
+    _CORE = IocpCore
 
     _system_copy = staticmethod(copy_file)
 

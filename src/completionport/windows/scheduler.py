@@ -104,12 +104,12 @@ class KernelScheduler:
         with self._lock:
             strand = packet.strand
             if not self._closed:
-                if strand is not None and strand.busy:
-                    strand.line.append(packet)
+                if strand is not None and strand._busy:
+                    strand._line.append(packet)
                     self._back[strand] = None
                     return
                 if strand is not None:
-                    strand.busy = True
+                    strand._busy = True
                 self._give(packet, strand is not None)
                 return
         packet.drop()
@@ -120,7 +120,7 @@ class KernelScheduler:
         with self._lock:
             if self._closed:
                 self.timers.drop()
-            elif self._waiting and (self._until_ns is None or timer.when_ns < self._until_ns):
+            elif self._waiting and (self._until_ns is None or timer._when_ns < self._until_ns):
                 self._hand(WAKE)  # who takes it waits no longer than until then
 
     def _fire(self) -> None:
@@ -296,11 +296,11 @@ class KernelScheduler:
         strand = packet.strand
         if strand is not None and not its_turn:
             with self._lock:
-                if strand.busy:
-                    strand.line.append(packet)
+                if strand._busy:
+                    strand._line.append(packet)
                     self._back[strand] = None
                     return
-                strand.busy = True
+                strand._busy = True
                 packets.append(packet)
             return
         packets.append(packet)
@@ -320,7 +320,7 @@ class KernelScheduler:
                 if key in self._put:
                     packet = self._put[key][0]
                 strand = None if packet is None else packet.strand
-                if packet in packets or (strand is not None and packet in strand.line):
+                if packet in packets or (strand is not None and packet in strand._line):
                     # It was dealt with but for the last step.
                     self.flights.pop(address, None)
                     self._put.pop(key, None)
@@ -371,12 +371,12 @@ class KernelScheduler:
     def _advance(self, strand: PortableStrand) -> None:
         """The strand's packet at work is done with: its next one goes. Lock held."""
         try:
-            packet = strand.line.popleft()
+            packet = strand._line.popleft()
         except IndexError:
-            strand.busy = False
+            strand._busy = False
         else:
             self._give(packet, True)
-        if not strand.line:
+        if not strand._line:
             self._back.pop(strand, None)
 
     def _count(self, packets: list[Packet], sign: int) -> None:
@@ -422,8 +422,8 @@ class KernelScheduler:
             self._put.popitem()[1][0].drop()
         while self._back:
             strand = self._back.popitem()[0]
-            while strand.line:
-                strand.line.popleft().drop()
+            while strand._line:
+                strand._line.popleft().drop()
 
     def _drop(self, harvest: Harvest) -> None:
         """Nobody takes these: the port is closed."""
@@ -480,7 +480,7 @@ class KernelScheduler:
             self._fire()
             depth = 0 if self.kernel.handle is None else self.kernel.depth()
             put = [packet for packet, _ in list(self._put.values())]
-            back = [packet for strand in list(self._back) for packet in look(strand.line)]
+            back = [packet for strand in list(self._back) for packet in look(strand._line)]
             flown = max(depth - len(put), 0)  # completions that nobody took yet
             operations = flown + sum(isinstance(packet, Request) for packet in put + back)
             queued = flown + len(put) + len(back)

@@ -58,6 +58,7 @@ cdef class Completion:
 cdef class HandleBase:
     cdef readonly object key
 
+cdef int get_buffer(object buffer, Py_buffer* view, bint writable, str caller) except -1
 cdef OverlappedBase overlapped_of(Packet* packet)
 cdef int fill(Completion completion, Scheduler* scheduler, Taken* taken) except -1
 cdef void drop_posted(Taken* taken) noexcept

@@ -650,8 +650,11 @@ cdef int get_buffer(object buffer, Py_buffer* view, bint writable, str caller) e
 
 
 @cython.freelist(64)
+@cython.collection_type("sequence")
 cdef class Completion:
     """A packet as it was taken; unpacks as ``transferred, key, overlapped, error``."""
+
+    __match_args__ = ("transferred", "key", "overlapped", "error")
 
     def __init__(self, transferred, key, overlapped, error=None):
         self.transferred = transferred
@@ -677,13 +680,23 @@ cdef class Completion:
             return NotImplemented
         return tuple(self) == tuple(other)
 
-    __hash__ = None
+    def __hash__(self):
+        return hash(tuple(self))
+
+    def count(self, value):
+        return tuple(self).count(value)
+
+    def index(self, value, *limits):
+        return tuple(self).index(value, *limits)
 
     def __repr__(self):
         return (
             f"Completion(transferred={self.transferred!r}, key={self.key!r}, "
             f"overlapped={self.overlapped!r}, error={self.error!r})"
         )
+
+
+Sequence.register(Completion)
 
 
 cdef OverlappedBase overlapped_of(Packet* packet):

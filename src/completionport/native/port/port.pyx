@@ -103,7 +103,6 @@ cdef int64_t deadline_of(object timeout) except? -2:
 # A module's names may be gone when the interpreter ends, its C variables are not.
 cdef object warn = warnings.warn
 cdef object resource_warning = ResourceWarning
-cdef object NO_KEY = object()
 cdef object O_RDONLY = os.O_RDONLY
 
 
@@ -174,7 +173,7 @@ cdef class Port:
         check_engine(engine, self)
         concurrency = check_concurrency(concurrency)
         check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
-        self.engine_name = self.ENGINE
+        self.engine_name = self._ENGINE
         self.core = Core(
             self.engine_name, concurrency or default_concurrency(), pool_threads, weakref.ref(self)
         )
@@ -210,7 +209,7 @@ cdef class Port:
         return self.core
 
     @property
-    def core_(self):
+    def _core(self):
         """The core, for the server that runs on this port."""
         return self.initialised()
 
@@ -227,23 +226,21 @@ cdef class Port:
     def closed(self):
         return is_closed(self.initialised().scheduler)
 
-    def associate(self, file, key=NO_KEY, *, strand=None):
-        if key is NO_KEY:
-            raise TypeError("associate() needs a key: any object, it comes with every packet")
+    def associate(self, file, key, *, strand=None):
         if strand is not None:
             check_strand(strand, self)
         if not hasattr(file, "fileno") and is_process(file):
             return watch_process(self, file, key, strand)
         self.core.begin()
         try:
-            return self.HANDLE(self.core, file, key, strand)
+            return self._HANDLE(self.core, file, key, strand)
         finally:
             self.core.end()
 
     def _associate_skipping(self, file, key):
         self.core.begin()
         try:
-            return self.HANDLE(self.core, file, key, None, True)
+            return self._HANDLE(self.core, file, key, None, True)
         finally:
             self.core.end()
 
@@ -458,7 +455,7 @@ cdef class Port:
     def _new_strand(self):
         self.core.begin()
         try:
-            return self.STRAND(self.core)
+            return self._STRAND(self.core)
         finally:
             self.core.end()
 

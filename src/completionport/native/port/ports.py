@@ -34,7 +34,7 @@ class Handle(CompiledHandle, PublicHandle):
 class Strand(CompiledStrand, PublicStrand):
     """A strand of a compiled engine."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
     __reduce__ = Unique.__reduce__
 
 
@@ -45,8 +45,8 @@ class CompiledPort(Port, CompletionPort):
     """A completion port of a compiled engine."""
 
     __reduce__ = Unique.__reduce__
-    HANDLE = Handle
-    STRAND = Strand
+    _HANDLE = Handle
+    _STRAND = Strand
 
     def associate_signal(
         self, signum: int, key: Any, *, strand: PublicStrand | None = None
@@ -57,13 +57,13 @@ class CompiledPort(Port, CompletionPort):
 class IoUringPort(CompiledPort):
     """A completion port on io_uring."""
 
-    ENGINE = "io_uring"
+    _ENGINE = "io_uring"
 
 
 class EpollPort(CompiledPort):
     """A completion port on epoll."""
 
-    ENGINE = "epoll"
+    _ENGINE = "epoll"
 
 
 PORTS: dict[str, type[CompletionPort]] = {"io_uring": IoUringPort, "epoll": EpollPort}

@@ -2,7 +2,7 @@
 """A connection as the handler sees it: sending, closing, holding the peer back."""
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.buffer cimport PyBuffer_Release, PyObject_CheckBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -17,12 +17,12 @@ from ..channels.streams cimport (
     stream_start_output,
     stream_try_send,
 )
+from ..port.operations cimport get_buffer
 from ..primitives.atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
     cp_peek,
-    cp_peek_int,
     cp_peek_size,
     cp_set,
     cp_set_64,
@@ -33,6 +33,7 @@ from ...interface.errors import ConnectionClosed
 from ...interface.unique import refuse_copy
 from ...servers.stream_server import Connection as PublicConnection
 from ...shared.addresses import unpack
+from ...shared.buffers import joined_bytes
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct sockaddr:
@@ -124,9 +125,6 @@ cdef class Connection:
     def send_queue_size(self):
         return cp_peek_size(&self.stream.queued_bytes)
 
-    def fileno(self):
-        return cp_peek_int(&self.stream.channel.descriptor)
-
     # Without a GIL one thread may read it while another replaces it, and a bare attribute would let
     # the old object go in the middle of that.
     @property
@@ -150,18 +148,14 @@ cdef class Connection:
         if PyBytes_CheckExact(data):
             self.send_bytes(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), <PyObject*> data)
         elif PyObject_CheckBuffer(data):
-            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            get_buffer(data, &view, False, "send")
             try:
                 self.send_bytes(<const char*> view.buf, view.len, NULL)
             finally:
                 PyBuffer_Release(&view)
-        elif isinstance(data, (list, tuple)):
-            joined = b"".join(data)
-            self.send_bytes(PyBytes_AS_STRING(joined), len(joined), <PyObject*> joined)
         else:
-            raise TypeError(
-                f"send() takes a bytes-like object or a list of them, not {type(data).__name__}"
-            )
+            joined = joined_bytes(data)
+            self.send_bytes(PyBytes_AS_STRING(joined), len(joined), <PyObject*> joined)
 
     cdef int send_bytes(self, const char* data, size_t size, PyObject* whole) except -1:
         """Send or queue; ``whole`` is the bytes object that may be kept, or NULL."""

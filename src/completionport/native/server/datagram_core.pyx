@@ -11,7 +11,7 @@ import threading
 from logging import ERROR
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBuffer_Release, PyObject_CheckBuffer
 from cpython.bytes cimport (
     PyBytes_AS_STRING,
     PyBytes_CheckExact,
@@ -29,6 +29,7 @@ from ..channels.datagrams cimport (
     datagrams_try_send,
 )
 from ..channels.engine cimport DatagramHead, Engine, Stream
+from ..port.operations cimport get_buffer
 from ..primitives.atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
@@ -49,6 +50,7 @@ from ...interface.errors import ConnectionClosed, system_error
 from ...interface.unique import refuse_copy
 from ...servers.datagram_server import DatagramHandler
 from ...servers.datagram_server import Endpoint as PublicEndpoint
+from ...shared.buffers import joined_bytes
 
 cdef extern from "errno.h" nogil:
     enum:
@@ -83,7 +85,7 @@ cdef class DatagramCore(WorkingCore):
     def __init__(self, port, handler, server, *, buffer_size, send_limit):
         cdef int error
         self.port = port
-        self.core = port.core_
+        self.core = port._core
         self.server = server
         self.handler = handler
         self.on_received = handler.received
@@ -381,14 +383,9 @@ cdef class Endpoint:
         cdef unsigned int raw_size = self.core.addresses.raw_of(address, raw)
         if PyBytes_CheckExact(data):
             return self.send_bytes(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), raw, raw_size)
-        if isinstance(data, (list, tuple)):
-            data = b"".join(data)
-        try:
-            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        except TypeError:
-            raise TypeError(
-                f"send() takes a bytes-like object or a list of them, not {type(data).__name__}"
-            ) from None
+        if not PyObject_CheckBuffer(data):
+            data = joined_bytes(data)
+        get_buffer(data, &view, False, "send")
         try:
             return self.send_bytes(<const char*> view.buf, view.len, raw, raw_size)
         finally:

@@ -110,7 +110,7 @@ cdef class ServerCore(ServerBase):
     ):
         cdef int error
         self.port = port
-        self.core = port.core_
+        self.core = port._core
         self.server = server
         self.handler = handler
         self.on_connected = overridden(handler, Handler, "connected")
@@ -148,7 +148,6 @@ cdef class ServerCore(ServerBase):
     # -- what the Server calls
 
     def listen(self, sock):
-        sock.setblocking(False)
         self.core.begin()
         try:
             self.address = sock.getsockname()

@@ -16,7 +16,7 @@ from ...interface.error_codes import add_codes
 from ...interface.errors import PORT_WAS_CLOSED, OperationAborted
 from ...interface.handle import Meaning, Overlapped
 from ...interface.operation import Operation
-from ...interface.port import Completion
+from ...interface.port import Completion, CompletionPort
 from ...shared.sources import open_source
 from ..scheduling.places import PortableStrand
 from ..scheduling.recorder import NOT_MEASURED
@@ -44,10 +44,12 @@ BRINGS_VALUE = frozenset(
 class Owner(Protocol):
     """What a request is asked of: a handle, or what an operation without one has in its place."""
 
-    key: Any
+    @property
+    def key(self) -> Any:
+        """The key of its packet."""
 
     @property
-    def strand(self) -> PortableStrand | None:
+    def _strand(self) -> PortableStrand | None:
         """What its packet is bound to."""
 
 
@@ -119,7 +121,7 @@ class Request:
     def __init__(self, operation: Operation, handle: Owner) -> None:
         self.operation = operation
         self.handle = handle
-        self.strand = handle.strand
+        self.strand = handle._strand
         self.since = NOT_MEASURED  # when it came into the packet queue
         self.overlapped: Overlapped  # set before the request goes anywhere
         self.meaning: Meaning | None = None  # what a read stands for
@@ -258,7 +260,7 @@ class Request:
         """Its packet, which is the program's behind the steps of `lasts`. It may be made twice."""
         outcome = self.outcome()
         self.last = self.overlapped._prepare(*outcome)
-        return Completion(outcome[0], self.handle.key, self.overlapped, outcome[1])
+        return CompletionPort._completion(outcome[0], self.handle.key, self.overlapped, outcome[1])
 
     def drop(self) -> None:
         """The packet will not be taken: the port is closed. It may be done twice."""

@@ -14,14 +14,14 @@ from ..scheduling.places import PortableStrand
 class Errand:
     """What an operation without a handle has in its place: key, strand, a way to cancel it."""
 
-    __slots__ = ("_line", "key", "strand")
+    __slots__ = ("_line", "_strand", "key")
 
     is_errand = True
 
     def __init__(self, line: SideBySide, key: Any, strand: PortableStrand | None) -> None:
         self._line = line
         self.key = key
-        self.strand = strand
+        self._strand = strand
 
     def cancel(self, overlapped: Overlapped) -> int:
         return self._line.cancel(overlapped)

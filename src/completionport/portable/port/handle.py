@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import operator
 import socket
 from typing import Any
 
@@ -40,11 +39,11 @@ class PortableHandle(Handle):
         "_channel",
         "_companion",
         "_core",
+        "_file",
+        "_key",
         "_number",
         "_open",
-        "file",
-        "key",
-        "strand",
+        "_strand",
     )
 
     def __init__(
@@ -56,9 +55,9 @@ class PortableHandle(Handle):
         key: Any,
         strand: PortableStrand | None,
     ) -> None:
-        self.file = file
-        self.key = key
-        self.strand = strand
+        self._file = file
+        self._key = key
+        self._strand = strand
         # What works for this handle on a descriptor of its own: cancelled and closed with it. Set
         # once, under the lock of completionport.watches.changes.
         self._companion: Any = None
@@ -68,8 +67,12 @@ class PortableHandle(Handle):
         self._open: list[None] = [None]  # one item; who pops it closes the handle
 
     @property
-    def _strand(self) -> PortableStrand | None:
-        return self.strand
+    def key(self) -> Any:
+        return self._key
+
+    @property
+    def file(self) -> Any:
+        return self._file
 
     def __del__(self) -> None:
         # Nothing is pending: a request under way would have kept the handle.
@@ -89,7 +92,7 @@ class PortableHandle(Handle):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"descriptor {self._number}"
-        return f"<Handle {state}, key {self.key!r}>"
+        return f"<Handle {state}, key {self._key!r}>"
 
     def accept(self, overlapped: Overlapped | None = None) -> Overlapped:
         request = self._request(Operation.ACCEPT, overlapped)
@@ -308,8 +311,8 @@ class PortableHandle(Handle):
         # The program's own number goes first: operations are on the duplicate.
         self._channel.release_token()
         try:
-            if not isinstance(self.file, int):
-                close = getattr(self.file, "close", None)
+            if not isinstance(self._file, int):
+                close = getattr(self._file, "close", None)
                 if close is not None:
                     close()
             else:
@@ -372,20 +375,18 @@ class PortableHandle(Handle):
     def _checked_offset(self, offset: int | None) -> int | None:
         if offset is None:
             return None
-        if not hasattr(offset, "__index__"):
+        if not isinstance(offset, int):
             raise TypeError(f"offset must be an integer or None, not {type(offset).__name__}")
-        number = operator.index(offset)
-        if not 0 <= number <= LARGEST_OFFSET:
-            raise ValueError(f"offset must be from 0 to 2**63 - 1, not {number}")
+        if not 0 <= offset <= LARGEST_OFFSET:
+            raise ValueError(f"offset must be from 0 to 2**63 - 1, not {offset}")
         if not self._channel.is_regular:
             raise system_error(errno.ESPIPE, "only a regular file takes an offset")
-        return number
+        return offset
 
 
 def _checked_flags(flags: int) -> int:
-    if not hasattr(flags, "__index__"):
+    if not isinstance(flags, int):
         raise TypeError(f"flags must be an integer, not {type(flags).__name__}")
-    number = operator.index(flags)
-    if not -(2**31) <= number < 2**31:
-        raise ValueError(f"flags must fit into 32 bits, {number} does not")
-    return number
+    if not -(2**31) <= flags < 2**31:
+        raise ValueError(f"flags must fit into 32 bits, {flags} does not")
+    return flags

@@ -122,12 +122,7 @@ class Overlapped(PublicOverlapped):
         self._idle[:] = FREE
 
     def __repr__(self) -> str:
-        name = type(self).__name__
+        state = "pending" if not self._idle else "failed" if self._error is not None else "done"
         if self._operation is Operation.NONE:
-            return f"<{name} not used>"
-        what = self._operation.name.lower()
-        if not self._idle:
-            return f"<{name} {what}, pending>"
-        if self._error is not None:
-            return f"<{name} {what}, {self._error!r}>"
-        return f"<{name} {what}, {self._transferred} bytes>"
+            state = "not used yet"
+        return f"<{type(self).__name__} {self._operation.name.lower()}, {state}>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import socket
 import sys
@@ -46,7 +45,7 @@ from ...watches.processes import is_process, watch_process
 from ...watches.signals import watch_signal
 from ..channels.requests import Post, lasts
 from ..pool import copies
-from ..scheduling.places import Blocking, PortableStrand
+from ..scheduling.places import Blocking, PortableStrand, new_strand
 from ..scheduling.timers import PortableTimer
 from .core import Core
 from .errands import new_request, start
@@ -55,7 +54,7 @@ from .errands import new_request, start
 class PortablePort(CompletionPort):
     """A completion port in Python."""
 
-    CORE: Callable[[CompletionPort, int, int], Core]
+    _CORE: Callable[[CompletionPort, int, int], Core]
 
     _core: Core | None = None
 
@@ -67,7 +66,7 @@ class PortablePort(CompletionPort):
         check_engine(engine, self)
         check_count("pool_threads", pool_threads, 1, LARGEST_POOL)
         count = check_concurrency(concurrency)
-        self._core = type(self).CORE(self, count or default_concurrency(), pool_threads)
+        self._core = type(self)._CORE(self, count or default_concurrency(), pool_threads)
 
     def __del__(self) -> None:
         core = self._core
@@ -117,15 +116,11 @@ class PortablePort(CompletionPort):
         return packets[0] if packets else None
 
     def get_many(self, max_count: int, timeout: float | None = None) -> list[Completion]:
-        try:
-            count = operator.index(max_count)
-        except TypeError:
-            raise TypeError(
-                f"max_count must be an integer, not {type(max_count).__name__}"
-            ) from None
-        if count < 1:
-            raise ValueError(f"max_count must be 1 or more, not {count}")
-        return self._take(min(count, sys.maxsize), timeout)
+        if not isinstance(max_count, int):
+            raise TypeError(f"max_count must be an integer, not {type(max_count).__name__}")
+        if max_count < 1:
+            raise ValueError(f"max_count must be 1 or more, not {max_count}")
+        return self._take(min(max_count, sys.maxsize), timeout)
 
     def _take(self, count: int, timeout: float | None) -> list[Completion]:
         scheduler = self._inside.scheduler
@@ -154,7 +149,7 @@ class PortablePort(CompletionPort):
     ) -> None:
         core = self._inside
         core.check()
-        core.scheduler.put(Post(Completion(transferred, key, overlapped), self._own(strand)))
+        core.scheduler.put(Post(self._completion(transferred, key, overlapped), self._own(strand)))
 
     def post_after(
         self,
@@ -167,7 +162,7 @@ class PortablePort(CompletionPort):
     ) -> Timer:
         check_delay(seconds)
         when_ns = time.monotonic_ns() + math.ceil(seconds * 1e9)
-        return self._set_timer(when_ns, Completion(transferred, key, overlapped), strand)
+        return self._set_timer(when_ns, self._completion(transferred, key, overlapped), strand)
 
     def post_at(
         self,
@@ -180,7 +175,7 @@ class PortablePort(CompletionPort):
     ) -> Timer:
         check_when(when, time.monotonic())
         when_ns = max(math.ceil(when * 1e9), 0)
-        return self._set_timer(when_ns, Completion(transferred, key, overlapped), strand)
+        return self._set_timer(when_ns, self._completion(transferred, key, overlapped), strand)
 
     def _set_timer(self, when_ns: int, completion: Completion, strand: Strand | None) -> Timer:
         core = self._inside
@@ -321,7 +316,7 @@ class PortablePort(CompletionPort):
     def _new_strand(self) -> Strand:
         core = self._inside
         core.check()
-        return PortableStrand.make(core.port, core.scheduler)
+        return new_strand(core.port, core.scheduler)
 
     def _own(self, strand: Strand | None) -> PortableStrand | None:
         check_strand(strand, self)
@@ -354,16 +349,13 @@ class PortablePort(CompletionPort):
 
 def checked_timeout(timeout: float) -> float | None:
     """The timeout in seconds; None for one without end."""
-    if isinstance(timeout, str | bytes) or not (
-        hasattr(timeout, "__float__") or hasattr(timeout, "__index__")
-    ):
+    if not isinstance(timeout, (int, float)):
         raise TypeError(
             f"timeout must be a number of seconds or None, not {type(timeout).__name__}"
         )
-    seconds = float(timeout)
-    if math.isnan(seconds) or seconds < 0:
-        raise ValueError(f"timeout must be 0 or a positive number of seconds, not {timeout}")
-    return None if math.isinf(seconds) else seconds
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
+    return None if math.isinf(timeout) else timeout
 
 
 def _look_up(*arguments: Any) -> Any:

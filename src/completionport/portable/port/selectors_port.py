@@ -101,5 +101,5 @@ class SelectorsCore(Core):
 class SelectorsPort(PortablePort):
     """A completion port on the standard library alone."""
 
-    ENGINE = "selectors"
-    CORE = SelectorsCore
+    _ENGINE = "selectors"
+    _CORE = SelectorsCore

@@ -20,7 +20,7 @@ from typing import Any
 from .places import Packet, PortableStrand
 from .recorder import NOT_MEASURED, Recorder
 
-LINE_OF = attrgetter("line")
+LINE_OF = attrgetter("_line")
 IS_OPERATION = attrgetter("is_operation")
 
 
@@ -63,12 +63,12 @@ class PacketQueue:
                 strand = incoming[0].strand
                 if strand is None:
                     ready += step
-                elif not strand.busy:
-                    strand.busy = True
+                elif not strand._busy:
+                    strand._busy = True
                     ready += step
                 else:
                     self._back[strand] = None
-                    strand.line += step
+                    strand._line += step
             except IndexError:
                 return  # `drop` was quicker
 
@@ -80,14 +80,14 @@ class PacketQueue:
             step = map(deque.popleft, map(LINE_OF, map(deque.popleft, (released,))))
             try:
                 strand = released[0]
-                if strand.line:
+                if strand._line:
                     ready += step
                 else:
-                    strand.busy = False
+                    strand._busy = False
                     del released[0]
             except IndexError:
                 return  # `drop` was quicker
-            if not strand.line:
+            if not strand._line:
                 self._back.pop(strand, None)
 
     @property
@@ -149,14 +149,14 @@ class PacketQueue:
         while self._back:
             with contextlib.suppress(StopIteration, RuntimeError):
                 strand = next(iter(self._back))
-                _drop_all(strand.line)
+                _drop_all(strand._line)
                 self._back.pop(strand, None)
 
     def numbers(self) -> dict[str, Any]:
         """A look inside."""
         packets = [*look(self._passed_over), *look(self.ready), *look(self.incoming)]
         for strand in list(self._back):
-            packets += look(strand.line)
+            packets += look(strand._line)
         operations = sum(map(IS_OPERATION, packets))
         return {
             "queued": len(packets),

@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import ClassVar, Protocol
 
 from ...interface.port import Completion, CompletionPort, Strand
@@ -72,23 +71,14 @@ class Counter(Protocol):
 class PortableStrand(Strand):
     """At most one of its packets is in the scheduler's queue or at work; the others stay back."""
 
-    __slots__ = ("__weakref__", "_port", "busy", "line", "scheduler")
+    __slots__ = ("__weakref__", "_busy", "_line", "_port", "_scheduler")
 
     _port: weakref.ref[CompletionPort]
-    scheduler: Counter
-    busy: bool
+    _scheduler: Counter
+    _busy: bool
     """A packet is in the queue or at work; guarded by the scheduler's lock."""
-    line: deque[Packet]
+    _line: deque[Packet]
     """Those that stay back; appended to under the scheduler's lock."""
-
-    @classmethod
-    def make(cls, port: weakref.ref[CompletionPort], scheduler: Counter) -> PortableStrand:
-        strand: PortableStrand = object.__new__(cls)
-        strand._port = port
-        strand.scheduler = scheduler
-        strand.busy = False
-        strand.line = deque()
-        return strand
 
     @property
     def port(self) -> CompletionPort | None:
@@ -96,10 +86,10 @@ class PortableStrand(Strand):
 
     @property
     def queued(self) -> int:
-        return len(self.line)
+        return len(self._line)
 
     def release(self) -> None:
-        self.scheduler.check_fork()
+        self._scheduler.check_fork()
         if not this_place().release(self):
             raise RuntimeError(
                 "this thread is not at work on a packet of the strand: it has released it already, "
@@ -107,7 +97,17 @@ class PortableStrand(Strand):
             )
 
     def __repr__(self) -> str:
-        return f"<Strand of {self.port!r}, {self.queued} packets stay back>"
+        return f"<Strand, {self.queued} queued>"
+
+
+def new_strand(port: weakref.ref[CompletionPort], scheduler: Counter) -> PortableStrand:
+    """A strand of this port: the class itself asks the port for one."""
+    strand: PortableStrand = object.__new__(PortableStrand)
+    strand._port = port
+    strand._scheduler = scheduler
+    strand._busy = False
+    strand._line = deque()
+    return strand
 
 
 class Place:
@@ -146,8 +146,8 @@ class Place:
         """Be done with one strand; False when the thread has no packet of it."""
         if strand not in self.strands:
             return False
-        strand.scheduler.let_strand_go(self, strand)
-        strand.scheduler.settle()
+        strand._scheduler.let_strand_go(self, strand)
+        strand._scheduler.settle()
         return True
 
     def lend(self, scheduler: Counter, borrower: object) -> None:
@@ -171,7 +171,7 @@ class Place:
             self.leave()
 
 
-class Blocking(AbstractContextManager[None]):
+class Blocking:
     """`CompletionPort.blocking`. A second one inside the first finds no place to lend."""
 
     __slots__ = ("_scheduler",)

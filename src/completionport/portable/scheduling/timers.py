@@ -31,16 +31,16 @@ class Clock(Protocol):
 class PortableTimer(Timer):
     """It fires or is cancelled: whoever pops its packet does it."""
 
-    __slots__ = ("_packet", "_scheduler", "when_ns")
+    __slots__ = ("_packet", "_scheduler", "_when_ns")
 
     def __init__(self, scheduler: Clock, when_ns: int, packet: Packet) -> None:
         self._scheduler = scheduler
         self._packet = [packet]
-        self.when_ns = when_ns
+        self._when_ns = when_ns
 
     @property
     def when(self) -> float:
-        return self.when_ns / 1e9
+        return self._when_ns / 1e9
 
     @property
     def pending(self) -> bool:
@@ -48,19 +48,19 @@ class PortableTimer(Timer):
 
     def cancel(self) -> bool:
         self._scheduler.check_fork()
-        stopped = self.end() is not None
+        stopped = self._end() is not None
         if stopped:
             self._scheduler.timers.note_cancelled()
         return stopped
 
-    def end(self) -> Packet | None:
+    def _end(self) -> Packet | None:
         """Its packet, for the first one who asks."""
         try:
             return self._packet.pop()
         except IndexError:
             return None
 
-    def ending(self) -> Iterator[Packet]:
+    def _ending(self) -> Iterator[Packet]:
         """What takes its packet in one step, or raises `IndexError`."""
         return map(self._packet.pop, (-1,))
 
@@ -93,7 +93,7 @@ class TimerQueue:
         """Take a new one in; no lock. Never blocks. True when threads may have to know of it."""
         self._new.append(timer)
         first_ns = self._first_ns
-        return first_ns is None or timer.when_ns < first_ns
+        return first_ns is None or timer._when_ns < first_ns
 
     def note_cancelled(self) -> None:
         """One more of those in the heap is cancelled; no lock. Never blocks."""
@@ -117,7 +117,7 @@ class TimerQueue:
         fired = False
         while self._heap and self._heap[0][0] <= now_ns:
             timer = self._heap[0][2]
-            step = timer.ending()
+            step = timer._ending()
             try:
                 packets += step
                 fired = True
@@ -135,7 +135,7 @@ class TimerQueue:
         self._cancelled.clear()
         self._first_ns = None
         for _, _, timer in heap:
-            timer.end()
+            timer._end()
 
     def _forget_cancelled(self) -> None:
         with contextlib.suppress(IndexError):
@@ -144,7 +144,7 @@ class TimerQueue:
     def _carry_over(self) -> None:
         while self._new:
             timer = self._new[0]
-            entry = (timer.when_ns, self._sequence, timer)
+            entry = (timer._when_ns, self._sequence, timer)
             self._sequence += 1
             # In the heap a second time it would be over by then.
             heapq.heappush(self._heap, entry)

@@ -33,6 +33,7 @@ from ...interface.errors import (
 from ...interface.handle import Overlapped
 from ...interface.port import Completion
 from ...servers.stream_server import Connection, Handler
+from ...shared.buffers import joined_bytes
 from ...shared.reports import persist, tell
 from .worker import WorkingCore
 
@@ -104,20 +105,20 @@ class PortableConnection(Connection):
         "_peername",
         "_queued",
         "_receive_operation",
+        "_received_bytes",
+        "_received_packets",
         "_receiving",
         "_retiring",
         "_send_operation",
         "_sending",
+        "_sent_bytes",
         "_shut",
         "_sock",
         "_sockname",
         "_stopping_due",
+        "_used",
         "_was_full",
-        "received_bytes",
-        "received_packets",
-        "sent_bytes",
         "state",
-        "used",
     )
 
     def __init__(self, core: ServerCore, sock: socket.socket) -> None:
@@ -153,10 +154,10 @@ class PortableConnection(Connection):
         self._connected_told = False
         self._end_told = False
         self._closed_told = False
-        self.used = time.monotonic()  # when something was last sent or received
-        self.received_bytes = 0
-        self.received_packets = 0
-        self.sent_bytes = 0
+        self._used = time.monotonic()  # when something was last sent or received
+        self._received_bytes = 0
+        self._received_packets = 0
+        self._sent_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Connection {self._peername!r}{', closing' if self._closing else ''}>"
@@ -182,13 +183,14 @@ class PortableConnection(Connection):
         return self._queued
 
     def send(self, data: Any) -> None:
-        pieces = _pieces(data)
+        piece = joined_bytes(data)
         self._core.check_fork()
         with self._lock:
             if self._closing:
                 raise ConnectionClosed("this connection is closed: nothing can be sent any more")
-            self._outbox.extend(pieces)
-            self._queued += sum(map(len, pieces))
+            if piece:
+                self._outbox.append(piece)
+            self._queued += len(piece)
             self._flush()
             self._nudge()
 
@@ -202,7 +204,7 @@ class PortableConnection(Connection):
                 self._linger()
             self._nudge()
 
-    def retire(self) -> None:
+    def _retire(self) -> None:
         """The server stops: ask the handler, or close it once the callback at work has answered."""
         with self._lock:
             if self._core.asks:
@@ -215,7 +217,7 @@ class PortableConnection(Connection):
 
     def abort(self) -> None:
         self._core.check_fork()
-        self.fail(None)
+        self._fail(None)
 
     def pause(self) -> None:
         self._core.check_fork()
@@ -228,7 +230,7 @@ class PortableConnection(Connection):
             self._paused = False
             self._nudge()
 
-    def fail(self, error: BaseException | None) -> None:
+    def _fail(self, error: BaseException | None) -> None:
         """Close it at once, for this reason."""
         if self._core.forked:
             return
@@ -240,20 +242,20 @@ class PortableConnection(Connection):
             self._shut_down()
             self._nudge()
 
-    def expire(self) -> None:
+    def _expire(self) -> None:
         """Nothing went through for too long."""
-        self.fail(
+        self._fail(
             None
             if self._closing
             else TimeoutError(f"nothing was received or sent for {self._core.idle_timeout:g} s")
         )
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Have a worker come for the first callback."""
         with self._lock:
             self._nudge()
 
-    def take(self, completion: Completion) -> None:
+    def _take(self, completion: Completion) -> None:
         """A worker took one of the connection's packets."""
         operation = completion.overlapped
         try:
@@ -266,10 +268,10 @@ class PortableConnection(Connection):
                 else:
                     self._nudged = False
         except MemoryError as error:
-            persist(self.fail, error)
-        self.run()
+            persist(self._fail, error)
+        self._run()
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """Carry out what the state asks for, unless another worker is at it."""
         with self._lock:
             if self._active:
@@ -282,7 +284,7 @@ class PortableConnection(Connection):
                 raise
             except BaseException as error:
                 # Memory is short: the turn goes on, so that the connection comes to its end.
-                persist(self.fail, error)
+                persist(self._fail, error)
 
     def _carry_out(self) -> None:
         """One step of what the state asks for; with none left the connection is not `_active`."""
@@ -300,7 +302,7 @@ class PortableConnection(Connection):
                 self._receive()
             elif step is _Step.RECEIVED:
                 data = self._inbox.popleft()
-                self.received_packets += 1
+                self._received_packets += 1
             elif step is _Step.CONNECTED:
                 self._connected_told = True
             elif step is _Step.END_OF_STREAM:
@@ -325,7 +327,7 @@ class PortableConnection(Connection):
             self._call(handler.closed, self._failure)
             persist(self._core.forget, self)
 
-    def look(self, now: float) -> bool:
+    def _look(self, now: float) -> bool:
         """Of one that lingers or does not receive: end it where it is time. True: look again."""
         with self._lock:
             if self._linger_until is not None:
@@ -335,7 +337,7 @@ class PortableConnection(Connection):
             elif self._is_deaf():
                 error = _failure_of(self._sock)
                 if error is not None:
-                    self.fail(error)
+                    self._fail(error)
             return self._is_deaf()
 
     def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
@@ -348,7 +350,7 @@ class PortableConnection(Connection):
                 self,
                 error=error,
             )
-            self.fail(error)
+            self._fail(error)
         self._core.check_fork()
 
     # -- the lock is held in everything below
@@ -401,21 +403,21 @@ class PortableConnection(Connection):
             self._shut_down()
         except (OSError, MemoryError) as error:
             self._receiving = False
-            self.fail(None if self._linger_until is not None else error)
+            self._fail(None if self._linger_until is not None else error)
 
     def _take_received(self, completion: Completion) -> None:
         if completion.error is not None:
             if self._linger_until is not None:
                 self._shut_down()
             elif not isinstance(completion.error, OperationAborted):
-                self.fail(completion.error)
+                self._fail(completion.error)
         elif completion.transferred == 0:
             self._end = True
             if self._linger_until is not None:
                 self._shut_down()
         else:
-            self.used = time.monotonic()
-            self.received_bytes += completion.transferred
+            self._used = time.monotonic()
+            self._received_bytes += completion.transferred
             if not self._closing:
                 self._inbox.append(completion.overlapped.result())
             elif self._linger_until is not None:
@@ -443,7 +445,7 @@ class PortableConnection(Connection):
             self._was_full = True
             self._send_rest()
         except OSError as error:
-            self.fail(error)
+            self._fail(error)
         finally:
             self._flushing = False
         if not self._outbox and not self._sending and self._was_full:
@@ -470,7 +472,7 @@ class PortableConnection(Connection):
             self._shut_down()
         except (OSError, MemoryError) as error:
             self._sending = 0
-            self.fail(error)
+            self._fail(error)
 
     def _take_sent(self, completion: Completion) -> None:
         self._sending = 0
@@ -478,7 +480,7 @@ class PortableConnection(Connection):
             self._sent(completion.transferred)
         if completion.error is not None:
             if not isinstance(completion.error, OperationAborted):
-                self.fail(completion.error)
+                self._fail(completion.error)
             return
         self._flush()
         if self._closing and not self._queued:
@@ -486,8 +488,8 @@ class PortableConnection(Connection):
 
     def _sent(self, count: int) -> None:
         self._queued = max(self._queued - count, 0)
-        self.sent_bytes += count
-        self.used = time.monotonic()
+        self._sent_bytes += count
+        self._used = time.monotonic()
 
     def _linger(self) -> None:
         """All has gone out: end our side, and throw away what the peer still sends."""
@@ -571,7 +573,7 @@ class ServerCore(WorkingCore):
     def _serve(self, completion: Completion) -> None:
         key = completion.key
         if type(key) is PortableConnection:
-            key.take(completion)
+            key._take(completion)
         elif key is LOOK:
             persist(self._look)
         elif completion.overlapped is self._accept_operation:
@@ -591,7 +593,7 @@ class ServerCore(WorkingCore):
     def close_connections(self) -> None:
         """Close each connection once its callback is over and what is queued has gone out."""
         for connection in self._all():
-            connection.retire()
+            connection._retire()
 
     def abort_connections(self) -> None:
         """Close each connection at once."""
@@ -615,11 +617,11 @@ class ServerCore(WorkingCore):
         with self._changed:
             deaf = list(self._deaf)
         for connection in deaf:
-            if not connection.look(now):
+            if not connection._look(now):
                 with self._changed:
                     self._deaf.pop(connection, None)
                 # Perhaps it has become so again meanwhile, and that was noted before.
-                if connection.look(now):
+                if connection._look(now):
                     self.look_at(connection)
         with self._changed:
             self._looking = bool(self._deaf)
@@ -637,11 +639,11 @@ class ServerCore(WorkingCore):
                 "connections": len(connections),
                 "accepted": self._accepted,
                 "received_packets": self._received_packets
-                + sum(connection.received_packets for connection in connections),
+                + sum(connection._received_packets for connection in connections),
                 "received_bytes": self._received_bytes
-                + sum(connection.received_bytes for connection in connections),
+                + sum(connection._received_bytes for connection in connections),
                 "sent_bytes": self._sent_bytes
-                + sum(connection.sent_bytes for connection in connections),
+                + sum(connection._sent_bytes for connection in connections),
             }
 
     def forget(self, connection: PortableConnection) -> None:
@@ -649,9 +651,9 @@ class ServerCore(WorkingCore):
         with self._changed:
             if self._connections.pop(connection, False) is not None:
                 return
-            self._received_packets += connection.received_packets
-            self._received_bytes += connection.received_bytes
-            self._sent_bytes += connection.sent_bytes
+            self._received_packets += connection._received_packets
+            self._received_bytes += connection._received_bytes
+            self._sent_bytes += connection._sent_bytes
             self._starved = False
             if not self._connections:
                 self._changed.notify_all()
@@ -686,7 +688,7 @@ class ServerCore(WorkingCore):
                     return
             connection = self._welcome(sock)
             if connection is not None:
-                connection.begin()
+                connection._begin()
 
     def _take_accepted(self, completion: Completion) -> None:
         connection: PortableConnection | None = None
@@ -700,7 +702,7 @@ class ServerCore(WorkingCore):
             persist(self._changed.notify_all)
         self._accept_more()  # before the callback, which may take its time
         if connection is not None:
-            connection.run()
+            connection._run()
 
     def _welcome(self, sock: socket.socket) -> PortableConnection | None:
         """Make a connection of a new socket; None when there is no room for it now."""
@@ -779,39 +781,10 @@ class ServerCore(WorkingCore):
             if self.idle_timeout is not None:
                 self._set_due(self._tick_length())
                 before = now - self.idle_timeout
-                idle = [one for one in self._connections if one.used <= before]
+                idle = [one for one in self._connections if one._used <= before]
         for connection in idle:
-            connection.expire()
+            connection._expire()
         self._accept_more()
-
-
-def _pieces(data: Any) -> list[bytes]:
-    """What is to be sent, none of it empty or changeable."""
-    if isinstance(data, bytes):
-        return [data] if data else []
-    if isinstance(data, str) or not isinstance(data, Sequence) or _is_buffer(data):
-        data = [data]
-    pieces = []
-    for piece in data:
-        if not isinstance(piece, bytes):
-            try:
-                piece = bytes(memoryview(piece))
-            except TypeError:
-                raise TypeError(
-                    "send() takes a bytes-like object or a sequence of them, "
-                    f"not {type(piece).__name__}"
-                ) from None
-        if piece:
-            pieces.append(piece)
-    return pieces
-
-
-def _is_buffer(data: Any) -> bool:
-    try:
-        memoryview(data).release()
-    except TypeError:
-        return False
-    return True
 
 
 def _failure_of(sock: socket.socket) -> OSError | None:

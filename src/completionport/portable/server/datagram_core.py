@@ -11,6 +11,7 @@ from ...interface.errors import ConnectionClosed, HandleClosed, OperationAborted
 from ...interface.handle import Overlapped
 from ...interface.port import Completion
 from ...servers.datagram_server import DatagramHandler, Endpoint
+from ...shared.buffers import joined_bytes
 from ...shared.reports import persist, tell
 from .worker import WorkingCore
 
@@ -56,16 +57,7 @@ class PortableEndpoint(Endpoint):
         return self._core.queued_bytes
 
     def send(self, data: Any, address: Any) -> bool:
-        if isinstance(data, (list, tuple)):
-            data = b"".join(data)
-        elif not isinstance(data, bytes):
-            try:
-                data = bytes(memoryview(data))
-            except TypeError:
-                raise TypeError(
-                    f"send() takes a bytes-like object or a list of them, not {type(data).__name__}"
-                ) from None
-        return self._core.send(data, address)
+        return self._core.send(joined_bytes(data), address)
 
 
 class DatagramCore(WorkingCore):
