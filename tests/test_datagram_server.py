@@ -524,7 +524,7 @@ class TestTheEnd:
                     endpoint.send(data, address)
 
             server = DatagramServer(Echo(), port=0)
-            for thread in server._threads:
+            for thread in [*server._threads, server._keeper]:
                 thread.daemon = True
             server.start()
             sock = socket.socket(type=socket.SOCK_DGRAM)

@@ -339,8 +339,10 @@ class Service(Unique):
         finally:
             self._socket.close()
             self._port.close()
-            self._stopped.set()
             self._let_go.set()
+            if self._keeper.ident is not None and self._keeper is not threading.current_thread():
+                self._keeper.join()
+            self._stopped.set()
             with self._lock:
                 self._wake()
 
