@@ -177,8 +177,8 @@ def _accept(channel: Target, request: Request) -> bool:
     listener = channel.sock
     assert listener is not None
     while request.count < 0:
-        # Others see the mode only while there is somebody to accept.
-        if not is_ready(channel.descriptor):
+        # Others see the mode only while there is somebody to accept, or where accept(2) refuses.
+        if not is_ready(channel.descriptor) and _listens(listener):
             return False
         error = without_waiting(channel.descriptor, partial(_accept_one, listener, request))
         # Else that client has gone again.
@@ -197,6 +197,10 @@ def _accept(channel: Target, request: Request) -> bool:
         sock.setblocking(True)
     request.value = sock
     return True
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _accept_one(listener: socket.socket, request: Request) -> BaseException | None:
