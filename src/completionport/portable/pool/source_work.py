@@ -11,14 +11,24 @@ from ..channels.sources import PIECE, Source, close_source
 from .offload import Offload
 
 
+def held_lock() -> threading.Lock:
+    """Held until the work is over. No condition, in which a signal handler's exception may leave a
+    lock locked.
+    """
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 class SourceClose:
     """Closes a file. Its descriptor is its own."""
 
     function = False
 
-    __slots__ = ("_descriptor", "_works")
+    __slots__ = ("_descriptor", "_works", "unfinished")
 
     def __init__(self, works: SourceWorks, descriptor: int) -> None:
+        self.unfinished = held_lock()
         self._works = works
         self._descriptor = descriptor
 
@@ -39,11 +49,12 @@ class SourceRead:
 
     function = False
 
-    __slots__ = ("_descriptor", "_offset", "_size", "_tell", "_works", "closes")
+    __slots__ = ("_descriptor", "_offset", "_size", "_tell", "_works", "closes", "unfinished")
 
     def __init__(
         self, works: SourceWorks, source: Source, tell: Callable[[bytes, OSError | None], None]
     ) -> None:
+        self.unfinished = held_lock()
         self._works = works
         self._descriptor = source.descriptor
         self._offset = source.offset
@@ -82,16 +93,16 @@ class SourceWorks:
 
     def __init__(self, offload: Offload) -> None:
         self._offload = offload
-        self._changed = threading.Condition(threading.Lock())  # guards what follows; a leaf
-        self._under_way: set[SourceClose | SourceRead] = set()
+        self._lock = threading.RLock()  # guards what follows; a leaf; finalizers come here too
+        self._under_way: dict[SourceClose | SourceRead, None] = {}
         self._shut = False
 
     def start(self, work: SourceClose | SourceRead) -> bool:
         """Have the pool do it; False when no thread is to be had, or the port is closed."""
-        with self._changed:
+        with self._lock:
             if self._shut:
                 return False
-            self._under_way.add(work)
+            self._under_way[work] = None
         try:
             self._offload.start(work)
         except OSError:
@@ -105,19 +116,20 @@ class SourceWorks:
             work()
 
     def over(self, work: SourceClose | SourceRead) -> None:
-        with self._changed:
-            self._under_way.discard(work)
-            self._changed.notify_all()
+        with self._lock:
+            if work in self._under_way:
+                del self._under_way[work]
+                work.unfinished.release()
 
     def finish(self) -> None:
         """At the end of the port, with all requests over: wait for what the pool is at."""
-        with self._changed:
+        with self._lock:
             self._shut = True
             works = list(self._under_way)
         for work in works:
             if self._offload.cancel(work):
                 work.discard()
                 self.over(work)
-        with self._changed:
-            while self._under_way:
-                self._changed.wait()
+        for work in works:
+            with work.unfinished:
+                pass
