@@ -19,6 +19,8 @@ from completionport import OperationAborted
 from completionport.engines import COMPILED
 from support import assert_quiet, needs_ancillary, needs_unix_sockets, take, take_one, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_collections")
+
 
 @pytest.fixture(autouse=True)
 def withstands_exceptions(request, engine):

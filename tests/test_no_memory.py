@@ -14,10 +14,13 @@ from support import LONG, WINDOWS, tcp_pair, wait_until
 
 testcapi = pytest.importorskip("_testcapi", reason="this interpreter can't fail its allocations")
 
-pytestmark = pytest.mark.skipif(
-    not getattr(sys, "_is_gil_enabled", lambda: True)(),
-    reason="without a GIL another thread may allocate while the allocator is exchanged",
-)
+pytestmark = [
+    pytest.mark.usefixtures("no_collections"),
+    pytest.mark.skipif(
+        not getattr(sys, "_is_gil_enabled", lambda: True)(),
+        reason="without a GIL another thread may allocate while the allocator is exchanged",
+    ),
+]
 
 MAKE_SOMETHING = ("accept", "failed_stat")
 """Kinds whose packet takes memory that is there in no store."""

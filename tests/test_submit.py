@@ -154,28 +154,23 @@ class TestResults:
         gc.collect()
         assert gone.wait(LONG)
 
-    def test_what_failed_is_let_go_without_the_collector(self, port):
+    def test_what_failed_is_let_go_without_the_collector(self, port, no_collections):
         class Mine(Overlapped):
             pass
 
         def fail(argument):
             raise ValueError(argument)
 
-        gc.collect()
-        gc.disable()
-        try:
-            mine = Mine()
-            alive = weakref.ref(mine)
-            port.submit(fail, 1, overlapped=mine)
-            del mine
-            done = take_one(port)
-            names = [frame.name for frame in traceback.extract_tb(done.error.__traceback__)]
-            assert names[-1] == "fail"
-            del done
-            # The thread of the pool has its last look at it behind the packet.
-            wait_until(lambda: alive() is None, "it is let go")
-        finally:
-            gc.enable()
+        mine = Mine()
+        alive = weakref.ref(mine)
+        port.submit(fail, 1, overlapped=mine)
+        del mine
+        done = take_one(port)
+        names = [frame.name for frame in traceback.extract_tb(done.error.__traceback__)]
+        assert names[-1] == "fail"
+        del done
+        # The thread of the pool has its last look at it behind the packet.
+        wait_until(lambda: alive() is None, "it is let go")
 
 
 class TestOverlapped:
