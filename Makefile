@@ -5,8 +5,8 @@ BIN = $(VENV)/bin
 SOURCES = setup.py pyproject.toml $(wildcard src/completionport/native/*/*.pyx \
 	src/completionport/native/*/*.pxd src/completionport/native/*/*.h)
 
-# Three keep two processors busy; with more of them the tests that measure fail now and then.
-SIDE_BY_SIDE = -q -n 3 --dist loadscope
+# Three keep two processors busy.
+SIDE_BY_SIDE = -q -n 3 --dist loadscope -m "not alone"
 
 .PHONY: run build test test-windows lint format bench bench-workers races clean
 
@@ -15,9 +15,10 @@ run: build
 
 build: $(VENV)/built
 
-# All of them side by side, since most wait most of the time; what ARGS names, in one process.
+# Side by side, since most wait most of the time, and then those that measure; what ARGS names, in one process.
 test: $(VENV)/tested
 	$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
+	$(if $(ARGS),,$(BIN)/python -m pytest -q -m alone)
 
 # The Windows side, under Wine: the tool says what that takes.
 test-windows: $(VENV)/built

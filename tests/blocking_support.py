@@ -79,9 +79,3 @@ def compute(seconds):
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         sum(range(200))
-
-
-def processor_time(seconds):
-    before = time.process_time()
-    time.sleep(seconds)  # what is measured
-    return time.process_time() - before

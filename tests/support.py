@@ -389,6 +389,23 @@ def native_threads() -> dict[int, str]:
     }
 
 
+def assert_idle(
+    seconds: float = 0.3, *, most: float = 0.02, wait: Callable[[float], Any] = time.sleep
+) -> None:
+    """The process uses at most so many seconds of a processor while it waits for so long.
+
+    What spins does so at each look. On a busy machine what came before may end only at the first.
+    """
+    used: list[float] = []
+    while len(used) < 3:
+        began = time.process_time()
+        wait(seconds)
+        used.append(time.process_time() - began)
+        if used[-1] < most:
+            return
+    raise AssertionError(f"{used} s of processor time in {seconds} s each")
+
+
 def compute_until(done: Callable[[], Any], timeout: float = LONG) -> None:
     """Use a processor until ``done()``: a thread that blocked instead would be replaced."""
     end = time.monotonic() + timeout

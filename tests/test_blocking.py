@@ -244,6 +244,7 @@ class TestSayingSo:
             waiter.outcome()
         assert port.stats()["replaced"] == 1
 
+    @pytest.mark.alone
     def test_eight_that_sleep_take_as_long_as_one(self, make_port, serve):
         port, inside = make_port(1), Counter()
 
@@ -281,6 +282,7 @@ class TestSayingSo:
 class TestFoundOut:
     """A thread that blocks is replaced without a word."""
 
+    @pytest.mark.alone
     def test_eight_that_sleep_take_little_longer_than_one(self, make_port, serve, tells_who_blocks):
         port, inside = make_port(1), Counter()
 
@@ -358,6 +360,7 @@ class TestFoundOut:
             wait_for_stats(port, running=0, blocked=0, waiting=2)
         assert port.stats()["replaced"] >= 1 or not tells_who_blocks
 
+    @pytest.mark.alone
     def test_another_one_is_let_go_within_a_few_milliseconds(self, make_port, serve):
         port = make_port(1)
         delays, over = [], threading.Semaphore(0)
@@ -562,6 +565,7 @@ class TestOthersGoOn:
             served.set()
             assert read_exactly(busy, 1) == b"!"
 
+    @pytest.mark.alone
     @pytest.mark.usefixtures("sees_who_blocks")
     def test_while_one_blocks_other_connections_of_a_server_are_served(
         self, engine, tells_who_blocks
@@ -620,6 +624,7 @@ class TestOthersGoOn:
             assert read_exactly(busy, 1) == b"!"
         assert seen.count(0) <= 4
 
+    @pytest.mark.alone
     def test_a_servers_callback_may_say_that_it_blocks(self, engine):
         blocks, event = threading.Event(), threading.Event()
         servers = []

@@ -73,6 +73,7 @@ def test_on_windows_the_concurrency_is_the_kernels_business(concurrency, monkeyp
     assert (api.INVALID_HANDLE_VALUE, None, 0, concurrency) in told
 
 
+@pytest.mark.alone
 def test_a_port_is_made_and_closed_within_milliseconds(engine):
     """Waiting until the kernel has forgotten a context of its own takes 30."""
     times = []

@@ -13,7 +13,7 @@ import pytest
 from completionport import DatagramHandler, DatagramServer, Handler
 from datagram_support import bound_socket
 from server_support import Recorder, fill
-from support import LONG, Background, pattern, read_exactly, resident, wait_until
+from support import LONG, Background, assert_idle, pattern, read_exactly, resident, wait_until
 
 MOST = 24 << 20
 """Bytes that a client may send to somebody who takes none. Most of it lies in the system's own
@@ -60,13 +60,6 @@ def quickest_answer(client, tries=5):
     return min(times)
 
 
-def processor_time(seconds):
-    """What this process uses of it while nothing is to be done."""
-    before = time.process_time()
-    time.sleep(seconds)  # what is measured
-    return time.process_time() - before
-
-
 @pytest.fixture
 def desk():
     """A handler for each way, whose callbacks end with the test."""
@@ -81,6 +74,7 @@ def desk():
         handler.go_on.set()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("how", ["blocks", "pauses", "is not read"])
 def test_a_client_that_floods_holds_up_nobody(serve, dial, desk, how, concurrency):
@@ -91,7 +85,7 @@ def test_a_client_that_floods_holds_up_nobody(serve, dial, desk, how, concurrenc
     assert handler.at_work.acquire(timeout=LONG)
     assert fill(floods, most=100 << 20) < MOST
     assert quickest_answer(talks) < 0.05
-    assert processor_time(1) < 0.1
+    assert_idle(1, most=0.1)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
@@ -111,6 +105,7 @@ def test_nothing_of_a_flood_is_lost_and_its_memory_comes_back(serve, dial, desk,
     wait_until(lambda: resident() < before + (6 << 20), "the memory is the system's again")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("buffer_size", [16384, 1 << 20])
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.usefixtures("sees_who_blocks")
@@ -130,7 +125,7 @@ def test_many_clients_that_flood_hold_up_nobody(serve, dial, desk, concurrency, 
     assert quickest_answer(talks) < 0.05
     newcomer = dial(server)
     assert quickest_answer(newcomer) < 0.05
-    assert processor_time(1) < 0.1
+    assert_idle(1, most=0.1)
     handler.go_on.set()
     wait_until(lambda: handler.taken == sent, "all was received")
 
@@ -187,6 +182,7 @@ def test_every_byte_of_many_floods_comes_in_order(serve, dial, concurrency, buff
     assert texts == {pattern(size, number) for number in range(len(clients))}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_a_flood_of_datagrams_holds_up_nobody(engine, nothing_left, concurrency):
     at_work, go_on = threading.Event(), threading.Event()
@@ -218,6 +214,6 @@ def test_a_flood_of_datagrams_holds_up_nobody(engine, nothing_left, concurrency)
                         answer = talks.recv(100)
                 times.append(time.perf_counter() - began)
             assert min(times) < 0.05
-            assert processor_time(1) < 0.1
+            assert_idle(1, most=0.1)
         finally:
             go_on.set()

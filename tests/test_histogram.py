@@ -125,6 +125,7 @@ class TestPorts:
         assert 1 <= worked.count <= 3
         assert 0.025 <= worked.quantile(0.5) < 10
 
+    @pytest.mark.alone
     def test_waiting_for_packets_is_no_work(self, port):
         waiter = Background(lambda: [port.get(), port.get(0)])
         wait_for_stats(port, waiting=1)

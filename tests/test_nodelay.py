@@ -45,6 +45,7 @@ def round_trips(address, family, count=15):
     return sorted(times)[count // 2]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("concurrency", [1, 4])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 class TestListeners:

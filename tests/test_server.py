@@ -95,6 +95,7 @@ class TestEcho:
             client.shutdown(socket.SHUT_WR)
             assert read_to_end(client) == b"%d" % number
 
+    @pytest.mark.alone
     def test_answers_of_several_segments_are_not_held_back(self, serve, dial):
         """Without TCP_NODELAY each of these takes 40 milliseconds."""
         client = dial(serve(Echo()))
@@ -264,6 +265,7 @@ class TestCallbacks:
             release.set()
         assert read_exactly(slow, 4) == b"slow"
 
+    @pytest.mark.alone
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts by /proc")
     def test_a_worker_that_waits_is_left_alone_by_the_connections_it_took_in(self, serve, dial):
         release = threading.Event()
@@ -311,6 +313,7 @@ class TestCallbacks:
             release.set()
         assert read_exactly(holder, 4) == b"hold"
 
+    @pytest.mark.alone
     def test_a_callback_that_naps_again_and_again_holds_nobody_else_up(self, serve, dial):
         release = threading.Event()
 

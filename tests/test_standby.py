@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from blocking_support import GIL, STOP, Counter, compute, processor_time
+from blocking_support import GIL, STOP, Counter, compute
 from completionport import (
     CompletionPort,
     DatagramHandler,
@@ -26,6 +26,7 @@ from support import (
     LONG,
     WINDOWS,
     Background,
+    assert_idle,
     needs_concurrency,
     read_exactly,
     run_python,
@@ -201,6 +202,7 @@ def test_callbacks_that_sleep_a_moment_do_so_at_the_same_time(engine, way):
         wait_until(lambda: some_sleep_at_the_same_time(inside))
 
 
+@pytest.mark.alone
 def test_those_that_do_not_sleep_are_served_beside_many_that_do(engine, nothing_left):
     class Echo(Handler):
         def received(self, connection, data):
@@ -329,9 +331,10 @@ def test_it_is_idle_behind_them(engine, way):
         wait_until(lambda: inside.ended >= 500)
         port_is_there = port.stats()
     assert port_is_there["taken"] >= 500
-    assert processor_time(0.3) < 0.05
+    assert_idle(most=0.05)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the signals of Unix")
 def test_a_signal_reaches_a_main_thread_that_stands_by(engine):
     run_python(
