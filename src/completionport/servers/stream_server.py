@@ -11,7 +11,7 @@ from typing import Any
 
 from ..interface.handle import Buffers
 from ..shared.arguments import LARGEST_WORKERS, check_count
-from ..shared.association import refuse_tls
+from ..shared.association import listens, refuse_tls
 from .callbacks import check_handler
 from .service import S, Service, ServiceSocket, bound_socket
 
@@ -207,7 +207,7 @@ class Server(Service):
             raise TypeError(f"listener must be a socket, not {type(listener).__name__}")
         if listener is not None:
             refuse_tls(listener)
-            if listener.type != socket.SOCK_STREAM or not _listens(listener):
+            if listener.type != socket.SOCK_STREAM or not listens(listener):
                 raise ValueError(
                     "listener must be a stream socket that listens: call listen() first"
                 )
@@ -246,10 +246,6 @@ class Server(Service):
         ``work_time`` (how long callbacks took).
         """
         return super().stats()
-
-
-def _listens(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _make_room_for_descriptors(descriptor: int) -> None:

@@ -8,6 +8,7 @@ its object, or by its number where a number is all there is.
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import sys
 from collections.abc import Hashable
@@ -43,6 +44,11 @@ def refuse_tls(file: Any) -> None:
             "a port can't encrypt, and would send in plain text: an SSLSocket is refused. Take the "
             "socket as it was before wrap_socket(), with an ssl.SSLObject on memory buffers"
         )
+
+
+def listens(sock: socket.socket) -> bool:
+    """Whether it accepts connections; `OSError` where the system can't tell."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def register(file: Any) -> Association:

@@ -19,6 +19,7 @@ from ..interface.errors import CANCELLED, system_error
 from ..interface.operation import Operation
 from ..portable.channels.requests import READING, Request
 from ..shared import addresses
+from ..shared.association import listens
 from . import api, changes, pipes, pool_calls
 from .channel_state import ChannelState
 from .flights import Flight
@@ -366,7 +367,7 @@ def _finish_file(channel: ChannelState, flight: Flight, code: int) -> None:
 def _accept(channel: ChannelState, flight: Flight) -> Call:
     listener = channel.sock
     assert listener is not None
-    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if not listens(listener):
         raise api.error(errno.WSAEINVAL)
     accept = _extension(channel, "accept", api.WSAID_ACCEPTEX, api.AcceptEx_TYPE)
     sock = socket.socket(listener.family, listener.type, listener.proto)

@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 from ...interface.errors import BACKLOG_IS_FULL, system_error
 from ...interface.operation import Operation
+from ...shared.association import listens
 from ..channels.messages import CLOSE_ON_EXEC, descriptors_in
 from ..channels.requests import LARGEST_VECTOR, Request
 from ..channels.sources import PIECE
@@ -178,7 +179,7 @@ def _accept(channel: Target, request: Request) -> bool:
     assert listener is not None
     while request.count < 0:
         # Others see the mode only while there is somebody to accept, or where accept(2) refuses.
-        if not is_ready(channel.descriptor) and _listens(listener):
+        if not is_ready(channel.descriptor) and listens(listener):
             return False
         error = without_waiting(channel.descriptor, partial(_accept_one, listener, request))
         # Else that client has gone again.
@@ -197,10 +198,6 @@ def _accept(channel: Target, request: Request) -> bool:
         sock.setblocking(True)
     request.value = sock
     return True
-
-
-def _listens(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _accept_one(listener: socket.socket, request: Request) -> BaseException | None:

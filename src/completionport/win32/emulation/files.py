@@ -31,6 +31,7 @@ from ...interface.errors import (
 )
 from ...interface.handle import Handle, Overlapped
 from ...interface.port import Completion, CompletionPort
+from ...shared.association import listens
 from ..constants import (
     ERROR_INVALID_FUNCTION,
     ERROR_INVALID_HANDLE,
@@ -611,7 +612,7 @@ def has_peer(sock: socket.socket) -> bool:
 def is_listening(sock: socket.socket) -> bool:
     """Whether it accepts connections."""
     try:
-        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        return listens(sock)
     except OSError:
         return False
 
