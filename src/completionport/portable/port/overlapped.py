@@ -114,7 +114,8 @@ class Overlapped(PublicOverlapped):
         self._transferred = transferred
         self._error = error
         self._value = value
-        return partial(self._idle.append, None)
+        # A list of its own, since one that grows takes memory.
+        return partial(setattr, self, "_idle", [None])
 
     def _withdraw(self) -> None:
         self._operation = Operation.NONE

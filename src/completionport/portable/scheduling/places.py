@@ -119,8 +119,9 @@ class Place:
     __slots__ = ("holder", "lent", "since", "strands", "token")
 
     def __init__(self) -> None:
-        self.token = object()  # stands for the thread in its scheduler's tables
+        # First, for `__del__` where there is no memory for the rest.
         self.holder: Callable[[], Counter | None] | None = None  # weak; of what was taken last
+        self.token = object()  # stands for the thread in its scheduler's tables
         self.lent: object = None  # the `Blocking` inside of which the place does not count
         self.since = NOT_MEASURED  # when the packets were taken
         self.strands: list[PortableStrand] = []  # of these packets, all of that scheduler
@@ -206,4 +207,7 @@ _places = _Places()
 
 def this_place() -> Place:
     """The place of the calling thread."""
-    return _places.mine
+    try:
+        return _places.mine
+    except SystemError:  # of CPython, where it has no memory for a thread's first local
+        raise MemoryError from None

@@ -89,6 +89,10 @@ class _Waiter:
         self.gate.acquire()
 
 
+_END = object()
+"""What no iterator gives: to look for it is to iterate through, in one step without memory."""
+
+
 def _nothing() -> None:
     """Nobody needs to be rescued."""
 
@@ -375,7 +379,8 @@ class Scheduler:
     def hand_out(self, hand: Hand, last: Iterable[Any]) -> None:
         """The packets are the program's now, and nothing can stop it any more.
 
-        ``last``: iterated through behind everything that a handler could interrupt.
+        ``last``: iterated through, to None each, behind everything that a handler could interrupt
+        and that takes memory.
         """
         place = this_place()
         strands = [one.strand for one in hand if one.strand is not None]
@@ -384,7 +389,7 @@ class Scheduler:
         place.since = hand.taken_at
         self._at_work[place.token] = None
         del hand[:]
-        _ = [*last]
+        _ = _END in last
 
     def put_back(self, hand: Hand) -> None:
         """Undo `take`: the packets go back to the head of the queue. It may be done twice."""
