@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import statistics
 import threading
+import time
 
 import pytest
 
@@ -17,7 +19,9 @@ from support import LONG, Background, pattern, take_one
 
 FLOODING = 3
 MOST = 2000
-"""Callbacks of the others, at most, until one is heard of that the kernel knows of."""
+"""Callbacks of the others, at most, until one is heard of that the kernel knows of: in the median
+round, as the system may stop in any single one the thread that has taken it."""
+ROUNDS = 11
 
 
 @contextlib.contextmanager
@@ -64,11 +68,13 @@ def test_a_quiet_client_is_answered_beside_some_that_flood(serve, dial, threads)
         client.settimeout(0.2)
     data = pattern(65536)
     with flood(lambda number: clients[number].send(data)):
-        for _ in range(10):
+        turns = []
+        for _ in range(ROUNDS):
             quiet.sendall(b"hello")
             sent_at = handler.others
             assert quiet.recv(10) == b"hello"
-            assert handler.heard_at - sent_at < MOST
+            turns.append(handler.heard_at - sent_at)
+        assert statistics.median(turns) < MOST, turns
         new = dial(server)  # and so is one that comes
         new.sendall(b"hello")
         assert new.recv(10) == b"hello"
@@ -127,17 +133,19 @@ def test_a_receive_is_heard_of_beside_posts(make_port, make_pair, batch, threads
         for _ in range(2 * batch * threads):
             port.post(0, "other")
         workers = [Background(work) for _ in range(threads)]
-        for number in range(10):
+        turns = []
+        for number in range(ROUNDS):
             handle.recv(10)
             far.sendall(b"hello")
             sent_at = len(taken)
+            end = time.monotonic() + LONG
             while len(heard_at) <= number:
-                assert len(taken) - sent_at < 100 * MOST, "it is not heard of"
-            # The thread that took it may be stopped before it says so.
-            assert heard_at[number] - sent_at < MOST * batch * threads
+                assert time.monotonic() < end, "it is not heard of"
+            turns.append(heard_at[number] - sent_at)
         over.set()
         for worker in workers:
             worker.outcome()
+    assert statistics.median(turns) < MOST * batch * threads, turns
     while port.get(0):
         pass
     near.close()
