@@ -74,10 +74,18 @@ def desk():
         handler.go_on.set()
 
 
+def has_a_place_left(engine, concurrency):
+    """Skip where a callback that blocks holds up all the others until it ends."""
+    if engine == "selectors" and concurrency == 1:
+        pytest.skip("this engine can't see who blocks")
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("how", ["blocks", "pauses", "is not read"])
-def test_a_client_that_floods_holds_up_nobody(serve, dial, desk, how, concurrency):
+def test_a_client_that_floods_holds_up_nobody(engine, serve, dial, desk, how, concurrency):
+    if how == "blocks":
+        has_a_place_left(engine, concurrency)
     handler = desk(how)
     server = serve(handler, concurrency=concurrency)
     talks, floods = dial(server), dial(server)
@@ -185,6 +193,7 @@ def test_every_byte_of_many_floods_comes_in_order(serve, dial, concurrency, buff
 @pytest.mark.alone
 @pytest.mark.parametrize("concurrency", [1, 2])
 def test_a_flood_of_datagrams_holds_up_nobody(engine, nothing_left, concurrency):
+    has_a_place_left(engine, concurrency)
     at_work, go_on = threading.Event(), threading.Event()
 
     class Answers(DatagramHandler):
