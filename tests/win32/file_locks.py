@@ -57,7 +57,9 @@ class FileLock:
 
 
 def file_of(lock: FileLock) -> Any:
-    return next((one for one in list(files._files) if one.lock is lock), None)
+    while True:
+        with contextlib.suppress(RuntimeError):  # without a GIL, when another thread makes a file
+            return next((one for one in list(files._files) if one.lock is lock), None)
 
 
 def is_listening(file: Any) -> bool:
