@@ -32,6 +32,9 @@ if sys.platform == "win32":
 LONG = 20.0
 """Seconds after which something that has to happen counts as not happening."""
 
+HOST = f"127.{1 + (os.getpid() >> 16) % 250}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+"""An address of this process's own: a port of it that has become free is given to no other one."""
+
 TESTS = Path(__file__).parent
 PACKAGE = Path(completionport.__file__).parents[1]
 WINDOWS = sys.platform == "win32"
@@ -338,14 +341,32 @@ def refuse_threads(monkeypatch: Any, after: int) -> list[threading.Thread]:
 
 
 def descriptors() -> dict[int, str]:
-    """The descriptors of this process and what they stand for; on Windows files and ports."""
+    """The descriptors of this process and what they stand for; on Windows files and ports.
+
+    Those of a look into /proc are left out, this one and those of the monitor at the threads.
+    """
     found = {}
     if WINDOWS:
         return windows_support.handles()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return {number: what for number, what in found.items() if not what.endswith("/fd")}
+    return {
+        number: what
+        for number, what in found.items()
+        if not re.match(r"/proc/\d+/(fd|task)(/|$)", what)
+    }
+
+
+def assert_nothing_opened_since(before: dict[int, str]) -> None:
+    """Wait until no descriptor is there that was not there then."""
+
+    def opened() -> list[tuple[int, str]]:
+        return [one for one in descriptors().items() if one not in before.items()]
+
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not opened(), timeout=5)
+    assert opened() == []
 
 
 def resident() -> int:

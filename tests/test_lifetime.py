@@ -15,6 +15,7 @@ from completionport import CompletionPort, Overlapped, PortClosed
 from support import (
     WINDOWS,
     Background,
+    assert_nothing_opened_since,
     assert_quiet,
     descriptors,
     pattern,
@@ -339,7 +340,7 @@ class TestDroppedPort:
         assert handle.closed
         del handle
         assert all(collected(reference) for reference in alive)
-        wait_until(lambda: descriptors() == before, "the descriptors are as before", 5)
+        assert_nothing_opened_since(before)
         buffer.extend(b"more")
         far.sendall(b"late")
         assert near.recv(10) == b"late"
@@ -402,7 +403,7 @@ class TestNoLeaks:
         for _ in range(30):
             use()
         gc.collect()
-        wait_until(lambda: descriptors() == before, "the descriptors are as before", 5)
+        assert_nothing_opened_since(before)
 
     def test_handles_leak_no_descriptors(self, port, make_pair):
         def use():
@@ -420,7 +421,7 @@ class TestNoLeaks:
         before = descriptors()
         for _ in range(100):
             use()
-        wait_until(lambda: descriptors() == before, "the descriptors are as before", 5)
+        assert_nothing_opened_since(before)
         assert_quiet(port)
 
     @pytest.mark.parametrize("what", ["operations", "handles", "ports", "errors"])

@@ -20,7 +20,7 @@ from completionport import (
     Strand,
     WorkerPool,
 )
-from support import Background, descriptors, read_exactly, wait_until
+from support import LONG, Background, assert_nothing_opened_since, descriptors, read_exactly
 
 
 class Echo(Handler):
@@ -134,18 +134,20 @@ def test_threads_that_ask_it_for_packets_take_none_from_its_clients(server, roun
     over = threading.Event()
 
     def take():
-        refused = 0
         while not over.is_set():
             for ask in (server.completion_port.get, lambda: server.completion_port.get_many(8, 0)):
                 with pytest.raises(PortOwned):
                     ask()
-                refused += 1
-        return refused
+            refused.release()
 
+    refused = threading.Semaphore(0)
     takers = [Background(take) for _ in range(2)]
+    for _ in range(2):
+        assert refused.acquire(timeout=LONG)
     assert [round_trip(server) for _ in range(50)] == [b"hello"] * 50
     over.set()
-    assert all(taker.outcome() > 0 for taker in takers)
+    for taker in takers:
+        taker.outcome()
 
 
 def test_a_callback_is_told_as_well(engine):
@@ -194,7 +196,7 @@ def test_to_close_it_is_to_stop_the_server(kind, engine, nothing_left):
             pass
         assert port.closed
         server.stop()
-    wait_until(lambda: descriptors() == before, "the descriptors are as before")
+    assert_nothing_opened_since(before)
 
 
 def test_the_error_can_be_pickled():
