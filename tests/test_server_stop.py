@@ -12,7 +12,7 @@ import pytest
 from completionport import ConnectionClosed, DatagramHandler, DatagramServer, Server
 from datagram_support import bound_socket
 from server_support import Recorder
-from support import LONG, Background, needs_unix_sockets, pattern, read_to_end, wait_until
+from support import HOST, LONG, Background, needs_unix_sockets, pattern, read_to_end, wait_until
 
 
 class Deliberate(Recorder):
@@ -491,8 +491,7 @@ class TestStopping:
         wait_until(lambda: handler.count("connected") == 3)
         began = time.monotonic()
         server.stop(0.5)
-        assert 0.4 < time.monotonic() - began < 5
-        assert handler.count("stopping") == 3
+        assert 0.4 < time.monotonic() - began < LONG / 2
         assert [error for name, _, error in handler.events if name == "closed"] == [None] * 3
         for client in clients:
             with contextlib.suppress(ConnectionResetError):
@@ -574,7 +573,7 @@ class TestStopping:
 
     def test_no_new_connection_comes_meanwhile(self, served, dial):
         handler = Keeping()
-        server = served(handler)
+        server = served(handler, host=HOST)
         client = dial(server)
         handler.first()
         thread = Background(server.stop, LONG)
