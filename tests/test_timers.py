@@ -34,6 +34,23 @@ class Thing:
     """Something that can be weakly referenced."""
 
 
+def set_in_time(port, seconds, setting):
+    """Give `setting` the time, on the clock of `monotonic`, at which its first timer is to be due.
+
+    Once more where this thread was stopped for so long that it was over before all were set.
+    Returned: what `setting` returned, a list of timers.
+    """
+    while True:
+        start = time.monotonic() + seconds
+        timers = setting(start)
+        if time.monotonic() < start:
+            return timers
+        for timer in timers:
+            timer.cancel()
+        while port.get(0):
+            pass
+
+
 def test_the_values_come_out_unchanged_and_not_early(port):
     values = (object(), [1, 2], Thing())
     timer = port.post_after(0.02, *values)
@@ -70,17 +87,12 @@ def test_when_is_on_the_clock_of_monotonic(port):
 def test_packets_come_by_time_and_not_by_the_order_of_setting(port):
     order = list(range(100))
     random.Random(5).shuffle(order)
-    # Far enough away for all to be set before the first one is due, on a busy machine too.
-    start = time.monotonic() + 0.4
-    for number in order:
-        port.post_at(start + number * 0.0005, number)
+    set_in_time(port, 0.1, lambda start: [port.post_at(start + one * 0.0005, one) for one in order])
     assert [done.transferred for done in take(port, 100)] == list(range(100))
 
 
 def test_packets_of_equal_time_come_in_the_order_of_setting(port):
-    when = time.monotonic() + 0.05
-    for number in range(1000):
-        port.post_at(when, number)
+    set_in_time(port, 0.1, lambda when: [port.post_at(when, number) for number in range(1000)])
     assert [done.transferred for done in take(port, 1000)] == list(range(1000))
 
 
@@ -155,15 +167,19 @@ def test_each_timer_is_either_cancelled_or_gives_its_packet(port):
 @pytest.mark.parametrize("seed", range(3))
 def test_any_mixture_of_setting_and_cancelling_leaves_the_others_in_order(port, seed):
     chance = random.Random(seed)
-    # Far enough away for all to be set before the first one is due, on a busy machine too.
-    start = time.monotonic() + 0.6
     left = {}
-    for number in range(4000):
-        when = start + chance.randrange(200) * 0.0005
-        left[number] = (when, port.post_at(when, number))
-        if chance.random() < 0.6:
-            victim = chance.choice(list(left))
-            assert left.pop(victim)[1].cancel()
+
+    def mixture(start):
+        left.clear()
+        for number in range(4000):
+            when = start + chance.randrange(200) * 0.0005
+            left[number] = (when, port.post_at(when, number))
+            if chance.random() < 0.6:
+                victim = chance.choice(list(left))
+                assert left.pop(victim)[1].cancel() or time.monotonic() > start
+        return [timer for _, timer in left.values()]
+
+    set_in_time(port, 0.6, mixture)
     expected = sorted(left, key=lambda number: (left[number][0], number))
     numbers = port.stats()
     assert numbers["timers"] + numbers["queued"] == len(expected)
@@ -193,8 +209,7 @@ def test_a_timer_does_not_change_how_long_get_waits(port):
     start = time.monotonic()
     assert port.get(0.05) is None
     assert time.monotonic() - start >= 0.05 - time.get_clock_info("monotonic").resolution
-    timer = port.post_after(0.03)
-    assert timer.cancel()
+    set_in_time(port, 0.03, lambda when: [port.post_at(when)])[0].cancel()
     assert port.get(0.05) is None
 
 
@@ -207,9 +222,7 @@ def test_with_no_thread_there_the_packet_waits_in_the_queue(port):
 
 
 def test_the_timers_packet_is_one_of_many_for_get_many(port):
-    when = time.monotonic() + 0.01
-    for number in range(10):
-        port.post_at(when, number)
+    set_in_time(port, 0.01, lambda when: [port.post_at(when, number) for number in range(10)])
     seen: list[int] = []
     while len(seen) < 10:
         seen += [done.transferred for done in port.get_many(4, LONG)]
