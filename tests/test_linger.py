@@ -17,17 +17,28 @@ from server_support import Echo, Recorder, Silent, reset
 from support import LONG, Background, has_ipv6, needs_unix_sockets, pattern, read_to_end, wait_until
 
 LINGER = 2.0
-SOON = 1.2  # seconds: well before the end of a linger, also on a busy machine
+SOON = 1.2  # seconds: well before the end of a linger
+
+
+def assert_soon(once):
+    """`once` tells how long it takes, seconds. The quickest counts: the machine may be busy."""
+    took = []
+    while len(took) < 4:
+        took.append(once())
+        if took[-1] < SOON:
+            return
+    raise AssertionError(f"{took} seconds")
 
 
 class Answering(Recorder):
     """Answers what comes first, and closes."""
 
+    closed_at = None
+
     def __init__(self, answer=b"answer", how="close"):
         super().__init__()
         self.answer = answer
         self.how = how
-        self.closed_at = None
 
     def received(self, connection, data):
         super().received(connection, data)
@@ -37,6 +48,20 @@ class Answering(Recorder):
     def closed(self, connection, error):
         self.closed_at = time.monotonic()
         super().closed(connection, error)
+
+
+@pytest.fixture
+def answered(serve, dial, concurrency):
+    """An answering server that has just closed: its handler, and the client that has the answer."""
+
+    def make(**options):
+        handler = Answering(**options)
+        client = dial(serve(handler, concurrency=concurrency, workers=4))
+        client.sendall(b"question")
+        assert read_to_end(client) == b"answer"
+        return handler, client
+
+    return make
 
 
 @pytest.fixture(params=[1, 4], ids=["one at a time", "several at a time"])
@@ -211,27 +236,27 @@ class TestTheAnswerArrives:
 
 
 class TestHowLong:
-    def test_until_the_peer_ends_its_side_too(self, serve, dial, concurrency):
-        handler = Answering()
-        client = dial(serve(handler, concurrency=concurrency, workers=4))
-        client.sendall(b"question")
-        assert read_to_end(client) == b"answer"
-        assert handler.closed_at is None  # this side has ended, and it still reads
-        began = time.monotonic()
-        client.close()
-        assert handler.end() is None
-        assert handler.closed_at - began < SOON
+    def test_until_the_peer_ends_its_side_too(self, answered):
+        def once():
+            handler, client = answered()
+            began = time.monotonic()
+            client.close()
+            assert handler.end() is None
+            return handler.closed_at - began
+
+        assert_soon(once)
 
     def test_for_two_seconds_at_most(self, serve, dial, concurrency, capfd):
         handler = Answering()
         server = serve(handler, concurrency=concurrency, workers=4)
         clients = [dial(server) for _ in range(3)]
+        began = time.monotonic()
         for client in clients:
             client.sendall(b"question")
             assert read_to_end(client) == b"answer"
-        ended = time.monotonic()
         wait_until(lambda: handler.count("closed") == 3)
-        assert LINGER - 0.5 < handler.closed_at - ended < LINGER + 2
+        # This side has ended before, and went on reading meanwhile.
+        assert LINGER - 0.5 < handler.closed_at - began < LONG / 2
         assert server.stats()["connections"] == 0
         # And once more, when nobody has lingered for a while.
         client = dial(server)
@@ -260,33 +285,36 @@ class TestHowLong:
         assert handler.end() is None
         assert next(failures, None) is None
 
-    def test_for_a_mebibyte_at_most(self, serve, dial, concurrency):
-        handler = Answering()
-        client = dial(serve(handler, concurrency=concurrency, workers=4))
-        client.sendall(b"question")
-        assert read_to_end(client) == b"answer"
-        began = time.monotonic()
-        sent = 0
-        with contextlib.suppress(ConnectionError):
-            while sent < 100_000_000:
-                sent += client.send(bytes(65536))
-        assert handler.end() is None
-        assert handler.closed_at - began < SOON
-        assert 1_000_000 < sent < 16_000_000  # what the buffers of the system take besides
+    def test_for_a_mebibyte_at_most(self, answered):
+        def once():
+            handler, client = answered()
+            began = time.monotonic()
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 100_000_000:
+                    sent += client.send(bytes(65536))
+            assert handler.end() is None
+            assert sent < 16_000_000  # what the buffers of the system take besides
+            took = handler.closed_at - began
+            assert sent > 1_000_000 or took > SOON
+            return took
+
+        assert_soon(once)
 
     def test_not_where_the_peer_has_ended_its_side(self, serve, dial, concurrency):
-        handler = Echo()
-        server = serve(handler, concurrency=concurrency, workers=4)
-        began = time.monotonic()
-        clients = []
-        for _ in range(20):
-            client = dial(server)
-            client.sendall(b"question")
-            client.shutdown(socket.SHUT_WR)
-            assert read_to_end(client) == b"question"
-            clients.append(client)  # open until all have ended
-        wait_until(lambda: handler.count("closed") == 20)
-        assert time.monotonic() - began < LINGER
+        def once():
+            handler = Echo()
+            server = serve(handler, concurrency=concurrency, workers=4)
+            clients = [dial(server) for _ in range(20)]  # open until all have ended
+            began = time.monotonic()
+            for client in clients:
+                client.sendall(b"question")
+                client.shutdown(socket.SHUT_WR)
+                assert read_to_end(client) == b"question"
+            wait_until(lambda: handler.count("closed") == 20)
+            return time.monotonic() - began
+
+        assert_soon(once)
 
     def test_not_where_the_end_is_there_and_not_read_yet(self, serve, dial, concurrency):
         class Slow(Answering):
@@ -294,77 +322,101 @@ class TestHowLong:
                 assert ended.wait(LONG)
                 super().received(connection, data)
 
+        def once():
+            handler.events.clear()
+            ended.clear()
+            client = dial(server)
+            client.sendall(b"question")
+            client.shutdown(socket.SHUT_WR)
+            began = time.monotonic()
+            ended.set()
+            assert read_to_end(client) == b"answer"
+            assert handler.end() is None
+            return handler.closed_at - began
+
         handler, ended = Slow(), threading.Event()
-        client = dial(serve(handler, concurrency=concurrency, workers=4))
-        client.sendall(b"question")
-        client.shutdown(socket.SHUT_WR)
-        began = time.monotonic()
-        ended.set()
-        assert read_to_end(client) == b"answer"
-        assert handler.end() is None
-        assert handler.closed_at - began < SOON
+        server = serve(handler, concurrency=concurrency, workers=4)
+        assert_soon(once)
 
     def test_not_behind_an_abort(self, serve, dial, concurrency):
-        handler = Answering(how="abort")
-        client = dial(serve(handler, concurrency=concurrency, workers=4))
-        began = time.monotonic()
-        client.sendall(b"question")
-        assert handler.end() is None
-        assert handler.closed_at - began < SOON
+        def once():
+            handler = Answering(how="abort")
+            client = dial(serve(handler, concurrency=concurrency, workers=4))
+            began = time.monotonic()
+            client.sendall(b"question")
+            assert handler.end() is None
+            return handler.closed_at - began
 
-    def test_an_abort_ends_it(self, serve, dial, concurrency):
-        handler = Answering()
-        client = dial(serve(handler, concurrency=concurrency, workers=4))
-        client.sendall(b"question")
-        assert read_to_end(client) == b"answer"
-        began = time.monotonic()
-        handler.first().abort()
-        assert handler.end() is None
-        assert handler.closed_at - began < SOON
+        assert_soon(once)
 
-    def test_a_reset_ends_it(self, serve, dial, concurrency):
-        handler = Answering()
-        client = dial(serve(handler, concurrency=concurrency, workers=4))
-        client.sendall(b"question")
-        assert read_to_end(client) == b"answer"
-        began = time.monotonic()
-        reset(client)
-        assert handler.end() is None  # it was closed before
-        assert handler.closed_at - began < SOON
+    def test_an_abort_ends_it(self, answered):
+        def once():
+            handler, _client = answered()
+            began = time.monotonic()
+            handler.first().abort()
+            assert handler.end() is None
+            return handler.closed_at - began
 
-    def test_within_the_grace_of_a_stop(self, serve, dial, concurrency):
-        handler = Recorder()
-        server = serve(handler, concurrency=concurrency, workers=4)
-        idle = dial(server)
-        handler.first()
-        began = time.monotonic()
-        server.stop(0.2)
-        assert time.monotonic() - began < SOON
-        assert handler.end() is None
-        with contextlib.suppress(ConnectionResetError):
-            assert read_to_end(idle) == b""
+        assert_soon(once)
 
-    def test_a_stop_is_over_once_all_have_ended_their_side(self, serve, dial, concurrency):
-        handler = Recorder()
-        server = serve(handler, concurrency=concurrency, workers=4)
-        client = dial(server)
-        handler.first()
-        began = time.monotonic()
-        thread = Background(server.stop, LONG)
-        assert read_to_end(client) == b""
-        client.close()
-        thread.outcome()
-        assert time.monotonic() - began < SOON
+    def test_a_reset_ends_it(self, answered):
+        def once():
+            handler, client = answered()
+            began = time.monotonic()
+            reset(client)
+            assert handler.end() is None  # it was closed before
+            return handler.closed_at - began
 
-    def test_stop_of_no_grace_waits_for_nobody(self, serve, dial, concurrency):
-        handler = Recorder()
-        server = serve(handler, concurrency=concurrency, workers=4)
-        _client = dial(server)
-        handler.first()
-        began = time.monotonic()
-        server.stop(0)
-        assert time.monotonic() - began < SOON
-        assert handler.end() is None
+        assert_soon(once)
+
+    @pytest.fixture
+    def idle(self, serve, dial, concurrency):
+        """A server with a client that has said nothing: its handler too."""
+
+        def make():
+            handler = Recorder()
+            server = serve(handler, concurrency=concurrency, workers=4)
+            client = dial(server)
+            handler.first()
+            return server, handler, client
+
+        return make
+
+    def test_within_the_grace_of_a_stop(self, idle):
+        def once():
+            server, handler, client = idle()
+            began = time.monotonic()
+            server.stop(0.2)
+            took = time.monotonic() - began
+            assert handler.end() is None
+            with contextlib.suppress(ConnectionResetError):
+                assert read_to_end(client) == b""
+            return took
+
+        assert_soon(once)
+
+    def test_a_stop_is_over_once_all_have_ended_their_side(self, idle):
+        def once():
+            server, _, client = idle()
+            began = time.monotonic()
+            thread = Background(server.stop, LONG)
+            assert read_to_end(client) == b""
+            client.close()
+            thread.outcome()
+            return time.monotonic() - began
+
+        assert_soon(once)
+
+    def test_stop_of_no_grace_waits_for_nobody(self, idle):
+        def once():
+            server, handler, _client = idle()
+            began = time.monotonic()
+            server.stop(0)
+            took = time.monotonic() - began
+            assert handler.end() is None
+            return took
+
+        assert_soon(once)
 
     def test_while_all_workers_but_one_are_busy(self, serve, dial, concurrency):
         """What bounds it needs no worker that waits."""
