@@ -134,8 +134,8 @@ STREAMS = PRELUDE + textwrap.dedent("""
     if workers() != 4:
         fail(f"{workers()} workers are left")
     begun = time.monotonic()
-    server.stop(5)
-    if time.monotonic() - begun > 5:
+    server.stop(LIMIT)
+    if time.monotonic() - begun > LIMIT / 2:
         fail("the server did not stop")
     print("well")
 """)
@@ -145,7 +145,7 @@ DATAGRAMS = PRELUDE + textwrap.dedent("""
         def received(self, endpoint, data, address):
             endpoint.send(data, address)
 
-    def client(number, must):
+    def client(number):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect(server.address)
             for turn in range(40):
@@ -159,18 +159,16 @@ DATAGRAMS = PRELUDE + textwrap.dedent("""
                             pass
                         break
                     except TimeoutError:
-                        if must and again > 5:
-                            fail("no datagram comes without a fault")
+                        pass
                 else:
                     fail("no datagram comes any more")
 
     server = DatagramServer(Echo(), port=0, workers=4, concurrency=CONCURRENCY, engine=ENGINE)
     server.start()
     begin_faults()
-    run([lambda n=n: client(n, False) for n in range(6)])
+    run([lambda n=n: client(n) for n in range(6)])
     end_faults()
-    time.sleep(.2)
-    run([lambda n=n: client(n, True) for n in range(6)])
+    run([lambda n=n: client(n) for n in range(6)])
     if workers() != 4:
         fail(f"{workers()} workers are left")
     server.stop(5)

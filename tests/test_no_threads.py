@@ -1,8 +1,12 @@
-"""At the system's limit of threads each operation still gives a packet, and soon."""
+"""At the system's limit of threads each operation still gives a packet, and soon.
+
+How soon is told by the quickest of several programs, since a busy machine may hold one up.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -99,7 +103,7 @@ PROGRAM = textwrap.dedent("""
     started = started if isinstance(started, list) else [started]
     waiting = set(started)
     while waiting:
-        packet = port.get(max(begun + 1 - time.monotonic(), 0))
+        packet = port.get(20)
         if packet is None:
             sys.exit(f"silence: {len(waiting)} of {len(started)}")
         waiting.discard(packet.overlapped)
@@ -107,6 +111,7 @@ PROGRAM = textwrap.dedent("""
             assert isinstance(packet.error, OSError), packet.error
             assert packet.error.errno == errno.EAGAIN, packet.error
             print("error", packet.error)
+    took = time.monotonic() - begun
     limit(HARD)
     # And when there are threads again all is as it was.
     release.set()
@@ -119,7 +124,7 @@ PROGRAM = textwrap.dedent("""
             again.discard(packet.overlapped)
             assert packet.error is None, packet.error
     port.close()
-    print("well")
+    print("within", took)
 """)
 
 KINDS = (
@@ -159,12 +164,17 @@ def pids_group():
 
 
 def carry_out(engine, kind, before, group):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, engine, kind, before, group],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        check=False,
-    )
-    assert done.stdout.endswith("well\n"), done.stdout + done.stderr
+    took = []
+    while not took or (took[-1] >= 1 and len(took) < 4):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, engine, kind, before, group],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            check=False,
+        )
+        found = re.search(r"^within (\S+)\n\Z", done.stdout, re.MULTILINE)
+        assert found, done.stdout + done.stderr
+        took.append(float(found[1]))
+    assert min(took) < 1
