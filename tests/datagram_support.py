@@ -12,7 +12,8 @@ RIGHTS = (socket.SOL_SOCKET, getattr(socket, "SCM_RIGHTS", -1))
 ROOM = socket.CMSG_SPACE(4 * 10) if hasattr(socket, "CMSG_SPACE") else 100
 
 
-def bound_socket(kind):
+def bound_socket(kind, host="127.0.0.1"):
+    """A datagram socket with an address; `host` is for one of IPv4."""
     if kind == "unix":
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         sock.bind(b"\0completionport-" + secrets.token_hex(8).encode())
@@ -21,7 +22,7 @@ def bound_socket(kind):
         sock.bind(("::1", 0))
     else:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(("127.0.0.1", 0))
+        sock.bind((host, 0))
     return sock
 
 

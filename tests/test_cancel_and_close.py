@@ -15,6 +15,7 @@ from completionport import Completion, CompletionPort, HandleClosed, OperationAb
 from completionport.engines import COMPILED
 from completionport.shared import association
 from support import (
+    HOST,
     LONG,
     WINDOWS,
     Background,
@@ -237,7 +238,7 @@ class TestClose:
         assert_aborted(take_one(port), operation)
 
     def test_close_of_a_listener_frees_its_address(self, port):
-        server = socket.create_server(("127.0.0.1", 0))
+        server = socket.create_server((HOST, 0))
         address = server.getsockname()
         handle = port.associate(server, "key")
         operation = handle.accept()

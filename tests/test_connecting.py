@@ -34,11 +34,12 @@ wine_remembers_connects = pytest.mark.skipif(
 )
 
 
-def closed_address() -> tuple[str, int]:
-    """Where nobody listens."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return unused.getsockname()
+@pytest.fixture(scope="module")
+def nobody():
+    """A socket that does not listen: who connects to its address is refused."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
 
 
 @contextlib.contextmanager
@@ -97,11 +98,11 @@ def assert_works(port, handle, far):
 class Failures:
     """Ways in which a connect fails, each with the errors that it may give."""
 
-    def __init__(self, port, full):
-        self.port, self.full = port, full
+    def __init__(self, port, full, nobody):
+        self.port, self.full, self.nobody = port, full, nobody
 
     def refused(self, sock, handle):
-        error = connect(self.port, handle, closed_address())
+        error = connect(self.port, handle, self.nobody.getsockname())
         assert isinstance(error, ConnectionRefusedError), error
 
     def cancelled(self, sock, handle):
@@ -148,11 +149,11 @@ FAILURES = [
 @wine_remembers_connects
 @pytest.mark.parametrize("bound", [False, True], ids=["not bound", "bound"])
 @pytest.mark.parametrize("failure", FAILURES)
-def test_the_next_connect_works(port, sock, full, listener, failure, bound):
+def test_the_next_connect_works(port, sock, full, nobody, listener, failure, bound):
     if bound:
         sock.bind(("127.0.0.1", 0))
     with port.associate(sock, "key") as handle:
-        fail = getattr(Failures(port, full), failure)
+        fail = getattr(Failures(port, full, nobody), failure)
         for _ in range(1 if failure == "timed_out" else 3):
             fail(sock, handle)
         assert connect(port, handle, listener.getsockname()) is None
@@ -170,11 +171,11 @@ def test_the_next_connect_works_over_ipv6(port, nothing_left):
     except OSError:
         pytest.skip("no IPv6 here")
     with listener, socket.socket(socket.AF_INET6) as sock, port.associate(sock, "key") as handle:
-        with socket.socket(socket.AF_INET6) as unused:
-            unused.bind(("::1", 0))
-            address = unused.getsockname()
-        for _ in range(2):
-            assert isinstance(connect(port, handle, address), ConnectionRefusedError)
+        with socket.socket(socket.AF_INET6) as nobody:
+            nobody.bind(("::1", 0))
+            for _ in range(2):
+                error = connect(port, handle, nobody.getsockname())
+                assert isinstance(error, ConnectionRefusedError)
         assert connect(port, handle, listener.getsockname()) is None
         with listener.accept()[0] as far:
             assert_works(port, handle, far)
@@ -204,10 +205,10 @@ def test_the_next_connect_of_a_unix_socket_works(port, nothing_left, kind):
                 assert_works(port, handle, far)
 
 
-def test_a_connect_that_was_cancelled_is_over_for_the_peer_too(port, sock, full):
+def test_a_connect_that_was_cancelled_is_over_for_the_peer_too(port, sock, full, nobody):
     """It does not come about later, when the peer has room."""
     with port.associate(sock, "key") as handle:
-        Failures(port, full).cancelled(sock, handle)
+        Failures(port, full, nobody).cancelled(sock, handle)
         with pytest.raises(OSError, match=r"."):
             sock.getpeername()
         full.setblocking(False)
@@ -294,7 +295,8 @@ def test_what_stands_behind_a_connect_fails_with_it(
     with port.associate(sock, "key") as handle:
         connecting, end = begin(port, failure, handle, full)
         behind = [START[name](handle, file) for _ in range(3)]
-        assert port.get(0.01) is None
+        if failure == "cancelled":  # nobody knows how soon the other one comes
+            assert port.get(0.01) is None
         end()
         assert_failed_in_order(port, [connecting, *behind])
         assert_quiet(port)
@@ -381,11 +383,11 @@ def test_a_port_that_closes_ends_the_connect(make_port, sock, full, listener):
 
 
 @wine_remembers_connects
-def test_connects_that_are_cancelled_at_any_time(port, listener):
+def test_connects_that_are_cancelled_at_any_time(port, listener, nobody):
     """A race of the cancel with the answer: either may win, and both leave a socket that works."""
     print(f"COMPLETIONPORT_SEED={SEED}")
     dice = random.Random(SEED)
-    refused = closed_address()
+    refused = nobody.getsockname()
     for _ in range(100):
         with socket.socket() as sock, port.associate(sock, "key") as handle:
             address = dice.choice([refused, listener.getsockname()])

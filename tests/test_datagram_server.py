@@ -15,6 +15,7 @@ import pytest
 
 from completionport import ConnectionClosed, DatagramHandler, DatagramServer, Endpoint
 from support import (
+    HOST,
     LONG,
     STOP_SIGNALS,
     Background,
@@ -198,7 +199,7 @@ class TestReceiving:
         own = socket.socket(type=socket.SOCK_DGRAM)
         own.bind(("127.0.0.1", 0))
         gone = socket.socket(type=socket.SOCK_DGRAM)
-        gone.bind(("127.0.0.1", 0))
+        gone.bind((HOST, 0))
         address = gone.getsockname()
         gone.close()
         own.connect(address)
@@ -395,7 +396,7 @@ class TestWorkers:
 
 class TestTheEnd:
     def test_stop_closes_the_socket_and_ends_the_threads(self, engine, nothing_left):
-        server = DatagramServer(Recorder(), port=0, engine=engine)
+        server = DatagramServer(Recorder(), host=HOST, port=0, engine=engine)
         server.start()
         address = server.address
         server.stop()

@@ -23,6 +23,7 @@ from completionport import (
 )
 from datagram_support import ROOM, bound_socket, fill
 from support import (
+    HOST,
     LONG,
     WINDOWS,
     Background,
@@ -164,7 +165,7 @@ class TestReceiveFrom:
     @wine_tells_no_refusal
     def test_a_refused_datagram_is_an_error_and_receiving_goes_on(self, port, nothing_left):
         with bound_socket("udp") as near, bound_socket("udp") as far:
-            gone = bound_socket("udp")
+            gone = bound_socket("udp", HOST)
             address = gone.getsockname()
             gone.close()
             near.connect(address)

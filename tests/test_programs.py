@@ -232,15 +232,15 @@ def test_the_proxy_carries_both_directions(engine):
 
 
 def test_the_proxy_closes_a_client_whose_target_refuses(engine):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        nobody = closed.getsockname()[1]
-    with Program(
-        sys.executable, ROOT / "examples/tcp_proxy.py", "--port", 0, "--engine", engine,
-        "--target", f"127.0.0.1:{nobody}",
-    ) as proxy:  # fmt: skip
-        with proxy.connect() as client:
-            assert client.recv(1) == b""
-        proxy.stop()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with Program(
+            sys.executable, ROOT / "examples/tcp_proxy.py", "--port", 0, "--engine", engine,
+            "--target", f"127.0.0.1:{nobody.getsockname()[1]}",
+        ) as proxy:  # fmt: skip
+            with proxy.connect() as client:
+                assert client.recv(1) == b""
+            proxy.stop()
 
 
 def test_the_udp_echo_answers_and_says_what_it_did(engine):

@@ -578,20 +578,24 @@ class TestConnect:
             assert take_one(port).error is None
             listener.accept()[0].close()
 
-    def test_a_refused_connect_is_an_error(self, port):
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            address = closed.getsockname()
+    @pytest.fixture
+    def nobody(self, nothing_left):
+        """A socket that does not listen."""
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            yield sock
+
+    def test_a_refused_connect_is_an_error(self, port, nobody):
         with socket.socket() as sock, port.associate(sock, "key") as handle:
-            error = outcome(port, lambda: handle.connect(address))
+            error = outcome(port, lambda: handle.connect(nobody.getsockname()))
             assert isinstance(error, ConnectionRefusedError)
             assert_quiet(port)
 
-    def test_sends_behind_a_refused_connect_fail_with_one_packet_each(self, port):
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            address = closed.getsockname()
+    def test_sends_behind_a_refused_connect_fail_with_one_packet_each(self, port, nobody):
         with socket.socket() as sock, port.associate(sock, "key") as handle:
             started = 0
-            for start in (lambda: handle.connect(address), lambda: handle.send(b"data")):
+            connect = lambda: handle.connect(nobody.getsockname())  # noqa: E731
+            for start in (connect, lambda: handle.send(b"data")):
                 with contextlib.suppress(OSError):
                     start()
                     started += 1
