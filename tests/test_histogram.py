@@ -126,15 +126,19 @@ class TestPorts:
         assert 0.025 <= worked.quantile(0.5) < 10
 
     @pytest.mark.alone
-    def test_waiting_for_packets_is_no_work(self, port):
-        waiter = Background(lambda: [port.get(), port.get(0)])
-        wait_for_stats(port, waiting=1)
-        time.sleep(0.05)  # what must not be measured
-        port.post()
-        waiter.outcome()
-        numbers = port.stats()
-        for name in ("queue_time", "work_time"):
-            assert numbers[name].quantile(1) < 0.05, name
+    def test_waiting_for_packets_is_no_work(self, make_port):
+        def measured():
+            port = make_port()
+            waiter = Background(lambda: [port.get(), port.get(0)])
+            wait_for_stats(port, waiting=1)
+            time.sleep(0.05)  # what must not be measured
+            port.post()
+            waiter.outcome()
+            numbers = port.stats()
+            return max(numbers[name].quantile(1) for name in ("queue_time", "work_time"))
+
+        # A thread may be stopped for so long while it is at work.
+        assert any(measured() < 0.05 for _ in range(5))
 
     def test_the_time_behind_a_strand_counts_as_queued(self, port):
         strand = Strand(port)
@@ -179,13 +183,13 @@ class TestServers:
         ):
             slow.sendall(b"!")
             assert inside.wait(LONG)
-            for _ in range(32):  # of so many at least one is measured
+            for _ in range(20 * 32):  # of 32 at least one is measured
                 other.sendall(b"x")
                 assert read_exactly(other, 1) == b"x"
             wait_until(lambda: server.stats()["waiting"] == 2)
             numbers = server.stats()
             assert (numbers["queued"], numbers["running"], numbers["blocked"]) == (0, 0, 1)
-            assert numbers["taken"] >= 33
+            assert numbers["taken"] >= 20 * 32 + 1
             time.sleep(0.03)  # what is measured
             go_on.set()
             assert read_exactly(slow, 1) == b"!"

@@ -6,12 +6,12 @@ import ctypes
 import errno
 import os
 import socket
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from blocking_support import taker_in_time
 from completionport import OperationAborted, PortClosed
 from support import (
     Background,
@@ -70,13 +70,11 @@ def test_several_waiting_threads_use_no_cpu(make_port, pair):
 @needs_concurrency
 def test_threads_that_wait_for_a_place_use_no_cpu(make_port):
     port = make_port(1)
-    gate = threading.Event()
-    # Started before: who waits for a thread's start with a packet would be replaced.
-    waiter = Background(lambda: gate.wait(30) and port.get(30))
+    waiter, came = taker_in_time(port, 30)
     port.post("held")
     port.post("queued")
     take_one(port)
-    gate.set()
+    came.append(True)
     # Who slept here would be replaced.
     compute_until(lambda: port.stats()["waiting"] == 1)
     clock = time.pthread_getcpuclockid(waiter.ident)

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from completionport import CompletionPort, OperationAborted, Overlapped
@@ -67,7 +67,7 @@ def test_receives_after_the_end_of_stream_all_get_the_end(port, pair):
         assert [operation.result() for operation in operations] == [b"last words"] + [b""] * 19
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.integers(1, 2000), min_size=1, max_size=30),
     st.lists(st.integers(1, 5000), min_size=1, max_size=10),

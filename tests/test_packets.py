@@ -10,9 +10,10 @@ import weakref
 from collections import deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blocking_support import taker_in_time
 from completionport import CompletionPort, HandleClosed, Overlapped, PortClosed
 from support import (
     LONG,
@@ -107,7 +108,7 @@ def test_a_timeout_of_zero_polls(port):
     assert port.get(0) is None
     assert port.get(timeout=0) is None
     assert port.get_many(5, 0) == []
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < LONG / 2
     port.post(5)
     assert port.get(0).transferred == 5
 
@@ -126,16 +127,16 @@ def test_polling_alone_completes_operations(port, pair):
 def test_get_gives_none_when_the_time_is_over(port, seconds):
     began = time.monotonic()
     assert port.get(seconds) is None
-    assert seconds - 0.001 <= time.monotonic() - began < seconds + 2
+    assert seconds - 0.001 <= time.monotonic() - began < LONG / 2
 
 
 def test_get_many_gives_an_empty_list_when_the_time_is_over(port):
     began = time.monotonic()
     assert port.get_many(3, timeout=0.05) == []
-    assert 0.049 <= time.monotonic() - began < 2
+    assert 0.049 <= time.monotonic() - began < LONG / 2
 
 
-@pytest.mark.parametrize("timeout", [1, 30.5, 1e9, threading.TIMEOUT_MAX, None])
+@pytest.mark.parametrize("timeout", [20, 30.5, 1e9, threading.TIMEOUT_MAX, None])
 def test_long_timeouts_wait(make_port, timeout):
     port = make_port(2)
     waiter = Background(port.get, timeout)
@@ -192,7 +193,7 @@ def test_get_many_gives_a_list_of_completions(port, tcp):
         assert overlapped is operation
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.one_of(
@@ -375,14 +376,14 @@ class TestSignals:
 
         thread = Background(disturb)
         try:
+            wait_until(lambda: handled, "signals come")
             began = time.monotonic()
             assert port.get(0.3) is None
-            assert 0.299 <= time.monotonic() - began < 2
+            assert 0.299 <= time.monotonic() - began < LONG / 2
         finally:
             stop.set()
             thread.outcome()
             signal.signal(USER_SIGNAL, old)
-        assert handled
 
     @needs_posix_signals
     def test_a_signal_to_a_worker_thread_does_not_show(self, make_port):
@@ -426,16 +427,15 @@ class TestClosedPort:
     @needs_concurrency
     def test_close_wakes_threads_that_wait_for_a_place(self, make_port):
         port = make_port(1)
-        gate = threading.Event()
-        # Started before: who waits for a thread's start with a packet would be replaced.
-        waiting = [Background(lambda: gate.wait(LONG) and port.get()) for _ in range(2)]
+        waiting = [taker_in_time(port) for _ in range(2)]
         port.post("held here")
         port.post("for nobody")
         take_one(port)
-        gate.set()
+        for _, began in waiting:
+            began.append(True)
         compute_until(lambda: port.stats()["waiting"] == 2)
         port.close()
-        for thread in waiting:
+        for thread, _ in waiting:
             with pytest.raises(PortClosed):
                 thread.outcome()
 
