@@ -322,40 +322,58 @@ class TestStopped:
 
             yield start
 
+    @pytest.fixture
+    def stopped(self, begin):
+        """Stops a copy in its midst, once more where it was over before the signal came.
+
+        Returned: its status, and what it said.
+        """
+
+        def stop(source, target, made, number=signal.SIGINT, meanwhile=lambda: None, times=1):
+            for _ in range(10):
+                program = begin(source, target, made)
+                meanwhile()
+                for _ in range(times):
+                    stop_process(program, number)
+                said = program.communicate(timeout=LONG)
+                if program.returncode != 0:
+                    return program.returncode, *said
+                shutil.rmtree(target) if target.is_dir() else target.unlink()
+            raise AssertionError("each copy is over before the signal comes")
+
+        return stop
+
     @pytest.mark.parametrize(
         "number", [*STOP_SIGNALS, *([] if WINDOWS else [signal.SIGHUP])], ids=lambda n: n.name
     )
-    def test_it_leaves_only_what_is_whole(self, source, tmp_path, begin, number):
+    def test_it_leaves_only_what_is_whole(self, source, tmp_path, stopped, number):
         target = tmp_path / "copy"
-        program = begin(source, target, target / "large")
-        stop_process(program, number)
-        output, errors = program.communicate(timeout=LONG)
-        assert errors == f"file_copy: stopped by {number.name}: {target} is not whole\n"
-        assert output == ""
-        assert program.returncode == 128 + number
+        assert stopped(source, target, target / "large", number) == (
+            128 + number,
+            "",
+            f"file_copy: stopped by {number.name}: {target} is not whole\n",
+        )
         assert "large" not in assert_whole(source, target)
 
     @windows_has_no("Ctrl-C twice in so short a time")
-    def test_two_signals_are_as_one(self, source, tmp_path, begin):
+    def test_two_signals_are_as_one(self, source, tmp_path, stopped):
         target = tmp_path / "copy"
-        program = begin(source / "large", target, target)
-        stop_process(program)
-        stop_process(program)
-        assert program.communicate(timeout=LONG) == (
+        assert stopped(source / "large", target, target, times=2) == (
+            130,
             "",
             f"file_copy: stopped by SIGINT: nothing of {target} is there\n",
         )
-        assert program.returncode == 130
         assert not target.exists()
 
     @windows_has_no("name that can be given to another file while it is open")
-    def test_who_has_put_another_file_there_keeps_it(self, source, tmp_path, begin):
+    def test_who_has_put_another_file_there_keeps_it(self, source, tmp_path, stopped):
+        def put_another():
+            other.write_bytes(b"mine")
+            os.replace(other, target)
+
         target, other = tmp_path / "copy", tmp_path / "other"
-        other.write_bytes(b"mine")
-        program = begin(source / "large", target, target)
-        os.replace(other, target)
-        stop_process(program)
-        assert program.communicate(timeout=LONG) == ("", "file_copy: stopped by SIGINT\n")
+        said = stopped(source / "large", target, target, meanwhile=put_another)
+        assert said[1:] == ("", "file_copy: stopped by SIGINT\n")
         assert target.read_bytes() == b"mine"
 
     @windows_has_no("signals that a program was told to ignore")
@@ -368,14 +386,12 @@ class TestStopped:
         program.send_signal(signal.SIGHUP)
         assert program.communicate(timeout=LONG) == ("21 files copied\n", "")
 
-    def test_it_is_noticed_where_there_are_only_folders(self, source, tmp_path, begin):
+    def test_it_is_noticed_where_there_are_only_folders(self, source, tmp_path, stopped):
         root = tmp_path / "folders"
         for number in range(3000):
             (root / f"{number}").mkdir(parents=True)
         target = tmp_path / "copy"
-        program = begin(root, target, target)
-        stop_process(program)
-        _, errors = program.communicate(timeout=LONG)
+        _, _, errors = stopped(root, target, target)
         assert errors == f"file_copy: stopped by SIGINT: {target} is not whole\n"
         assert len(list(target.iterdir())) < 3000
 
