@@ -62,6 +62,19 @@ def serve(nothing_left):
         yield make
 
 
+def time_of_eight(port, inside):
+    """Seconds that eight packets take, the quickest of three times: the machine may be busy."""
+    times = []
+    for _ in range(3):
+        begun = time.monotonic()
+        for number in range(8):
+            port.post(number)
+        wait_until(lambda: inside.ended == 8)
+        times.append(time.monotonic() - begun)
+        inside.ended = 0
+    return min(times)
+
+
 class TestSayingSo:
     """`CompletionPort.blocking`."""
 
@@ -253,11 +266,7 @@ class TestSayingSo:
                 time.sleep(0.3)  # it is what the test is about
 
         serve(port, target, 8)
-        begun = time.monotonic()
-        for number in range(8):
-            port.post(number)
-        wait_until(lambda: inside.ended == 8)
-        assert time.monotonic() - begun < 1
+        assert time_of_eight(port, inside) < 1
         assert inside.most == 8
 
     @needs_concurrency
@@ -291,11 +300,7 @@ class TestFoundOut:
                 time.sleep(0.5)  # it is what the test is about
 
         serve(port, target, 8)
-        begun = time.monotonic()
-        for number in range(8):
-            port.post(number)
-        wait_until(lambda: inside.ended == 8)
-        assert time.monotonic() - begun < 1
+        assert time_of_eight(port, inside) < 1
         assert inside.most == 8
         assert port.stats()["replaced"] >= 7 or not tells_who_blocks
 

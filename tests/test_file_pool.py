@@ -229,7 +229,7 @@ class TestTheEndOfAPort:
 
 class TestHowManyThreads:
     def test_one_operation_after_another_lets_nobody_be_added(self, make_port, tmp_path):
-        """A thread may not be back when the next one comes: hence up to those it begins with."""
+        """A thread may not be back when the next one comes: hence four, or some more."""
         port = make_port(pool_threads=64)
         (tmp_path / "file").write_bytes(bytes(4096))
         before = threads_of_pools()
@@ -237,7 +237,7 @@ class TestHowManyThreads:
             for number in range(200):
                 handle.stat() if number % 2 else handle.read(100, 0)
                 take_one(port)
-            assert threads_of_pools() - before <= 4
+            assert threads_of_pools() - before <= 8
 
     def test_what_is_in_the_page_cache_does_not_need_a_thread_for_each_read(
         self, make_port, tmp_path

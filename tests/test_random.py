@@ -255,6 +255,7 @@ class Storm:
         workers = [Background(self.start, number) for number in range(3)]
         workers += [Background(self.disturb, 0)]
         time.sleep(SECONDS)  # how long the storm lasts
+        wait_until(lambda: self.begun() > 100)
         self.stop.set()
         for worker in workers:
             worker.outcome()
@@ -284,6 +285,14 @@ class Storm:
             operations += self.check(connection)
         print(f"{operations} operations, {len(everything)} connections, {len(taken)} posts")
         assert operations > 50
+
+    def begun(self):
+        """How many operations were begun so far."""
+        return sum(
+            len(end.sends) + len(end.receives)
+            for connection in self.connections + self.finished
+            for end in connection.ends
+        )
 
     def settle(self, end):
         """Receive until everything that is under way was sent."""

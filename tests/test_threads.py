@@ -162,7 +162,7 @@ class TestWhoIsServed:
             handle.recv(10)
             if leaver_first:
                 leaver = Background(port.get, 0.3)
-                wait_for_stats(port, waiting=1)
+                wait_until(lambda: port.stats()["waiting"] or not leaver.is_alive())
                 stayer = Taker(port)
             else:
                 stayer = Taker(port)
@@ -384,6 +384,7 @@ def seconds_of(function, times_in_each):
     reason="two threads that compute take two processors and an interpreter without a GIL",
 )
 class TestFreeThreaded:
+    @pytest.mark.alone
     def test_two_workers_get_as_much_done_as_two_threads_by_themselves(self, make_port, engine):
         """Handlers of some 200 microseconds that share nothing: what the port adds is little."""
         if engine == "selectors":
