@@ -49,13 +49,15 @@ class IocpChannel(ChannelState):
 
     def cancel(self, overlapped: Overlapped | None) -> int:
         count = 0
-        with self.lock:
-            for queue in (self.reads, self.writes, self.asides):
-                for request in list(queue):
-                    if overlapped is None or request.overlapped is overlapped:
-                        count += self._cancel(queue, request)
-                self._launch_next(queue)
-        self.chores.run()
+        try:
+            with self.lock:
+                for queue in (self.reads, self.writes, self.asides):
+                    for request in list(queue):
+                        if overlapped is None or request.overlapped is overlapped:
+                            count += self._cancel(queue, request)
+                    self._launch_next(queue)
+        finally:
+            self.chores.run()
         return count
 
     def detach(self, reason: str) -> None:

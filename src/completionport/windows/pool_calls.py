@@ -77,9 +77,11 @@ class PoolCall:
                 api.CloseHandle(self._handle)
         self._flight.set_outcome(api.STATUS_SUCCESS, 0)
         self._channel.scheduler.repost(self._flight)
-        with self._channel.lock:
-            self._channel.end_pool_call()
-        self._channel.chores.run()
+        try:
+            with self._channel.lock:
+                self._channel.end_pool_call()
+        finally:
+            self._channel.chores.run()
         return False
 
     def _call_with_descriptor(self) -> None:

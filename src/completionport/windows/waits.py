@@ -110,17 +110,19 @@ class WaitChannel:
 
     def cancel(self, overlapped: Overlapped | None) -> int:
         count = 0
-        with self._lock:
-            for wait in self._waits:
-                request = wait.request
-                if overlapped is not None and request.overlapped is not overlapped:
-                    continue
-                # Once the process has ended, the packet that says so is on its way.
-                if request.reason is None and not api.is_signaled(self._handle):
-                    request.reason = CANCELLED
-                    self._end(wait)
-                    count += 1
-        self._chores.run()
+        try:
+            with self._lock:
+                for wait in self._waits:
+                    request = wait.request
+                    if overlapped is not None and request.overlapped is not overlapped:
+                        continue
+                    # Once the process has ended, the packet that says so is on its way.
+                    if request.reason is None and not api.is_signaled(self._handle):
+                        request.reason = CANCELLED
+                        self._end(wait)
+                        count += 1
+        finally:
+            self._chores.run()
         return count
 
     def release_token(self) -> None:
@@ -133,17 +135,19 @@ class WaitChannel:
         """Its packet was taken. It may be called again when a signal handler has raised in it."""
         assert isinstance(flight, Wait)
         request = flight.request
-        with self._lock:
-            if flight.registered:
-                registered, flight.registered = flight.registered, 0
-                api.unregister_wait(registered, and_see_it_out=False)
-            if flight in self._waits:
-                self._waits.remove(flight)
-            if not request.complete:
-                if request.reason is not None:
-                    request.abort(request.reason)
-                request.complete = True
-        self._chores.run()
+        try:
+            with self._lock:
+                if flight.registered:
+                    registered, flight.registered = flight.registered, 0
+                    api.unregister_wait(registered, and_see_it_out=False)
+                if flight in self._waits:
+                    self._waits.remove(flight)
+                if not request.complete:
+                    if request.reason is not None:
+                        request.abort(request.reason)
+                    request.complete = True
+        finally:
+            self._chores.run()
         return True
 
     def _end(self, wait: Wait) -> None:

@@ -329,8 +329,9 @@ class SideBySide:
     def begins(self, work: Turn) -> bool:
         """A thread has the work, unless it was taken back."""
         with self._lock:
-            work.begun = not work.taken_back
-            return work.begun
+            begun = work.begun = not work.taken_back
+        self._chores.run()
+        return begun
 
     def refuse(self, request: Request, work: Turn) -> None:
         """No thread can be had: the calling one carries it out, or it fails."""
@@ -382,14 +383,14 @@ class SideBySide:
         except Exception as error:
             failure = OSError(errno.EINVAL, str(error))
         with self._lock:
-            if request not in self._work:
-                return True
-            request.call = None
-            request.value = value
-            request.error = failure
-            self._carried_out(request)
+            left_behind = request not in self._work
+            if not left_behind:
+                request.call = None
+                request.value = value
+                request.error = failure
+                self._carried_out(request)
         self._chores.run()
-        return False
+        return left_behind
 
     def _open(self, request: Request) -> bool:
         """As `_look_up`: a named pipe waits for its other side, as long as that takes."""
