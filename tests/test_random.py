@@ -632,9 +632,10 @@ def test_a_file_has_what_was_written_last_whatever_is_cancelled(engine, tmp_path
                 assert done.error is None
                 next(closes)
                 continue
-            done.overlapped.packets.put(done)
             if done.overlapped.operation is Operation.OPEN and done.error is None:
+                # Before anybody hears that all packets are there: then nothing is pending but this.
                 port.close_descriptor(done.overlapped.result(), key="close")
+            done.overlapped.packets.put(done)
 
     with CompletionPort(4, engine=engine) as port, contextlib.ExitStack() as files:
         # Of one file, each thread's handle its own.

@@ -223,9 +223,10 @@ class SelectorsChannel:
     def cancel(self, overlapped: Overlapped | None) -> int:
         if self.files is not None:
             return self.files.cancel(overlapped)
-        matching = [one for one in (*self.reads, *self.writes) if _is_of(one, overlapped)]
         me = threading.get_ident()
         if self.owner == me:
+            # In a signal handler, whose thread has the lock.
+            matching = [one for one in (*self.reads, *self.writes) if _is_of(one, overlapped)]
             self.chores.add(partial(self._cancel, overlapped))
             return len(matching)
         count = 0
