@@ -27,6 +27,7 @@ from ..channels.precedence import (
 from ..channels.requests import Request
 from .file_calls import CALLS
 from .offload import Offload
+from .source_work import held_lock
 
 if TYPE_CHECKING:
     from ...interface.handle import Overlapped
@@ -106,9 +107,7 @@ class SideBySide:
         self._gone: Callable[[], None] | None = None
         self._reason = ""
         self._is_finished = False
-        # Held until then. No event, in which a signal handler's exception may leave a lock locked.
-        self._unfinished = threading.Lock()
-        self._unfinished.acquire()
+        self._unfinished = held_lock()
 
     def pending(self) -> int:
         """How many requests are under way."""

@@ -12,8 +12,8 @@ from .offload import Offload
 
 
 def held_lock() -> threading.Lock:
-    """Held until the work is over. No condition, in which a signal handler's exception may leave a
-    lock locked.
+    """Held until the work is over. No condition or event: in those a signal handler's exception may
+    leave a lock locked.
     """
     lock = threading.Lock()
     lock.acquire()
