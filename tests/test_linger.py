@@ -14,20 +14,23 @@ import pytest
 
 from completionport import ConnectionClosed
 from server_support import Echo, Recorder, Silent, reset
-from support import LONG, Background, has_ipv6, needs_unix_sockets, pattern, read_to_end, wait_until
+from support import (
+    LONG,
+    Background,
+    assert_quickest_below,
+    has_ipv6,
+    needs_unix_sockets,
+    pattern,
+    read_to_end,
+    wait_until,
+)
 
 LINGER = 2.0
 SOON = 1.2  # seconds: well before the end of a linger
 
 
 def assert_soon(once):
-    """`once` tells how long it takes, seconds. The quickest counts: the machine may be busy."""
-    took = []
-    while len(took) < 4:
-        took.append(once())
-        if took[-1] < SOON:
-            return
-    raise AssertionError(f"{took} seconds")
+    assert_quickest_below(SOON, once)
 
 
 class Answering(Recorder):
