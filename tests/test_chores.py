@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import threading
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 import completionport
+from completionport import CompletionPort
 from completionport.interface.operation import Operation
 from completionport.portable.channels.requests import Request
 from completionport.portable.pool.file_channel import SideBySide
 from completionport.portable.pool.offload import Offload
-from support import LONG, Background
+from support import LONG, WINDOWS, Background, take_one, tcp_pair
 
 PACKAGE = Path(completionport.__file__).parent
 GUARDED = {
@@ -131,3 +133,33 @@ def test_a_close_while_a_thread_of_the_pool_asks_whether_it_begins_is_carried_ou
     finally:
         lock.let_all_go()
         pool.close()
+
+
+class Watched(deque):
+    """A queue that nobody iterates through without its lock, since another thread may change it."""
+
+    def __init__(self, lock):
+        super().__init__()
+        self.lock = lock
+
+    def __iter__(self):
+        assert self.lock.locked(), "without the lock"
+        return super().__iter__()
+
+
+@pytest.mark.skipif(WINDOWS, reason="sockets are the kernel's there")
+def test_the_queues_of_a_socket_are_looked_at_with_their_lock():
+    near, far = tcp_pair()
+    with far, CompletionPort(engine="selectors") as port, port.associate(near, "it") as handle:
+        channel = handle._channel
+        channel.reads, channel.writes = Watched(channel.lock), Watched(channel.lock)
+        first, second, _ = (handle.recv(4) for _ in range(3))
+        far.sendall(b"data")
+        assert take_one(port).overlapped is first
+        assert second.cancel()
+        assert handle.cancel() == 1
+        for _ in range(2):
+            take_one(port)
+        handle.recv(4)
+        handle.close()
+        take_one(port)
