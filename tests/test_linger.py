@@ -277,14 +277,14 @@ class TestHowLong:
         handler = Answering()
         server = serve(handler)
         kind = type(server._port)
-        post_after, failures = kind.post_after, iter((True, False, True, True, False))
+        call_for, failures = kind._call_for, iter((True, False, True, True, False))
 
         def short(port, *arguments):
             if next(failures, False):
                 raise MemoryError
-            return post_after(port, *arguments)
+            return call_for(port, *arguments)
 
-        monkeypatch.setattr(kind, "post_after", short)
+        monkeypatch.setattr(kind, "_call_for", short)
         client = dial(server)
         client.sendall(b"question")
         assert read_to_end(client) == b"answer"

@@ -472,28 +472,17 @@ class TestSharedPorts:
             wait_until(lambda: answers)
         assert answers == [True]
 
-    @wine_serves_the_first
-    def test_a_stop_packet_that_a_stranger_took_is_made_up_for(self, make_port):
+    def test_a_thread_of_another_kind_sees_nothing_of_it(self, make_port):
         port, target = make_port(4), Target()
-        pool = WorkerPool(port, target, 1, idle_timeout=0.2)
+        pool = WorkerPool(port, target, 3)
         pool.start()
-        wait_for_stats(port, waiting=1)
-        stranger = Background(port.get)  # it came last, so it is served first
-        wait_for_stats(port, waiting=2)
-        assert pool.stop(LONG) is True
-        assert stranger.outcome().transferred == 0
-
-    @wine_serves_the_first
-    def test_a_stop_packet_that_a_stranger_gives_back_does_its_work(self, make_port):
-        port, target = make_port(4), Target()
-        pool = WorkerPool(port, target, 1)
-        pool.start()
-        wait_for_stats(port, waiting=1)
+        wait_for_stats(port, waiting=3)
         stranger = Background(port.get)
-        wait_for_stats(port, waiting=2)
-        ender = Background(pool.stop)
-        port.post(*stranger.outcome()[:3])
-        assert ender.outcome(5) is True
+        wait_for_stats(port, waiting=4)
+        assert pool.stop(LONG) is True
+        assert stranger.is_alive()
+        port.post("its own")
+        assert stranger.outcome().transferred == "its own"
 
 
 class TestGrowing:

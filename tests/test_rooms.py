@@ -22,6 +22,7 @@ LEVELS = [
     ["windows"],
     ["native", "portable"],
     ["servers", "watches"],
+    ["crew"],
     ["shared"],
     ["interface"],
 ]

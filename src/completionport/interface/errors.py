@@ -109,17 +109,17 @@ class PortForked(CompletionPortError, RuntimeError):
 class PortOwned(CompletionPortError, RuntimeError):
     """Packets were to be put on, or taken from, the port that a server made for itself.
 
-    The server's workers take every packet of that port and know only the server's own, so the
-    program's would be lost, and the server would miss what the program takes. ``what`` was asked
-    for; ``owner`` says whose port it is.
+    The server's workers take every packet of that port, and its handler has no ``packet()`` for the
+    program's. ``what`` was asked for; ``owner`` says whose port it is.
     """
 
     def __init__(self, what: str, owner: str) -> None:
         super().__init__(
-            f"{what} can't be used on the port that belongs to {owner}: its workers take every "
-            "packet and know only the server's. Make a CompletionPort of your own for this, with a "
-            "WorkerPool or threads in get() for its packets; a server's port is for blocking(), "
-            "stats() and close()"
+            f"{what} can't be used on the port that belongs to {owner}, whose workers take every "
+            "packet. Make a CompletionPort of your own and give it to the server "
+            "(completion_port=port): then a WorkerPool or threads in get() take the program's "
+            "packets. Or give the handler a packet(completion): it gets what post(), timers, "
+            "associate() and submit() bring"
         )
         self.what = what
         """What was asked for."""

@@ -13,7 +13,16 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVarTuple, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    TypeVarTuple,
+    overload,
+)
 
 from .handle import Handle, HasFileno, Overlapped, Path
 from .timer import Timer
@@ -477,13 +486,37 @@ class CompletionPort(Unique):
         """Make every `_wait_until_stuck` return."""
         raise NotImplementedError
 
+    def _new_crew(self, takes_programs: bool) -> Any:
+        """For `crew.Crew`: what stands for threads that wait together.
+
+        ``takes_programs``: they take the program's packets too, and not those of consumers only.
+        """
+        raise NotImplementedError
+
+    def _take(self, crew: Any, timeout: float | None) -> Completion | Literal[False] | None:
+        """`get`, as a thread of that crew; False when the thread is dismissed."""
+        raise NotImplementedError
+
+    def _dismiss(self, crew: Any, count: int) -> None:
+        """Have so many threads of the crew be dismissed. Those that wait are at once.
+
+        Where they take the program's packets, what is queued now is taken before.
+        """
+        raise NotImplementedError
+
+    def _serves(self) -> bool:
+        """Whether the calling thread is in the midst of a consumer's packet, of whatever port."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Close the port (``CloseHandle``).
 
         Every waiting thread gets `PortClosed`. Operations under way are cancelled, and the
         call returns when the kernel has let go of their buffers, and the pool's threads have
         done what they are at. Packets that were not taken are dropped. The files stay open: they
-        belong to the program. Closing again does nothing.
+        belong to the program. Servers on it end: their connections are aborted, and get their
+        `Handler.closed` in this thread, or where a callback is at work behind that. Closing again
+        does nothing.
         """
         raise NotImplementedError
 

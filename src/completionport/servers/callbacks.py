@@ -26,7 +26,7 @@ def check_handler(handler: Any, base: type) -> None:
             + (f"the class itself: write {handler.__name__}()" if of_class else _name_of(handler))
         )
     names = [name for name in vars(base) if not name.startswith("_")]
-    if not _is_overridden(handler, base, "received"):
+    if not is_overridden(handler, base, "received"):
         own = [name for name in dir(handler) if name not in dir(base)]
         close = difflib.get_close_matches("received", own, 1)
         raise TypeError(
@@ -35,7 +35,7 @@ def check_handler(handler: Any, base: type) -> None:
             + ": what comes would be dropped. A server that only talks overrides it with 'pass'"
         )
     for name in names:
-        if _is_overridden(handler, base, name):
+        if is_overridden(handler, base, name):
             check_callback(f"{type(handler).__name__}.{name}", getattr(handler, name))
 
 
@@ -61,7 +61,8 @@ def check_callback(name: str, function: Any) -> None:
             seen = inspect.getattr_static(type(seen), "__call__", None)
 
 
-def _is_overridden(handler: Any, base: type, name: str) -> bool:
+def is_overridden(handler: Any, base: type, name: str) -> bool:
+    """Whether it has a callback of its own."""
     return name in getattr(handler, "__dict__", ()) or (
         getattr(type(handler), name, None) is not getattr(base, name)
     )

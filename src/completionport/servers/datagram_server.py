@@ -7,9 +7,10 @@ import socket
 from typing import Any
 
 from ..interface.handle import Buffers
+from ..interface.port import Completion, CompletionPort
 from ..shared.arguments import LARGEST_WORKERS, check_count
-from .callbacks import check_handler
-from .service import S, Service, ServiceSocket, bound_socket
+from .callbacks import check_handler, is_overridden
+from .service import S, Service, ServiceSocket, bound_socket, check_port
 
 LONGEST = 1 << 16
 """No UDP datagram is longer, bytes."""
@@ -29,6 +30,17 @@ class DatagramHandler:
 
     def failed(self, endpoint: Endpoint, error: OSError) -> None:
         """Receiving failed, or a datagram that was queued could not be sent. The server goes on."""
+
+    def packet(self, completion: Completion) -> None:
+        """A packet of the program's, taken from the port that the server made for itself.
+
+        What `CompletionPort.post`, timers, ``associate`` and ``submit`` of
+        ``server.completion_port`` bring; unless overridden, these raise `PortOwned`. It is called
+        by a worker, in order with nothing but what a `Strand` says, also side by side with other
+        callbacks. An exception is logged, and the server goes on. The end of the server closes its
+        port: what has not come by then is dropped. With ``completion_port`` given it is never
+        called: there the program takes its packets itself.
+        """
 
 
 class Endpoint(ServiceSocket[S]):
@@ -74,7 +86,8 @@ class DatagramServer(Service):
     datagram socket of your own (UDP or Unix), takes their place; it is closed with the server.
     ``workers``: threads, 1 to 32768; None for 8, or twice ``concurrency`` where that is more. At
     most ``concurrency`` of them run callbacks; the others step in for those whose callback blocks.
-    ``concurrency``, ``engine``: as for `CompletionPort`.
+    ``concurrency``, ``engine``: as for `CompletionPort`, of the port that the server makes.
+    ``completion_port``: a port that the program made, in its place: see `Server`.
     ``buffer_size``: the longest datagram that is received, 64 to 2**16 bytes; a longer one is
     dropped, and counted as ``truncated``.
     ``receive_buffer``: SO_RCVBUF in bytes, what the kernel keeps while all workers are busy; None
@@ -86,8 +99,7 @@ class DatagramServer(Service):
     Call `serve_forever`, or `start` and `stop`, or use it as a context manager: that starts the
     server, and stops it at the end of the block with the usual grace.
 
-    Raised: `TypeError` and `ValueError` for wrong arguments, `OSError` when the address can't be
-    had, which it names, `EngineUnavailable`.
+    Raised: as for `Server`.
     """
 
     def __init__(
@@ -98,6 +110,7 @@ class DatagramServer(Service):
         *,
         workers: int | None = None,
         concurrency: int = 0,
+        completion_port: CompletionPort | None = None,
         buffer_size: int = LONGEST,
         receive_buffer: int | None = None,
         send_limit: int = 1 << 20,
@@ -106,6 +119,7 @@ class DatagramServer(Service):
         sock: socket.socket | None = None,
     ) -> None:
         check_handler(handler, DatagramHandler)
+        check_port(completion_port, concurrency, engine)
         check_count("workers", workers, 1, LARGEST_WORKERS, optional=True)
         check_count("buffer_size", buffer_size, 64, LONGEST)
         check_count("receive_buffer", receive_buffer, 1, optional=True)
@@ -126,6 +140,8 @@ class DatagramServer(Service):
             workers,
             concurrency,
             engine,
+            completion_port,
+            handler.packet if is_overridden(handler, DatagramHandler, "packet") else None,
             lambda port: DatagramServer._core_class(port)(
                 port, handler, self, buffer_size=buffer_size, send_limit=send_limit
             ),

@@ -21,17 +21,17 @@ class Owner(Protocol):
 class OwnPort(CompletionPort):
     """What a server's port can be asked for; all else raises `PortOwned`.
 
-    Its workers take every packet of the port, and know only the server's. So the port itself is
-    known to the server alone: nobody takes a packet of its connections, and no packet of the
-    program's comes in, where nobody would know it.
+    Its workers take every packet of the port. So nobody else waits there, and the program's packets
+    are taken where the handler has a callback for them.
     """
 
-    def __new__(cls, port: CompletionPort, server: Owner) -> OwnPort:
+    def __new__(cls, port: CompletionPort, server: Owner, takes_packets: bool) -> OwnPort:
         return object.__new__(cls)
 
-    def __init__(self, port: CompletionPort, server: Owner) -> None:
+    def __init__(self, port: CompletionPort, server: Owner, takes_packets: bool) -> None:
         self._port = port
         self._server = server
+        self._takes_packets = takes_packets
 
     @property
     def concurrency(self) -> int:
@@ -51,6 +51,12 @@ class OwnPort(CompletionPort):
     def blocking(self) -> AbstractContextManager[None]:
         return self._port.blocking()
 
+    def get(self, timeout: float | None = None) -> NoReturn:
+        self._refuse("get()")
+
+    def get_many(self, max_count: int, timeout: float | None = None) -> NoReturn:
+        self._refuse("get_many()")
+
     def close(self) -> None:
         """``stop(0)`` of the server."""
         self._server.stop(0)
@@ -63,20 +69,22 @@ class OwnPort(CompletionPort):
         return repr(self._port)
 
 
-def _refusing(name: str, what: str) -> Callable[..., Any]:
+def _passing(name: str, what: str) -> Callable[..., Any]:
     @functools.wraps(getattr(CompletionPort, name))
-    def refuse(self: OwnPort, *_: Any, **__: Any) -> NoReturn:
-        self._refuse(what)
+    def method(self: OwnPort, *arguments: Any, **options: Any) -> Any:
+        if not self._takes_packets:
+            self._refuse(what)
+        return getattr(self._port, name)(*arguments, **options)
 
-    return refuse
+    return method
 
 
-def _refuse_the_rest() -> None:
+def _pass_the_rest() -> None:
     """Whatever a port can do, also what it learns later; what is named above stays."""
     for name, value in vars(CompletionPort).items():
         if callable(value) and not name.startswith("_") and name not in vars(OwnPort):
-            setattr(OwnPort, name, _refusing(name, f"{name}()"))
-    OwnPort._new_strand = _refusing("_new_strand", "Strand()")  # type: ignore[method-assign]
+            setattr(OwnPort, name, _passing(name, f"{name}()"))
+    OwnPort._new_strand = _passing("_new_strand", "Strand()")  # type: ignore[method-assign]
 
 
-_refuse_the_rest()
+_pass_the_rest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import _thread
 import abc
 import contextlib
+import functools
+import logging
 import os
 import select
 import signal
@@ -15,11 +17,13 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self
 
+from ..crew.crew import Crew
 from ..interface.error_codes import add_codes
 from ..interface.errors import PortForked
-from ..interface.port import CompletionPort
+from ..interface.port import Completion, CompletionPort
 from ..interface.unique import Unique
 from ..shared.arguments import LARGEST_WORKERS, check_seconds
+from ..shared.reports import tell
 from .own_port import OwnPort
 
 if TYPE_CHECKING:
@@ -98,14 +102,28 @@ class Core(Protocol):
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until all has ended; False when the time is over before."""
 
-    def work(self) -> None:
-        """The body of a worker thread."""
-
-    def post_stop(self) -> None:
-        """End one worker."""
+    def end(self) -> None:
+        """All has ended: let go of what the port has of it."""
 
     def stats(self) -> dict[str, int]:
         """Numbers for a look inside."""
+
+
+def check_port(port: object, concurrency: int, engine: str | None) -> None:
+    """Of the arguments of a server: the port that it is given, if it is given one."""
+    if port is None:
+        return
+    if not isinstance(port, CompletionPort):
+        raise TypeError(f"completion_port must be a CompletionPort, not {type(port).__name__}")
+    if isinstance(port, OwnPort):
+        port._refuse("completion_port=")
+    for name, value in (("concurrency", concurrency), ("engine", engine)):
+        if value:
+            raise ValueError(
+                f"{name}={value!r} beside completion_port: that port has a {name} of its own. "
+                f"Leave {name} out, or give it to CompletionPort()"
+            )
+    port._check()
 
 
 class Service(Unique):
@@ -114,10 +132,11 @@ class Service(Unique):
     address: Any
     """The address that it serves, as ``getsockname()`` gives it."""
     completion_port: CompletionPort
-    """The port that its workers wait at, for ``stats()`` and ``blocking()``; ``close()`` is `stop`.
+    """The port that its workers wait at: the one that was given.
 
-    What would put packets of the program's there, or take some, raises `PortOwned`: the workers
-    take them all and know only the server's. The program makes a `CompletionPort` of its own.
+    Or the one that the server made for itself: for ``stats()`` and ``blocking()``; ``close()`` is
+    `stop`. What puts packets of the program's there is for handlers with a `Handler.packet`, else
+    it raises `PortOwned`, as what takes packets always does: the workers take them all.
     """
     _core_class: ClassVar[Callable[[CompletionPort], Callable[..., Core]]]
     """What makes the core for a port: `completionport.engines` gives it to each kind of server."""
@@ -129,25 +148,39 @@ class Service(Unique):
         workers: int | None,
         concurrency: int,
         engine: str | None,
+        completion_port: CompletionPort | None,
+        packet: Callable[[Completion], object] | None,
         make_core: Callable[[CompletionPort], Core],
     ) -> None:
-        """``own_socket``: it was made for this service, and is closed if that fails."""
+        """``own_socket``: it was made for this service, and is closed if that fails.
+
+        ``packet``: gets the program's packets of a port that is made here.
+        """
         self._socket = sock
+        self._given_port = completion_port
         try:
-            self._port = CompletionPort(concurrency, engine=engine)
-            try:
-                self._core = make_core(self._port)
-            except BaseException:
-                self._port.close()
-                raise
+            if completion_port is not None:
+                self._port = completion_port
+                self._crew = Crew(completion_port)
+                self._core = make_core(completion_port)
+            else:
+                self._port = CompletionPort(concurrency, engine=engine)
+                try:
+                    call = None if packet is None else functools.partial(self._call, packet)
+                    self._crew = Crew(self._port, call)
+                    self._core = make_core(self._port)
+                except BaseException:
+                    self._port.close()
+                    raise
         except BaseException:
             if own_socket:
                 sock.close()
             raise
-        self.completion_port = OwnPort(self._port, self)
+        self.completion_port = completion_port or OwnPort(self._port, self, packet is not None)
         self.address = sock.getsockname()
+        name = "completionport-worker"
         self._threads = [
-            threading.Thread(target=self._core.work, name=f"completionport-worker-{number}")
+            threading.Thread(target=self._crew.work, args=(name,), name=f"{name}-{number}")
             for number in range(1, (workers or self._default_workers()) + 1)
         ]
         self._let_go = threading.Event()  # the process may end
@@ -163,6 +196,13 @@ class Service(Unique):
         self._signals = _NO_SIGNALS  # written by `serve_forever` only
         self._stop_asked = threading.Event()
         self._stopped = threading.Event()
+
+    def _call(self, packet: Callable[[Completion], object], completion: Completion) -> None:
+        """Give the handler one of the program's packets."""
+        try:
+            packet(completion)
+        except BaseException as error:
+            tell(logging.ERROR, "%r: exception in packet(), the server goes on", self, error=error)
 
     def _default_workers(self) -> int:
         return min(max(FEWEST_WORKERS, 2 * self._port.concurrency), LARGEST_WORKERS)
@@ -249,7 +289,9 @@ class Service(Unique):
                 raise SystemExit(128 + signals.number)
 
     def stop(self, grace: float = 5.0) -> None:
-        """Take nothing new, end what there is, end the workers, close the port.
+        """Take nothing new, end what there is, end the workers, close the port that it made.
+
+        A port that was given stays open, and everything else on it at work.
 
         ``grace``: seconds, 0 or more, for what there is to come to its end. A `Server` calls
         `Handler.stopping` for each connection that is open, in its order: behind the callback that
@@ -270,8 +312,12 @@ class Service(Unique):
         if os.getpid() != self._process:
             raise PortForked
         self._ask_to_stop(grace)
-        if threading.current_thread() not in self._threads:
+        if not self._in_callback():
             self._stopped.wait()
+
+    def _in_callback(self) -> bool:
+        """Whether the end would wait for the calling thread: on a shared port any may serve."""
+        return self._port._serves() or threading.current_thread() in self._threads
 
     def _ask_to_stop(self, grace: float) -> None:
         self._stop_asked.set()
@@ -291,7 +337,7 @@ class Service(Unique):
             try:
                 stopping.start()
             except (RuntimeError, MemoryError):  # none can be had, or the interpreter ends
-                if threading.current_thread() in self._threads:
+                if self._in_callback():
                     self._let_go.set()  # the one that keeps the process does it
                 else:
                     self._take_stop_on()
@@ -331,14 +377,15 @@ class Service(Unique):
                     self._core.abort_connections()
                     # A callback that does not come back must not hold the end up for ever.
                     self._core.wait_closed(max(grace, 1.0))
-                for _ in self._threads:
-                    self._core.post_stop()
-                for thread in self._threads:
-                    if thread.ident is not None:  # it was started
-                        thread.join()
+                workers = [thread for thread in self._threads if thread.ident is not None]
+                self._crew.dismiss(len(workers))
+                for thread in workers:
+                    thread.join()
+                self._core.end()
         finally:
             self._socket.close()
-            self._port.close()
+            if self._given_port is None:
+                self._port.close()
             self._let_go.set()
             if self._keeper.ident is not None and self._keeper is not threading.current_thread():
                 self._keeper.join()

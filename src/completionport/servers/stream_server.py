@@ -10,10 +10,11 @@ import sys
 from typing import Any
 
 from ..interface.handle import Buffers
+from ..interface.port import Completion, CompletionPort
 from ..shared.arguments import LARGEST_WORKERS, check_count
 from ..shared.association import listens, refuse_tls
-from .callbacks import check_handler
-from .service import S, Service, ServiceSocket, bound_socket
+from .callbacks import check_handler, is_overridden
+from .service import S, Service, ServiceSocket, bound_socket, check_port
 
 # On Windows SO_REUSEADDR would let any program take the address away.
 SO_ADDRESS: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
@@ -75,6 +76,17 @@ class Handler:
         an `OSError` from the network, the exception of a callback, or `TimeoutError`
         after ``idle_timeout``. A reset is told when it comes, also to a connection that is paused
         or whose peer has ended its side: what was not received by then is lost.
+        """
+
+    def packet(self, completion: Completion) -> None:
+        """A packet of the program's, taken from the port that the server made for itself.
+
+        What `CompletionPort.post`, timers, ``associate`` and ``submit`` of
+        ``server.completion_port`` bring; unless overridden, these raise `PortOwned`. It is called
+        by a worker, in order with nothing but what a `Strand` says, also side by side with other
+        callbacks. An exception is logged, and the server goes on. The end of the server closes its
+        port: what has not come by then is dropped. With ``completion_port`` given it is never
+        called: there the program takes its packets itself.
         """
 
 
@@ -148,7 +160,11 @@ class Server(Service):
     non-blocking mode, for all who have it.
     ``workers``: threads, 1 to 32768; None for 8, or twice ``concurrency`` where that is more. At
     most ``concurrency`` of them run callbacks; the others step in for those whose callback blocks.
-    ``concurrency``, ``engine``: as for `CompletionPort`.
+    ``concurrency``, ``engine``: as for `CompletionPort`, of the port that the server makes.
+    ``completion_port``: a port that the program made, in its place. Any number of servers can be on
+    one, beside handles, timers, posts and a `WorkerPool`, all under its one concurrency. Whoever
+    takes packets there serves the connections too: the workers, and each thread in
+    `CompletionPort.get`, which goes on waiting behind it. `stop` leaves that port open.
     ``backlog``: connections that may wait to be accepted.
     ``buffer_size``: the most bytes that one `Handler.received` gets, 64 to 2**20. While a callback
     is at work its client may go on sending: some 256 KiB (four times ``buffer_size``, where that is
@@ -163,8 +179,9 @@ class Server(Service):
     Call `serve_forever`, or `start` and `stop`, or use it as a context manager: that starts the
     server, and stops it at the end of the block with the usual grace.
 
-    Raised: `TypeError` and `ValueError` for wrong arguments, `OSError` when the address can't be
-    had, which it names, `EngineUnavailable`.
+    Raised: `TypeError` and `ValueError` for wrong arguments, also for ``concurrency`` or ``engine``
+    beside ``completion_port``; `OSError` when the address can't be had, which it names;
+    `EngineUnavailable`, `PortClosed`, `PortForked`; `PortOwned` for the port of another server.
 
     Running out of descriptors pauses accepting, says so once in the log ``completionport``,
     and goes on when there are some again.
@@ -178,6 +195,7 @@ class Server(Service):
         *,
         workers: int | None = None,
         concurrency: int = 0,
+        completion_port: CompletionPort | None = None,
         backlog: int = 4096,
         buffer_size: int = 16384,
         max_connections: int | None = None,
@@ -188,6 +206,7 @@ class Server(Service):
         listener: socket.socket | None = None,
     ) -> None:
         check_handler(handler, Handler)
+        check_port(completion_port, concurrency, engine)
         check_count("workers", workers, 1, LARGEST_WORKERS, optional=True)
         check_count("backlog", backlog, 0)
         check_count("buffer_size", buffer_size, 64, 1 << 20)
@@ -219,6 +238,8 @@ class Server(Service):
             workers,
             concurrency,
             engine,
+            completion_port,
+            handler.packet if is_overridden(handler, Handler, "packet") else None,
             lambda port: Server._core_class(port)(
                 port,
                 handler,

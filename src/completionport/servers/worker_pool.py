@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from ..crew.crew import Crew
 from ..interface.errors import PortClosed
 from ..interface.port import Completion, CompletionPort
 from ..interface.unique import Unique
@@ -22,89 +23,38 @@ WORKER_COMES = 0.01
 """Seconds until the keeper looks again when a worker is on its way to the port."""
 RETRY_GROWING = 1.0
 """Seconds until the keeper tries again after the system refused a thread."""
-PASSED_ON = 0.005
-"""Seconds that a worker stays away from the port for another pool's worker to come first."""
-
-
-class _StopPacket:
-    """The key of a packet that ends one worker."""
-
-    __slots__ = ("pool", "taken")
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self.pool = pool
-        self.taken = threading.Event()  # by a worker of that pool
 
 
 class _Worker:
     """One thread of a pool."""
 
-    __slots__ = ("_left", "_others", "busy", "came", "pool", "thread")
+    __slots__ = ("busy", "came", "pool", "thread")
 
     def __init__(self, pool: WorkerPool, name: str, daemon: bool) -> None:
         self.pool = pool
         self.busy = False  # in the target; written by its own thread only
         self.came = threading.Event()  # it runs
         self.thread = threading.Thread(target=self.work, name=name, daemon=daemon)
-        # Its own thread's: packets to take without waiting, once it is to end, and stop packets of
-        # other pools that were taken meanwhile.
-        self._left: int | None = None
-        self._others: list[_StopPacket] = []
 
     def work(self) -> None:
         """The body of the thread, under a name that says something in a stack dump."""
         pool = self.pool
         self.came.set()
         try:
-            while True:
-                # Whatever fails in between, the thread goes on until it is told to end.
-                try:
-                    if self._take_one():
-                        return
-                except PortClosed:
-                    return
-                except BaseException as error:
-                    if not isinstance(error, MemoryError):
-                        tell(
-                            logging.ERROR,
-                            "%s: an error, the thread goes on",
-                            pool.name,
-                            error=error,
-                        )
-                    time.sleep(SHORTAGE)
+            pool._crew.work(
+                pool.name, self._call, pool._idle_timeout, lambda: pool._may_leave(self)
+            )
         finally:
-            for one in self._others:
-                with contextlib.suppress(PortClosed):
-                    persist(pool.port.post, 0, one, None)
             persist(pool._ended, self)
 
-    def _take_one(self) -> bool:
-        """Take a packet and do what it is for; True: the thread is to end."""
-        pool, left = self.pool, self._left
-        if left is not None and left <= 0:
-            return True
-        completion = pool.port.get(pool._idle_timeout if left is None else 0)
-        if completion is None:
-            return left is not None or pool._may_leave(self)
-        key = completion.key
-        if type(key) is not _StopPacket:
-            self.busy = True
-            try:
-                pool._target(completion)
-            except BaseException as error:
-                pool._failed(error)
-            finally:
-                self.busy = False
-            if left is not None:
-                self._left = left - 1
-        elif left is not None:
-            persist(self._others.append, key)
-        elif key.pool is pool:
-            self._left = pool._backlog
-            persist(key.taken.set)
-        else:
-            persist(pool._pass_on, key)
-        return False
+    def _call(self, completion: Completion) -> None:
+        self.busy = True
+        try:
+            self.pool._target(completion)
+        except BaseException as error:
+            self.pool._failed(error)
+        finally:
+            self.busy = False
 
 
 class WorkerPool(Unique):
@@ -168,6 +118,7 @@ class WorkerPool(Unique):
         self.name = name
         """What the names of its threads begin with."""
         self._target = target
+        self._crew = Crew(port, target)
         self._threads = threads
         self._maximum = threads if maximum is None else maximum
         self._idle_timeout = idle_timeout
@@ -182,9 +133,6 @@ class WorkerPool(Unique):
         self._grown = 0
         self._shrunk = 0
         self._failures = 0
-        # How many packets a worker still takes after its stop packet: as many as were queued then.
-        # Written before the first stop packet is posted, and not any more.
-        self._backlog = 0
 
     def __repr__(self) -> str:
         state = "stopped" if self._stopping else f"{len(self._workers)} threads"
@@ -225,9 +173,7 @@ class WorkerPool(Unique):
         Returned: whether all have ended. Called in the target, it returns False at once and
         the threads end behind it. Calling again waits for the end, and does nothing more.
 
-        Each thread is ended by a packet. A thread of your own that takes packets from the same port
-        may get one, with a key that it does not know; then the pool's thread ends when it has
-        waited for ``idle_timeout``. Packets that come later stay in the port's queue.
+        Packets that come later stay in the port's queue.
         Win32: ``CloseThreadpoolIo``, ``WaitForThreadpoolIoCallbacks``.
         """
         if timeout is not None:
@@ -244,10 +190,7 @@ class WorkerPool(Unique):
         if first and self._keeper is not None:
             self.port._dismiss_keepers()
         if first and workers:
-            self._backlog = self.port.stats()["queued"]
-            with contextlib.suppress(PortClosed):
-                for _ in range(workers):
-                    self.port.post(0, _StopPacket(self), None)
+            self._crew.dismiss(workers)
         if threading.current_thread() in self._ending:
             return False  # a worker can't wait for itself
         # The caller may hold a place, which the workers need to come to their end.
@@ -304,23 +247,12 @@ class WorkerPool(Unique):
     def _may_leave(self, worker: _Worker) -> bool:
         """Whether a worker that waited in vain ends."""
         with self._changed:
-            if not self._stopping:
-                if len(self._workers) <= self._threads:
-                    return False
-                self._shrunk += 1
-                del self._workers[worker.thread]
-                return True
-        # Its stop packet waits for a place, or it went to a stranger.
-        return bool(self.port.stats()["queued"] == 0)
-
-    def _pass_on(self, packet: _StopPacket) -> None:
-        """Give the stop packet of another pool on this port to where it belongs."""
-        if not packet.pool._workers:  # one look, so no lock
-            return
-        self.port.post(0, packet, None)
-        # The thread that comes back to the port is served first: it would get it again at once.
-        with self.port.blocking():
-            packet.taken.wait(PASSED_ON)
+            # One that is to stop is dismissed.
+            if self._stopping or len(self._workers) <= self._threads:
+                return False
+            self._shrunk += 1
+            del self._workers[worker.thread]
+            return True
 
     def _failed(self, error: BaseException) -> None:
         """The target raised this."""

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import socket
 import sys
+import threading
 from typing import Any
 
 assert sys.platform == "win32"
@@ -221,6 +222,9 @@ PostQueuedCompletionStatus = declare(
 )
 ReadFileEx = declare(kernel32, "ReadFileEx", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
 SleepEx = declare(kernel32, "SleepEx", DWORD, DWORD, _BOOL)
+GetCurrentThreadId = declare(kernel32, "GetCurrentThreadId", DWORD)
+OpenThread = declare(kernel32, "OpenThread", HANDLE, DWORD, _BOOL, DWORD)
+QueueUserAPC = declare(kernel32, "QueueUserAPC", DWORD, _POINTER, HANDLE, ctypes.c_size_t)
 CloseHandle = declare(kernel32, "CloseHandle", _BOOL, HANDLE)
 CancelIoEx = declare(kernel32, "CancelIoEx", _BOOL, HANDLE, _POINTER)
 ReadFile = declare(kernel32, "ReadFile", _BOOL, HANDLE, _POINTER, DWORD, _POINTER, _POINTER)
@@ -424,6 +428,42 @@ def error(code: int, text: str = "") -> OSError:
         winsock, failure.winerror = code, codes.windows
     failure.winsock_error = winsock  # type: ignore[attr-defined]
     return failure
+
+
+_THREAD_SET_CONTEXT = 0x10
+# What is called does not matter, but no Python may run in there: this one has one argument too, and
+# with 0 returns.
+_NO_CALL = ctypes.cast(kernel32.Sleep, ctypes.c_void_p).value
+
+
+class Alarm:
+    """Ends an alertable wait of the thread that has made it: the one under way, or the next."""
+
+    def __init__(self) -> None:
+        self._thread = OpenThread(_THREAD_SET_CONTEXT, False, GetCurrentThreadId())
+        if not self._thread:
+            raise error(last_error())
+
+    def ring(self) -> None:
+        """The thread has not ended."""
+        QueueUserAPC(_NO_CALL, self._thread, 0)
+
+    def __del__(self, close: Any = CloseHandle) -> None:
+        if getattr(self, "_thread", None):
+            close(self._thread)
+
+
+class _Alarms(threading.local):
+    def __init__(self) -> None:
+        self.mine = Alarm()
+
+
+_alarms = _Alarms()
+
+
+def own_alarm() -> Alarm:
+    """The calling thread's."""
+    return _alarms.mine
 
 
 def code_of(status: int, is_socket: bool) -> int:

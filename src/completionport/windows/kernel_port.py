@@ -53,11 +53,12 @@ class KernelPort:
             raise api.error(api.last_error())
 
     def wait(
-        self, harvest: Harvest, count: int, milliseconds: int, *, alertably: bool = False
+        self, harvest: Harvest, count: int, milliseconds: int, *, heeds_signals: bool = False
     ) -> bool:
         """Take up to ``count`` packets, waiting for the first one; False when the time is over.
 
-        ``alertably``: a signal ends the wait too, and its handler has run. Main thread.
+        Or where a procedure call of the thread's own (an APC) has ended the wait.
+        ``heeds_signals``: a signal ends it too, and its handler has run. Main thread.
         """
         harvest.next = 0
         harvest._count.value = 0
@@ -69,13 +70,14 @@ class KernelPort:
             milliseconds,
         )
         was_alerted = False
-        if alertably:
+        if milliseconds:
             # A call that failed leaves a count that means nothing, and a handler that raises leaves
             # it at that: so there is nothing in what it counts.
             ctypes.memset(harvest._entries, 0, ctypes.sizeof(harvest._entries))
+        if heeds_signals:
             came, was_alerted = alerts.wait(api.GetQueuedCompletionStatusEx, *arguments, True)
         else:
-            came = api.GetQueuedCompletionStatusEx(*arguments, False)
+            came = api.GetQueuedCompletionStatusEx(*arguments, milliseconds != 0)
         if came:
             return True
         code = api.last_error()

@@ -5,6 +5,11 @@ Python objects that its numbers stand for, and the strands: a packet whose stran
 taken from the kernel and stays back in the strand's line; its turn comes as a new packet of the
 kernel.
 
+Nor does the kernel know that not every thread takes every packet. What a thread took that is not
+for it is put aside for the next one that comes, or for one that waits: that is told by a procedure
+call in that very thread (``QueueUserAPC``), which ends its wait. So it takes no place in the
+kernel's count of running threads. A thread that is dismissed is told the same way.
+
 Finalizers call in here as well, at any allocation. The lock is reentrant and the last one in the
 order: nothing else is waited for under it, and the state is whole at every allocation.
 """
@@ -23,7 +28,16 @@ from typing import Any
 from ..interface.errors import WHILE_WAITING, PortClosed
 from ..portable.channels.requests import Request
 from ..portable.scheduling.packets import Hand, look
-from ..portable.scheduling.places import Packet, Place, PortableStrand, this_place
+from ..portable.scheduling.places import (
+    ALL,
+    PROGRAMS,
+    SERVED,
+    CrewMembers,
+    Packet,
+    Place,
+    PortableStrand,
+    this_place,
+)
 from ..portable.scheduling.recorder import NOT_MEASURED, Recorder
 from ..portable.scheduling.scheduler import STUCK_AFTER
 from ..portable.scheduling.timers import PortableTimer, TimerQueue
@@ -43,6 +57,25 @@ OWN = (1 << 64) - 1
 """The key of a packet that was made here for a flight, which knows its outcome itself."""
 
 
+class _Waiter:
+    """One thread in `KernelScheduler.take`."""
+
+    __slots__ = ("alarm", "crew", "hand", "takes")
+
+    def __init__(
+        self, alarm: api.Alarm, hand: list[Packet], takes: int, crew: CrewMembers | None
+    ) -> None:
+        self.alarm = alarm
+        self.hand = hand  # what it took from the kernel, and not yet counted as taken
+        self.takes = takes
+        self.crew = crew
+
+
+def _takes_of(packet: Packet) -> int:
+    """The bit of those who take it."""
+    return PROGRAMS if packet.consumer is None else SERVED
+
+
 class KernelScheduler:
     """Offers what `portable.scheduling.scheduler.Scheduler` does."""
 
@@ -60,7 +93,12 @@ class KernelScheduler:
         self._keys = itertools.count(WAKE + 1)
         # Keys and flights that the kernel had no memory for; each step is atomic.
         self._late: deque[tuple[int, int | None]] = deque()
-        self._waiting: set[int] = set()  # threads in `take`; _lock
+        self._waiting: dict[int, _Waiter] = {}  # threads in `take`, the newest last; _lock
+        # What was taken by threads that it is not for, by who takes it; _lock
+        self._aside: dict[int, deque[Packet]] = {PROGRAMS: deque(), SERVED: deque()}
+        self._programs_taken = 0  # packets of the program's; _lock
+        self._dismissed = 0  # threads of all crews that are to leave; _lock
+        self._choosy = False  # there is a crew that does not take the program's packets; _lock
         self._nobody = threading.Event()  # set while nobody is in `take`; _lock
         self._nobody.set()
         self.timers = TimerQueue()  # _lock, but for what says otherwise
@@ -135,10 +173,10 @@ class KernelScheduler:
 
     def _keep_time(self, thread: int) -> int | None:
         """See to the timers. Returned: until when the thread waits for them. Lock held."""
-        if not self.timers:
-            return None
-        self._fire()
-        next_ns = self.timers.next_ns()
+        next_ns = None
+        if self.timers:
+            self._fire()
+            next_ns = self.timers.next_ns()
         nobody = self._timekeeper is None or self._timekeeper == thread
         if next_ns is None or not (nobody or self._until_ns is None or next_ns < self._until_ns):
             if self._timekeeper == thread:
@@ -197,14 +235,116 @@ class KernelScheduler:
     def settle(self) -> None:
         """Nothing is left for later."""
 
-    def take(self, max_count: int, timeout: float | None) -> Hand:
+    def add_crew(self, crew: CrewMembers) -> None:
+        """Threads are to wait as its members.
+
+        Where they leave the program's packets to others, those that are put come aside at once: so
+        they keep their order, whoever takes what the kernel has.
+        """
+        if crew.takes == ALL:
+            return
+        with self._lock:
+            self.check()
+            if self._choosy:
+                return
+            self._choosy = True
+            harvest, packets = Harvest(AT_ONCE), Hand()
+            while self.kernel.wait(harvest, AT_ONCE, 0):
+                self._sort(harvest, packets)
+            self._put_aside(0, packets)
+
+    def dismiss(self, crew: CrewMembers, count: int) -> None:
+        """Have so many threads of the crew leave it: with their next `take`, waiting ones at once.
+
+        Where they take the program's packets, those that are queued now are taken before.
+        """
+        with self._lock:
+            crew.until = self._programs_taken + self._programs_waiting()
+            crew.leaving += count
+            self._dismissed += count
+            self._let_dismissed_go()
+
+    def _let_dismissed_go(self) -> None:
+        """Lock held."""
+        for waiter in self._waiting.values():
+            if self._may_leave(waiter.crew):
+                waiter.alarm.ring()
+
+    def _programs_waiting(self) -> int:
+        """Of the program's packets, those that wait. Lock held.
+
+        Completions that nobody has seen count as the program's.
+        """
+        depth = 0 if self.kernel.handle is None else self.kernel.depth()
+        put = list(self._put.values())
+        flown = max(depth - len(put), 0)
+        mine = sum(packet.consumer is None for packet, _ in put)
+        back = sum(len(strand._line) for strand in list(self._back))
+        hands = [packet for waiter in self._waiting.values() for packet in waiter.hand]
+        in_hand = sum(packet.consumer is None for packet in hands)
+        return flown + mine + back + in_hand + len(self._aside[PROGRAMS])
+
+    def _may_leave(self, crew: CrewMembers | None) -> bool:
+        """Whether a thread of it is dismissed, and has seen to what it was to. Lock held."""
+        if crew is None or crew.leaving <= 0:
+            return False
+        if not crew.takes & PROGRAMS or self._programs_taken >= crew.until:
+            return True
+        return self._programs_waiting() == sum(len(one._line) for one in list(self._back))
+
+    def _take_aside(self, takes: int, max_count: int, packets: list[Packet]) -> None:
+        """What was put aside for a thread like this. Of consumers' one at a time. Lock held."""
+        for kind in (SERVED, PROGRAMS):
+            aside = self._aside[kind]
+            while takes & kind and aside and len(packets) < (1 if kind == SERVED else max_count):
+                packets.append(aside.popleft())
+            if packets:
+                return
+
+    def _put_aside(self, takes: int, packets: list[Packet]) -> None:
+        """Keep only what the thread takes. Lock held."""
+        kind = next((bit for bit in map(_takes_of, packets) if bit & takes), 0)
+        kept = 0
+        for packet in list(packets):
+            if _takes_of(packet) == kind and (kind == PROGRAMS or kept == 0):
+                kept += 1
+            else:
+                packets.remove(packet)
+                self._aside[_takes_of(packet)].append(packet)
+                self._changed.notify_all()
+        self._call_for_aside()
+
+    def _call_for_aside(self) -> None:
+        """Have threads that wait look at what was put aside. Lock held."""
+        called: list[_Waiter] = []
+        for kind, aside in self._aside.items():
+            wanted = len(aside)
+            for waiter in reversed(self._waiting.values()):
+                if wanted <= 0:
+                    break
+                if waiter.takes & kind and waiter not in called:
+                    wanted -= 1
+                    called.append(waiter)
+                    waiter.alarm.ring()
+
+    def take(
+        self,
+        max_count: int,
+        timeout: float | None,
+        takes: int = ALL,
+        crew: CrewMembers | None = None,
+    ) -> Hand:
         """Take packets, waiting for the first one; none when the time is over.
+
+        ``takes``, ``crew``: see the other scheduler.
 
         They are the thread's once it calls `hand_out`; `put_back` gives them back.
         """
         self.check()
         place = this_place()
         place.leave(self)
+        if place.serving:
+            takes = PROGRAMS
         me = threading.get_ident()
         is_main = alerts.is_main_thread()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -218,10 +358,20 @@ class KernelScheduler:
                 if self._closed:
                     raise PortClosed(WHILE_WAITING)
                 entered = me not in self._waiting  # else a signal handler's, inside of another
-                self._waiting.add(me)
+                if entered:
+                    self._waiting[me] = _Waiter(api.own_alarm(), packets, takes, crew)
                 self._nobody.clear()
             while not packets:
                 with self._lock:
+                    if self._may_leave(crew):
+                        assert crew is not None
+                        crew.leaving -= 1
+                        self._dismissed -= 1
+                        packets.dismissed = True
+                        return packets
+                    self._take_aside(takes, max_count, packets)
+                    if packets:
+                        break
                     until_ns = self._keep_time(me)
                 milliseconds = wait = INFINITE
                 if deadline is not None:
@@ -234,11 +384,13 @@ class KernelScheduler:
                 # What is there costs no preparation for signals.
                 came = self.kernel.wait(harvest, max_count, 0 if is_main else wait)
                 if is_main and wait and not came:
-                    came = self.kernel.wait(harvest, max_count, wait, alertably=True)
+                    came = self.kernel.wait(harvest, max_count, wait, heeds_signals=True)
                 if self._closed:
                     raise PortClosed(WHILE_WAITING)
                 if came:
                     self._sort(harvest, packets)
+                    with self._lock:
+                        self._put_aside(takes, packets)
                 elif milliseconds == 0:
                     return packets
             packets.taken_at = now = time.monotonic_ns()
@@ -246,6 +398,8 @@ class KernelScheduler:
                 self._at_work[place.token] = None
                 place.holder = self._self
                 self._count(packets, 1)
+                if entered:
+                    self._waiting[me].hand = []
                 for packet in packets:
                     if packet.since != NOT_MEASURED:
                         self._queue_time.add(now - packet.since)
@@ -282,27 +436,26 @@ class KernelScheduler:
                     if key != OWN:
                         flight.set_outcome(entry.Internal, entry.dwNumberOfBytesTransferred)
                     if flight.channel.land(flight):
-                        self._hand_out(flight.request, False, packets)
+                        with self._lock:
+                            self._hand_out(flight.request, False, packets)
                     self.flights.pop(address, None)
                     flight.let_go()
             elif key != WAKE:
-                packet, its_turn = self._put[key]
-                self._hand_out(packet, its_turn, packets)
-                del self._put[key]
+                with self._lock:
+                    packet, its_turn = self._put[key]
+                    self._hand_out(packet, its_turn, packets)
+                    del self._put[key]
             harvest.next += 1
 
     def _hand_out(self, packet: Packet, its_turn: bool, packets: list[Packet]) -> None:
-        """Give a packet to the thread, or have it stay back behind its strand."""
+        """Give a packet to the thread, or have it stay back behind its strand. Lock held."""
         strand = packet.strand
         if strand is not None and not its_turn:
-            with self._lock:
-                if strand._busy:
-                    strand._line.append(packet)
-                    self._back[strand] = None
-                    return
-                strand._busy = True
-                packets.append(packet)
-            return
+            if strand._busy:
+                strand._line.append(packet)
+                self._back[strand] = None
+                return
+            strand._busy = True
         packets.append(packet)
 
     def _put_back(self, harvest: Harvest, packets: list[Packet]) -> None:
@@ -339,8 +492,12 @@ class KernelScheduler:
 
     def _leave(self, thread: int) -> None:
         with self._lock:
-            self._waiting.discard(thread)
-            if self._timekeeper == thread:
+            self._waiting.pop(thread, None)
+            self._call_for_aside()
+            if self._dismissed:
+                self._let_dismissed_go()
+            # Or it has taken what was to make a timekeeper of somebody.
+            if self._timekeeper is None or self._timekeeper == thread:
                 self._timekeeper = self._until_ns = None
                 if self._waiting and self.timers:
                     self._hand(WAKE)  # somebody else keeps the time
@@ -351,7 +508,12 @@ class KernelScheduler:
                 self._hand(WAKE)  # the next one leaves too
 
     def _give(self, packet: Packet, its_turn: bool) -> None:
-        """Give a packet to the kernel's queue. Lock held."""
+        """Give a packet to the kernel's queue, or put it aside. Lock held."""
+        if self._choosy and packet.consumer is None:
+            self._aside[PROGRAMS].append(packet)
+            self._changed.notify_all()
+            self._call_for_aside()
+            return
         key = next(self._keys)
         self._put[key] = packet, its_turn
         self._hand(key)
@@ -384,6 +546,7 @@ class KernelScheduler:
         operations = sum(isinstance(packet, Request) for packet in packets)
         self._operations += sign * operations
         self._posts += sign * (len(packets) - operations)
+        self._programs_taken += sign * sum(packet.consumer is None for packet in packets)
 
     def shut(self) -> bool:
         """Refuse everything from now on. Returned: False when that was so before."""
@@ -401,7 +564,7 @@ class KernelScheduler:
         """
         end = time.monotonic() + PATIENCE
         with self._lock:
-            others = self._waiting - {threading.get_ident()}
+            others = self._waiting.keys() - {threading.get_ident()}
             if others:
                 self._hand(WAKE)
         if others:
@@ -415,9 +578,12 @@ class KernelScheduler:
                 break
             self._drop(harvest)
         with self._lock:
-            if not self._waiting - {threading.get_ident()}:
+            if not self._waiting.keys() - {threading.get_ident()}:
                 self.kernel.close()
             self.timers.drop()
+        for aside in self._aside.values():
+            while aside:
+                aside.popleft().drop()
         while self._put:
             self._put.popitem()[1][0].drop()
         while self._back:
@@ -461,7 +627,7 @@ class KernelScheduler:
                     raise PortClosed(WHILE_WAITING)
                 if not self._waiting:
                     self._fire()
-                stuck = not self._waiting and self.kernel.depth() > 0
+                stuck = self._is_stuck()
                 so_far = self._posts + self._operations
                 if stuck and taken == so_far:
                     return True
@@ -469,10 +635,19 @@ class KernelScheduler:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return False
-                if not self._waiting:
+                if not self._waiting or any(self._aside.values()):
                     left = STUCK_AFTER if left is None else min(left, STUCK_AFTER)
                 self._changed.wait(left)
         return False
+
+    def _is_stuck(self) -> bool:
+        """Whether packets wait that no waiting thread takes. Lock held."""
+        if not self._waiting:
+            return self.kernel.depth() > 0 or any(self._aside.values())
+        takes = 0
+        for waiter in self._waiting.values():
+            takes |= waiter.takes
+        return any(aside and not takes & kind for kind, aside in self._aside.items())
 
     def numbers(self) -> dict[str, Any]:
         """A look inside."""
@@ -480,10 +655,11 @@ class KernelScheduler:
             self._fire()
             depth = 0 if self.kernel.handle is None else self.kernel.depth()
             put = [packet for packet, _ in list(self._put.values())]
+            aside = [packet for packets in self._aside.values() for packet in packets]
             back = [packet for strand in list(self._back) for packet in look(strand._line)]
             flown = max(depth - len(put), 0)  # completions that nobody took yet
-            operations = flown + sum(isinstance(packet, Request) for packet in put + back)
-            queued = flown + len(put) + len(back)
+            operations = flown + sum(isinstance(packet, Request) for packet in put + back + aside)
+            queued = flown + len(put) + len(back) + len(aside)
             return {
                 "concurrency": self.concurrency,
                 "waiting": len(self._waiting),

@@ -2,10 +2,13 @@
 
 from libc.stdint cimport int64_t
 
+from ..scheduling.scheduler cimport Consumer
 from .engine cimport Engine, Stream
 
 # A stream for datagrams of up to `size` bytes; NULL without memory. No lock.
-cdef Stream* datagrams_new(Engine* engine, int descriptor, size_t size) noexcept nogil
+cdef Stream* datagrams_new(
+    Engine* engine, int descriptor, const Consumer* consumer, size_t size
+) noexcept nogil
 # What `datagrams_new` made besides the stream; nothing of it is in the kernel. No lock.
 cdef void datagrams_free(Stream* stream) noexcept nogil
 # What `EngineType.next_input` and `release_input` do, on every engine.

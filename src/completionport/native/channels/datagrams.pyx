@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 
 from ..primitives.atomics cimport cp_mutex_lock, cp_mutex_unlock
 from ..primitives.times cimport add_to_stats
+from ..scheduling.scheduler cimport Consumer
 from .channels cimport let_go_if_idle
 from .engine cimport (
     CP_SENDTO,
@@ -69,8 +70,10 @@ cdef size_t room_for_address(int descriptor) noexcept nogil:
     return 32 if (<sockaddr*> address).sa_family == AF_INET6 else 112
 
 
-cdef Stream* datagrams_new(Engine* engine, int descriptor, size_t size) noexcept nogil:
-    cdef Stream* stream = stream_new(engine, descriptor)
+cdef Stream* datagrams_new(
+    Engine* engine, int descriptor, const Consumer* consumer, size_t size
+) noexcept nogil:
+    cdef Stream* stream = stream_new(engine, descriptor, consumer)
     cdef Datagrams* datagrams = <Datagrams*> calloc(1, sizeof(Datagrams))
     if stream == NULL or datagrams == NULL:
         free(stream)

@@ -248,7 +248,9 @@ cdef struct Stream:
     size_t queued_bytes     # what is left to be sent
     bint sending            # `output` is in the channel's output queue
     Operation output
-    void* owner             # the Connection; one reference from its birth to its `closed`
+    # What the packet's consumer knows it by: a Connection, a core, an Endpoint. One reference, from its birth
+    # to its end.
+    void* owner
     int64_t active_ns       # when bytes last moved, CLOCK_MONOTONIC
     int64_t sent_bytes
     int64_t received_bytes
@@ -302,7 +304,7 @@ cdef struct EngineType:
     void (*submit)(Engine* engine) noexcept nogil
     # Bring what has completed to the packet queue, waiting for a moment if asked to.
     void (*reap)(Engine* engine, bint pause) noexcept nogil
-    # Buffers for start_input; 0 or an errno. A size of 0: workers receive, by system calls.
+    # Buffers for start_input, where the engine receives into its own; 0 or an errno.
     int (*provide_buffers)(Engine* engine, size_t size) noexcept nogil
     void (*destroy)(Engine* engine) noexcept nogil
 

@@ -5,7 +5,7 @@ A stream is a strand: it is in the packet queue at most once, and at most one th
 
 from libc.stdint cimport int64_t
 
-from ..scheduling.scheduler cimport Packet
+from ..scheduling.scheduler cimport Consumer, Packet
 from .engine cimport Block, Channel, Chunk, Engine, Stream
 
 cdef inline Stream* stream_of(Packet* packet) noexcept nogil:
@@ -26,9 +26,8 @@ cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
 cdef enum:
     DOUBT_NS = 100000000
 
-cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil
+cdef Stream* stream_new(Engine* engine, int descriptor, const Consumer* consumer) noexcept nogil
 cdef Block* take_garbage(Engine* engine) noexcept nogil
-cdef bint has_garbage(Engine* engine) noexcept nogil
 # With the channel's lock:
 cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil
 cdef int stream_append(Stream* stream, const char* data, size_t size, void* object) noexcept nogil

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 
 from ..primitives.atomics cimport cp_count_size, cp_now_ns, cp_peek_64, cp_set_64
 from ..primitives.times cimport add_to_stats
-from ..scheduling.scheduler cimport PACKET_STREAM, push, somebody_leads
+from ..scheduling.scheduler cimport PACKET_SERVED, push, somebody_leads
 from .channels cimport append_operation, channel_init
 from .engine cimport CP_SEND, NEW_DOUBT, SOCKET, Channel, ChannelOwner, Operation
 
@@ -45,12 +45,13 @@ stream_owner.settled = output_settled
 stream_owner.closing = stream_closing
 
 
-cdef Stream* stream_new(Engine* engine, int descriptor) noexcept nogil:
+cdef Stream* stream_new(Engine* engine, int descriptor, const Consumer* consumer) noexcept nogil:
     cdef Stream* stream = <Stream*> calloc(1, sizeof(Stream))
     if stream != NULL:
         channel_init(&stream.channel, engine, descriptor, SOCKET)
         stream.channel.owner = &stream_owner
-        stream.packet.kind = PACKET_STREAM
+        stream.packet.kind = PACKET_SERVED
+        stream.packet.consumer = consumer
         stream.output.code = CP_SEND
         stream.output.channel = &stream.channel
     return stream
@@ -294,13 +295,9 @@ cdef void free_block(Stream* stream, Block* block) noexcept nogil:
         cp_push_pointer(&stream.channel.engine.garbage, block)
 
 
-cdef bint has_garbage(Engine* engine) noexcept nogil:
-    return cp_peek_block(&engine.garbage) != NULL
-
-
 cdef Block* take_garbage(Engine* engine) noexcept nogil:
-    """The blocks whose objects the caller, with the GIL, has to let go; then it frees them."""
-    if not has_garbage(engine):
+    """The blocks whose objects the caller has to let go, with the GIL; then it frees them."""
+    if cp_peek_block(&engine.garbage) == NULL:
         return NULL
     return cp_exchange_pointer(&engine.garbage, NULL)
 

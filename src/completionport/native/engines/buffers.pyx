@@ -39,7 +39,7 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from "errno.h" nogil:
     enum:
-        EBUSY, EINVAL, ENOMEM
+        EINVAL, ENOMEM
 
 cdef extern from *:
     """
@@ -54,6 +54,7 @@ cdef extern from "atomics.h" nogil:
 cdef enum:
     POOL_MEMORY = 16777216        # what all buffers together may take, bytes
     SMALLEST_SHARED = 65536       # of a buffer for many receives, bytes
+    SMALLEST_SINGLE = 16384       # and for one
     LEAST_SHARED = 16
     # A connection that finds no buffer has its request ended, so of buffers for one receive each
     # there must be as many as connections are ready at once.
@@ -72,11 +73,12 @@ cdef void* map_memory(size_t size) noexcept nogil:
 cdef int pool_open(BufferPool* pool, int ring, size_t largest) noexcept nogil:
     """Register a pool for receives of up to ``largest`` bytes with a ring; 0 or an errno.
 
-    A second call succeeds if it asks for the same.
+    There is one for all servers of a port, of the size that the first one asks for; `next_input` cuts what it
+    brings to the size that a server asks for. One call at a time.
     """
     cdef int error
     if pool.memory != NULL:
-        return 0 if pool.size == buffer_size(largest, pool.incremental) else EBUSY
+        return 0
     pool.ring = ring
     error = try_to_open(pool, largest, True)
     if error == EINVAL:
@@ -85,7 +87,7 @@ cdef int pool_open(BufferPool* pool, int ring, size_t largest) noexcept nogil:
 
 
 cdef size_t buffer_size(size_t largest, bint incremental) noexcept nogil:
-    return max(largest, <size_t> SMALLEST_SHARED) if incremental else largest
+    return max(largest, <size_t> (SMALLEST_SHARED if incremental else SMALLEST_SINGLE))
 
 
 cdef int try_to_open(BufferPool* pool, size_t largest, bint incremental) noexcept nogil:

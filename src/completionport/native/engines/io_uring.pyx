@@ -21,10 +21,7 @@ How the kernel behaves, as far as the code below leans on it:
 
 - The kernel carries out a ring's receives and sends while it holds the ring's lock, TCP included. And
   it finishes a request in the thread that submitted it, which it wakes for that, also where another
-  one waits for the ring. So where several threads run at a time the server's streams are not the
-  ring's: they wait in an epoll instance, which belongs to no thread, and their threads receive and send
-  by system calls, side by side. The ring is registered there too. Where one thread runs at a time the
-  ring does it all, in fewer calls.
+  one waits for the ring. `ring_receives` says what follows.
 
 Every request counts in its channel's `in_kernel` and holds a reference to the channel.
 """
@@ -51,16 +48,20 @@ from ..channels.streams cimport append_chunk, stream_failed, stream_input_if_rea
 from ..pool.offload cimport offload_cancel, offload_start
 from ..primitives.atomics cimport (
     cp_load_acquire,
+    cp_mutex,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
+    cp_peek,
     cp_peek_64,
     cp_received,
+    cp_set,
     cp_set_64,
     cp_store_release,
 )
 from ..primitives.times cimport add_to_shared_stats
 from ..scheduling.scheduler cimport POLL, Scheduler, somebody_leads, wake_threads
+from ..scheduling.timer_heap cimport wait_no_longer
 from .buffers cimport (
     BUFFER_GROUP,
     BufferPool,
@@ -148,10 +149,9 @@ cdef struct Uring:
     unsigned wait_flags
     uint64_t known              # opcodes that the kernel has, a bit each; constant
     bint woken                  # a completion of `wake` was seen: completion lock
-    # A server of datagrams is on the port, or one of streams where several threads run at a time:
-    # set before any thread waits.
-    bint tells_readiness
-    Readiness readiness         # of the server's streams, and of the ring
+    cp_mutex opening_lock       # of `readiness` and `pool`, which are opened when first needed
+    bint tells_readiness        # `readiness` is open: written under that lock, as an atomic
+    Readiness readiness         # of what `ring_receives` leaves to it, and of the ring
     BufferPool pool             # where the ring receives for them
     int64_t short_until_ns      # atomic: the port's pool does what the kernel had no thread for, 0: it has
 
@@ -267,8 +267,9 @@ cdef void request(Operation* operation, bint readiness) noexcept nogil:
         cp_uring_enter(uring.ring.descriptor, unsubmitted(&uring.ring), 0, 0, -1)
 
 
-cdef inline bint told_by_readiness(Uring* uring, Channel* channel) noexcept nogil:
-    return uring.tells_readiness and channel.owner != NULL
+cdef inline bint told_by_readiness(Channel* channel) noexcept nogil:
+    """Constant once the channel is open."""
+    return channel.generation != 0
 
 
 cdef inline bint is_known(Uring* uring, int opcode) noexcept nogil:
@@ -289,7 +290,7 @@ cdef void start(Engine* engine, Operation* operation) noexcept nogil:
     elif operation.wants_source and prepare_source(operation):
         request(operation, False)
     # What a stream could not send is carried on when the socket is ready for it.
-    elif not told_by_readiness(<Uring*> engine, operation.channel):
+    elif not told_by_readiness(operation.channel):
         if operation.wants_source:
             give_source_up(operation)
         request(operation, not moves_data(operation))
@@ -395,12 +396,12 @@ cdef void pages_returned(Operation* operation, int32_t usage) noexcept nogil:
 
 
 cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
-    cdef Uring* uring = <Uring*> engine
+    cdef bint receives = not told_by_readiness(&stream.channel)
     stream.wants_input = True
-    if stream.listens and not uring.tells_readiness:
-        arm_input(uring, stream)
+    if stream.listens and receives:
+        arm_input(<Uring*> engine, stream)
         return
-    if not uring.tells_readiness and not stream.armed:
+    if receives and not stream.armed:
         # A worker looks, and then arms it: the kernel would wake the thread that does for all that comes.
         stream.readable = True
     if stream.readable:
@@ -467,7 +468,7 @@ cdef void watch(Engine* engine, Stream* stream) noexcept nogil:
     """
     cdef Uring* uring = <Uring*> engine
     cdef cp_sqe* sqe
-    if uring.tells_readiness or stream.watched or stream.channel.closing:
+    if told_by_readiness(&stream.channel) or stream.watched or stream.channel.closing:
         return
     cp_mutex_lock(&uring.ring.sq_lock)
     sqe = next_entry(&uring.ring)
@@ -513,7 +514,7 @@ cdef int64_t next_input(
 ) noexcept nogil:
     cdef Chunk* chunk = stream.first_chunk
     cdef int64_t got
-    if (<Uring*> engine).tells_readiness:
+    if told_by_readiness(&stream.channel):
         if stream.datagrams != NULL:
             return datagrams_receive(stream, data)
         data[0] = scratch
@@ -682,7 +683,7 @@ cdef int wait(Engine* engine, int64_t deadline_ns) noexcept nogil:
     if deadline_ns != POLL and collect(uring):
         submit(engine)
         return 0
-    if uring.tells_readiness:
+    if cp_peek(&uring.tells_readiness):
         submit(engine)
         # Whatever it tells of the ring: the wait itself may have finished requests of this thread.
         result = readiness_wait(&uring.readiness, deadline_ns, &told)
@@ -733,28 +734,58 @@ cdef void reap(Engine* engine, bint pause) noexcept nogil:
 # -- the ring's life ------------------------------------------------------------------------------
 
 
+cdef bint ring_receives(Uring* uring, Stream* stream) noexcept nogil:
+    """Whether the ring itself accepts and receives for a socket of a server: the one place where that is chosen.
+
+    - Where several threads run at a time it does not. The kernel carries out its receives and sends under one
+      lock, and in the thread that asked, so the threads would wait for each other. Sockets wait in an epoll
+      instance, which belongs to no thread, and each thread receives and sends by system calls, side by side.
+    - A socket of datagrams does not: `datagrams` says why.
+    - Else it does, in fewer calls, unless something waits in the epoll instance already: then each wait is there,
+      and the ring's own completions would come by way of it.
+
+    It is chosen for each socket when that is opened, so a server can come to a port at any time. `opening_lock`.
+    """
+    return (
+        uring.engine.scheduler.concurrency == 1 and stream.datagrams == NULL
+        and not uring.tells_readiness and uring.pool.memory != NULL
+    )
+
+
 cdef int open_channel(Engine* engine, Channel* channel) noexcept nogil:
     cdef Uring* uring = <Uring*> engine
-    if told_by_readiness(uring, channel):
-        return readiness_add(&uring.readiness, channel)
-    return 0
+    cdef int error = 0
+    cdef bint first = False
+    if channel.owner == NULL:
+        return 0
+    cp_mutex_lock(&uring.opening_lock)
+    if ring_receives(uring, <Stream*> channel):
+        cp_mutex_unlock(&uring.opening_lock)
+        return 0
+    if not uring.tells_readiness:
+        # Level-triggered: told as long as completions are there.
+        error = readiness_open(&uring.readiness, engine, uring.ring.descriptor, 0)
+        first = error == 0
+        cp_set(&uring.tells_readiness, first)
+    cp_mutex_unlock(&uring.opening_lock)
+    if first:
+        # Who waits for the ring alone looks again.
+        wait_no_longer(engine.scheduler, 0)
+    return error if error != 0 else readiness_add(&uring.readiness, channel)
 
 
 cdef void close_channel(Engine* engine, Channel* channel) noexcept nogil:
-    cdef Uring* uring = <Uring*> engine
-    if told_by_readiness(uring, channel):
-        readiness_remove(&uring.readiness, channel)
+    if told_by_readiness(channel):
+        readiness_remove(&(<Uring*> engine).readiness, channel)
 
 
 cdef int provide_buffers(Engine* engine, size_t size) noexcept nogil:
     cdef Uring* uring = <Uring*> engine
     cdef int error = 0
-    if engine.scheduler.concurrency == 1 and size != 0:
-        return pool_open(&uring.pool, uring.ring.descriptor, size)
-    if not uring.tells_readiness:
-        # Level-triggered: told as long as completions are there.
-        error = readiness_open(&uring.readiness, engine, uring.ring.descriptor, 0)
-        uring.tells_readiness = error == 0
+    if engine.scheduler.concurrency == 1:
+        cp_mutex_lock(&uring.opening_lock)
+        error = pool_open(&uring.pool, uring.ring.descriptor, size)
+        cp_mutex_unlock(&uring.opening_lock)
     return error
 
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from ..channels.engine cimport Channel, Engine
+from ..channels.engine cimport Block, Channel, Engine
 from ..primitives.atomics cimport cp_mutex
 from ..scheduling.scheduler cimport Scheduler
 
@@ -37,3 +37,4 @@ cdef class Core:
 # What stands for the core of a port, or of what belongs to one, that was not initialised: one that is
 # closed, so that whatever needs a port finds out where it would see that anyway.
 cdef Core unborn_core()
+cdef void free_garbage(Block* block) noexcept

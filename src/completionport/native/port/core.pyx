@@ -8,10 +8,13 @@ Handles hold the core, the `CompletionPort` holds the core, nothing in the core 
 import os
 import sys
 
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t
+from libc.stdlib cimport free
 
 from ..channels.channels cimport channel_close, channel_new, channel_release
 from ..channels.engine cimport ERRANDS, Operation
+from ..channels.streams cimport take_garbage
 from ..engines.epoll cimport epoll_new
 from ..engines.io_uring cimport io_uring_new
 from ..pool.offload cimport offload_close, offload_disown, offload_lets_go, offload_new
@@ -330,7 +333,19 @@ cdef void destroy_engine(Core core) noexcept:
         core.engine.offload = NULL
     cp_count(&core.zero_copy_sends, core.engine.zero_copy_sends)
     cp_count(&core.zero_copy_copied, core.engine.zero_copy_copied)
+    cdef Block* garbage = take_garbage(core.engine)
     core.engine.type.destroy(core.engine)
+    free_garbage(garbage)
+
+
+cdef void free_garbage(Block* block) noexcept:
+    """Let go of the objects that were sent. The blocks are the caller's."""
+    cdef Block* following
+    while block != NULL:
+        following = block.next
+        Py_DECREF(<object> block.object)
+        free(block)
+        block = following
 
 
 cdef bint close_channels(Core core, int64_t deadline_ns) noexcept nogil:

@@ -814,7 +814,11 @@ cdef int drop_packet(Packet* packet) except -1:
     cdef PostedPacket* posted
     cdef OverlappedBase overlapped
     cdef Operation* op
-    if packet.kind == PACKET_OPERATION:
+    if packet.consumer != NULL:
+        if not is_finalizing():
+            # Its callbacks may need what is gone by then.
+            packet.consumer.drop(packet)
+    elif packet.kind == PACKET_OPERATION:
         overlapped = overlapped_of(packet)
         op = &overlapped.operation_
         if op.error == 0:
@@ -847,5 +851,4 @@ cdef int drop_packet(Packet* packet) except -1:
             strand_release(packet.strand)
         cp_passed_on((<TimedPacket*> packet).timer)
         Py_XDECREF(<PyObject*> (<TimedPacket*> packet).timer)
-    # A stream's packet lies in the stream, which its server lets go.
     return 0

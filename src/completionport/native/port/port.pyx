@@ -19,16 +19,22 @@ from ..channels.engine cimport CP_CALL
 from ..primitives.atomics cimport cp_now_ns
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from ..primitives.times cimport HISTOGRAM_BUCKETS, Times
+from ..scheduling.crews cimport crew_close, crew_open, dismiss
 from ..scheduling.keepers cimport dismiss_keepers, wait_until_stuck as stuck
 from ..scheduling.scheduler cimport (
     FOREVER,
     POLL,
+    TAKES_ALL,
+    TAKES_PROGRAMS,
+    TAKES_SERVED,
     TAKE_CLOSED,
+    TAKE_DISMISSED,
     TAKE_INTERRUPTED,
     TAKE_NO_MEMORY,
     TAKE_PACKET,
     TAKE_STANDBY,
     TAKE_TIMEOUT,
+    Crew as CCrew,
     Scheduler,
     Strand as CStrand,
     Taken,
@@ -37,6 +43,8 @@ from ..scheduling.scheduler cimport (
     is_closed,
     leave,
     post,
+    serve,
+    serves,
     stand_in,
     take,
     take_ready,
@@ -142,6 +150,7 @@ cdef enum Answer:
     TIME_IS_OVER
     IS_THERE
     ASK_AGAIN
+    IS_DISMISSED
 
 
 cdef Answer answer_of(TakeStatus status) except *:
@@ -150,12 +159,25 @@ cdef Answer answer_of(TakeStatus status) except *:
         return IS_THERE
     if status == TAKE_TIMEOUT:
         return TIME_IS_OVER
+    if status == TAKE_DISMISSED:
+        return IS_DISMISSED
     if status == TAKE_CLOSED:
         raise PortClosed(WHILE_WAITING)
     if status == TAKE_NO_MEMORY:
         raise MemoryError
     PyErr_CheckSignals()
     return ASK_AGAIN
+
+
+cdef class Crew:
+    """Threads that wait together, and can be dismissed."""
+
+    cdef CCrew crew
+    cdef Core core
+
+    def __dealloc__(self):
+        if self.core is not None:
+            crew_close(self.core.scheduler, &self.crew)
 
 
 cdef class Port:
@@ -289,12 +311,7 @@ cdef class Port:
         cdef int64_t deadline = deadline_of(timeout) if timeout is not None else FOREVER
         # Before anything is taken, since there may be no memory for it.
         cdef Completion completion = Completion.__new__(Completion)
-        if self.core.forked():
-            raise self.core.refusal()
-        if take_ready(self.core.scheduler, &taken, False):
-            fill(completion, self.core.scheduler, &taken)
-            return completion
-        if not self.wait(deadline, &taken):
+        if self.next(deadline, TAKES_ALL, NULL, &taken) == TIME_IS_OVER:
             return None
         fill(completion, self.core.scheduler, &taken)
         return completion
@@ -312,7 +329,7 @@ cdef class Port:
         completions = []
         # In the list before anything is taken, since there may be no memory for it.
         completions.append(Completion.__new__(Completion))
-        if not self.wait(deadline, &taken):
+        if self.next(deadline, TAKES_ALL, NULL, &taken) == TIME_IS_OVER:
             completions.pop()
             return completions
         fill(completions[0], self.core.scheduler, &taken)
@@ -324,7 +341,7 @@ cdef class Port:
             except MemoryError:
                 break
             try:
-                if take_ready(self.core.scheduler, &taken, True):
+                if take_ready(self.core.scheduler, TAKES_PROGRAMS, &taken, True):
                     fill(completion, self.core.scheduler, &taken)
                     continue
             except MemoryError:
@@ -339,8 +356,27 @@ cdef class Port:
             break
         return completions
 
-    cdef bint wait(self, int64_t deadline, Taken* taken) except -1:
-        """Take a packet as `get` does; False when the time is over."""
+    cdef Answer next(self, int64_t deadline, int takes, CCrew* crew, Taken* taken) except *:
+        """The program's next packet. Those of consumers, which it takes meanwhile, are served here."""
+        cdef Scheduler* scheduler = self.core.scheduler
+        cdef Answer answer
+        if self.core.forked():
+            raise self.core.refusal()
+        while True:
+            if not take_ready(scheduler, takes, taken, False):
+                answer = self.wait(deadline, takes, crew, taken)
+                if answer != IS_THERE:
+                    return answer
+            if taken.packet == NULL or taken.packet.consumer == NULL:
+                return IS_THERE
+            serve(taken)
+            if deadline != FOREVER and (deadline == POLL or cp_now_ns() >= deadline):
+                # What is there of the program's is not passed by, however much there is of others'.
+                deadline = POLL
+                takes &= TAKES_PROGRAMS
+
+    cdef Answer wait(self, int64_t deadline, int takes, CCrew* crew, Taken* taken) except *:
+        """Take a packet, waiting for one if need be."""
         cdef TakeStatus status
         cdef Answer answer
         cdef Scheduler* scheduler = self.core.scheduler
@@ -354,12 +390,12 @@ cdef class Port:
                 if deadline != FOREVER:
                     until = min(deadline, until)
             with nogil:
-                status = take(scheduler, until, taken, &arrival)
+                status = take(scheduler, takes, crew, until, taken, &arrival)
                 leave(scheduler)
             thread_is_back(scheduler)
             if status == TAKE_STANDBY:
-                if stand_in(scheduler, taken):
-                    return True
+                if stand_in(scheduler, takes, taken):
+                    return IS_THERE
                 if slices:
                     # A signal may have come meanwhile, whose handler may raise.
                     self.core.begin()
@@ -369,7 +405,32 @@ cdef class Port:
                 status = TAKE_INTERRUPTED
             answer = answer_of(status)
             if answer != ASK_AGAIN:
-                return answer == IS_THERE
+                return answer
+
+    def _new_crew(self, takes_programs):
+        cdef Crew made = Crew.__new__(Crew)
+        made.crew.takes = TAKES_ALL if takes_programs else TAKES_SERVED
+        made.core = self.initialised()
+        crew_open(made.core.scheduler, &made.crew)
+        return made
+
+    def _take(self, Crew crew not None, timeout):
+        cdef Taken taken
+        cdef Answer answer
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef Completion completion = Completion.__new__(Completion)
+        answer = self.next(deadline, crew.crew.takes, &crew.crew, &taken)
+        if answer == IS_THERE:
+            fill(completion, self.core.scheduler, &taken)
+            return completion
+        return False if answer == IS_DISMISSED else None
+
+    def _serves(self):
+        return serves()
+
+    def _dismiss(self, Crew crew not None, int count):
+        if not self.core.forked():
+            dismiss(self.core.scheduler, &crew.crew, count)
 
     def submit(self, function, /, *args, key=None, overlapped=None, strand=None):
         check_callable(function)
@@ -429,7 +490,7 @@ cdef class Port:
             "queued": copy.queued + copy.held_back,
             "posted": copy.posted,
             "completed": copy.completed,
-            "taken": copy.taken,
+            "taken": copy.served.taken + copy.programs.taken,
             "pending": pending,
             "timers": timers_pending(s),
             "handles": handles,

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint32_t
 
 from ..primitives.atomics cimport cp_futex_wait, cp_futex_wake
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
+from .calls cimport is_stuck
 from .scheduler cimport (
     TAKE_CLOSED,
     TAKE_INTERRUPTED,
@@ -39,7 +40,7 @@ cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nog
     """
     cdef uint32_t seen
     cdef int error
-    cdef bint is_stuck
+    cdef bint stuck
     cp_light_mutex_lock(&s.lock)
     s.keepers += 1
     seen = s.stuck
@@ -52,10 +53,10 @@ cdef TakeStatus wait_until_stuck(Scheduler* s, int64_t deadline_ns) noexcept nog
         fire_if_due(s)
     cp_light_mutex_lock(&s.lock)
     s.keepers -= 1
-    is_stuck = s.queued != 0 and s.running == 0 and s.newest == NULL
+    stuck = is_stuck(s)
     cp_light_mutex_unlock(&s.lock)
     if is_closed(s):
         return TAKE_CLOSED
     if error == EINTR:
         return TAKE_INTERRUPTED
-    return TAKE_PACKET if error != ETIMEDOUT and is_stuck else TAKE_TIMEOUT
+    return TAKE_PACKET if error != ETIMEDOUT and stuck else TAKE_TIMEOUT

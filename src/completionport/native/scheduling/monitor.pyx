@@ -34,6 +34,7 @@ from ..primitives.gil cimport (
 )
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from .places cimport set_blocked
+from .calls cimport wants_watch
 from .scheduler cimport (
     DROWSY,
     FOREVER,
@@ -48,7 +49,6 @@ from .scheduler cimport (
     scheduler_release,
     unlock_and_help,
     unlock_and_wake,
-    wants_watch,
 )
 from .standby cimport FOUND_ANYWAY, cool, heat
 

@@ -1,6 +1,8 @@
-"""The queue of packets, and which one is a thread's. The scheduler's lock in all of these."""
+"""The two lines of packets, and which packet is a thread's. The scheduler's lock in all of these."""
 
-from .scheduler cimport Packet, Scheduler, set_head
+from libc.stdint cimport int32_t
+
+from .scheduler cimport TAKES_PROGRAMS, TAKES_SERVED, Line, Packet, Scheduler, line_of, set_head
 from .waiters cimport UNCALLED
 
 cdef enum:
@@ -8,16 +10,25 @@ cdef enum:
 
 
 cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
+    cdef Line* line = line_of(s, packet)
+    s.number += 1
+    packet.number = s.number
     packet.next = NULL
-    if s.tail == NULL:
-        set_head(s, packet)
+    if line.tail == NULL:
+        set_head(line, packet)
     else:
-        s.tail.next = packet
-    s.tail = packet
+        line.tail.next = packet
+    line.tail = packet
+    line.queued += 1
     s.queued += 1
 
 
-cdef inline int place_in_queue(Scheduler* s, int ahead) noexcept nogil:
+cdef inline bint is_older(Line* line, Line* other) noexcept nogil:
+    """Both have packets: whether the first of the one came before that of the other."""
+    return <int32_t> (line.head.number - other.head.number) < 0
+
+
+cdef inline int place_in_line(Line* line, int ahead) noexcept nogil:
     """Which packet is the thread's, counted from the head; NONE when there is none.
 
     A thread that was signalled says how many that were signalled before it are still ``ahead``: it
@@ -25,26 +36,65 @@ cdef inline int place_in_queue(Scheduler* s, int ahead) noexcept nogil:
     order of the signals, whichever of them comes to run first. For a thread that comes of its own
     accord (UNCALLED) there is what nobody passed over.
     """
-    cdef int place = s.passed_over if ahead == UNCALLED else min(ahead, s.woken)
-    return place if s.queued > place else NONE
+    cdef int place = line.passed_over if ahead == UNCALLED else min(ahead, line.woken)
+    return place if line.queued > place else NONE
 
 
-cdef inline Packet* unlink(Scheduler* s, int place) noexcept nogil:
-    cdef Packet* packet = s.head
+cdef inline Line* other_than(Scheduler* s, Line* line) noexcept nogil:
+    return &s.programs if line == &s.served else &s.served
+
+
+cdef inline bint gives_way(Scheduler* s, Line* line) noexcept nogil:
+    """Whether a thread that does not take the other line leaves the last place to one that does.
+
+    Else threads that always find packets of their own would keep out those for whom older ones wait.
+    """
+    cdef Line* other = other_than(s, line)
+    return (
+        other.queued != 0 and other.takers + other.woken != 0 and is_older(other, line)
+        and s.running + s.woken + 1 >= s.concurrency
+    )
+
+
+cdef inline Line* choose(Scheduler* s, int takes) noexcept nogil:
+    """From which line a thread takes that was not signalled; NULL where there is nothing for it."""
+    cdef bint served = s.served.queued > s.served.passed_over and takes & TAKES_SERVED != 0
+    if s.programs.queued <= s.programs.passed_over or not takes & TAKES_PROGRAMS:
+        return &s.served if served else NULL
+    return &s.served if served and is_older(&s.served, &s.programs) else &s.programs
+
+
+cdef inline Packet* unlink(Scheduler* s, Line* line, int place) noexcept nogil:
+    cdef Packet* packet = line.head
     cdef Packet* before = NULL
     cdef int i
     for i in range(place):
         before = packet
         packet = packet.next
     if before == NULL:
-        set_head(s, packet.next)
+        set_head(line, packet.next)
     else:
         before.next = packet.next
     if packet.next == NULL:
-        s.tail = before
-    if place < s.passed_over:
-        s.passed_over -= 1
+        line.tail = before
+    if place < line.passed_over:
+        line.passed_over -= 1
     else:
-        s.passed_over = place
+        line.passed_over = place
+    line.queued -= 1
+    line.taken += 1
     s.queued -= 1
     return packet
+
+
+cdef inline Packet* take_line(Line* line, Packet* following) noexcept nogil:
+    """All of a line, with those behind it."""
+    cdef Packet* packets = line.head
+    if packets == NULL:
+        return following
+    line.tail.next = following
+    set_head(line, NULL)
+    line.tail = NULL
+    line.queued = 0
+    line.passed_over = 0
+    return packets

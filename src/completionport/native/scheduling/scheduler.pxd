@@ -13,18 +13,59 @@ from ..primitives.times cimport Times
 ctypedef enum PacketKind:
     PACKET_POSTED     # a PostedPacket
     PACKET_OPERATION  # the first member of an Operation
-    PACKET_STREAM     # in a Stream: a connection or a listening socket has something to tell
     PACKET_TIMER      # the first member of a TimedPacket
+    PACKET_SERVED     # a consumer's, which alone knows what it is a part of
 
+cdef struct Packet
 cdef struct Scheduler
 cdef struct Strand
 cdef struct Waiter
 
+cdef struct Consumer:
+    # Who a packet is for, where that is not the program. Constant. Both are called with an attached thread
+    # state, and not inside.
+    # By the thread that has taken the packet, whichever that is: the packet has its turn. A consumer that
+    # has a thread of its own hands it over here.
+    # ``me``: that thread.
+    void (*serve)(Packet* packet, Waiter* me) noexcept
+    # The port is closed, nothing of it is with the kernel any more, and nobody will serve the packet.
+    void (*drop)(Packet* packet) noexcept
+
 cdef struct Packet:
-    Packet* next       # scheduler lock, while it is queued
-    PacketKind kind    # constant
-    Strand* strand     # constant while it is queued; its owner sees to the strand's life
-    int64_t queued_ns  # scheduler lock: when it came, where that is measured, else 0
+    Packet* next              # scheduler lock, while it is queued
+    const Consumer* consumer  # constant while it is queued; NULL: it is the program's
+    PacketKind kind           # constant
+    uint32_t number           # scheduler lock: of those of two lines the lower one has come first; it may wrap
+    Strand* strand            # constant while it is queued; its owner sees to the strand's life
+    int64_t queued_ns         # scheduler lock: when it came, where that is measured, else 0
+
+cdef enum:
+    # What a thread takes, as bits.
+    TAKES_PROGRAMS = 1
+    TAKES_SERVED = 2
+    TAKES_ALL = 3
+
+cdef struct Line:
+    # Packets that the same threads take, first in first out: the scheduler's lock.
+    Packet* head            # written by `set_head`: a stream's send peeks at it without the lock
+    Packet* tail
+    int64_t queued
+    int64_t taken           # so far
+    int takes               # constant: its bit of what threads take
+    int takers              # waiting threads that take of it
+    int woken               # threads that were signalled for it, and are not yet back under the lock
+    # Packets at the head that a thread passed over, as others that were signalled before it are still on
+    # their way: for these only. At most `woken`.
+    int passed_over
+    Waiter* last_signalled  # of those that are not yet back
+
+cdef struct Crew:
+    # Threads of a kind that can be dismissed.
+    int takes               # constant
+    # Lock of their scheduler: how many are to leave, where they take the program's packets once so many of
+    # those were taken.
+    int leaving
+    int64_t until
 
 cdef struct Strand:
     int references          # atomic
@@ -52,11 +93,18 @@ cdef struct Waiter:
     Waiter* older
     bint on_stack
     bint signalled
-    Waiter* signalled_before  # of those that are signalled and not yet back
+    int takes
+    Crew* crew                # that it waits as one of, or NULL
+    Line* line                # for which it was signalled
+    Waiter* signalled_before  # of those that are signalled for that line and not yet back
     Waiter* signalled_after
     uint64_t arrival
     uint32_t signal         # futex word, atomic: 1 means wake up
-    Scheduler* held         # own thread only: the port last used, one reference
+    # Own thread only:
+    Scheduler* held         # the port last used, one reference
+    int serving             # so many packets of consumers it is at, one inside the other
+    char* scratch           # memory for what it receives, `scratch_size` bytes
+    size_t scratch_size
     # The place of `held` that it has, from a packet to the next call of get.
     bint holds_place
     Waiter* next_holder
@@ -115,13 +163,13 @@ cdef struct Scheduler:
     int woken               # signalled, not yet back under the lock
     int since_kernel        # packets taken since the kernel was last looked at
     int to_measure          # so many turns are measured in any case
-    Packet* head            # written by `set_head`: a stream's send peeks at it without the lock
-    Packet* tail
+    uint32_t number         # of the last packet that was queued
     Waiter* newest          # stack of waiting threads, the leader included
     Waiter* leader          # written by `set_leader`: engines peek at it without the lock
-    int64_t queued
+    int64_t queued          # in both lines
     # Second line.
-    int64_t taken
+    Line served             # consumers' packets
+    Line programs           # the program's
     int64_t posted
     int64_t completed
     # Running average of the time from get to get; written by `set_time`, read without the lock too.
@@ -130,9 +178,9 @@ cdef struct Scheduler:
     PostedPacket* spare     # used PostedPackets, to be used again
     int spare_count
     Attention attention     # the monitor's to this port
-    # Packets at the head of the queue that a thread passed over, as others that were signalled before
-    # it are still on their way: for these only. At most `woken`.
-    int passed_over
+    bint drained            # `close_queue` was here: nobody takes or drops what is queued now
+    int dismissed           # threads of all crews that are to leave
+    int choosy              # crews that take one line only
     bint hot                # callbacks are known to block (standby.pxd); peeked at without the lock
     # The rest.
     int waiting
@@ -142,7 +190,6 @@ cdef struct Scheduler:
     Waiter* standby         # waits for the GIL, without a packet, or is on its way to; only to be compared
     bint in_vain            # the last one found nobody that blocks, and nobody has taken a packet since
     uint64_t arrivals
-    Waiter* last_signalled  # of those that are not yet back
     int blocked             # threads that hold a place that does not count
     Strand* strands
     int64_t held_back       # packets in strands
@@ -167,11 +214,13 @@ ctypedef enum TakeStatus:
     TAKE_CLOSED
     TAKE_INTERRUPTED
     TAKE_NO_MEMORY   # for what is kept of the thread: it has taken nothing
+    TAKE_DISMISSED   # the thread is to leave its crew
     TAKE_STANDBY    # no packet: the caller takes the GIL, and calls `stand_in`
 
 cdef struct Taken:
     # A packet as it leaves the queue; a PostedPacket's values are moved here.
     Packet* packet
+    Waiter* thread          # that took it
     void* transferred
     void* key
     void* overlapped
@@ -189,14 +238,18 @@ cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil
 cdef void wake_threads(Scheduler* s) noexcept nogil
 # What the calling thread has taken just now, and could make nothing of, is the queue's first again.
 cdef void put_back(Scheduler* s, Packet* packet) noexcept nogil
-cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil
+# ``takes``: TAKES_PROGRAMS, TAKES_SERVED or both. A thread that serves takes the program's in any case.
+cdef bint take_ready(Scheduler* s, int takes, Taken* taken, bint more) noexcept nogil
 cdef TakeStatus take(
-    Scheduler* s, int64_t deadline_ns, Taken* taken, uint64_t* arrival
+    Scheduler* s, int takes, Crew* crew, int64_t deadline_ns, Taken* taken, uint64_t* arrival
 ) noexcept nogil
+cdef bint serves() noexcept nogil
+cdef void drop_served(Scheduler* s, Packet* packet) noexcept
+cdef char* more_scratch(Waiter* me, size_t size) noexcept nogil
 cdef void announce_close(Scheduler* s) noexcept nogil
 cdef Packet* close_queue(Scheduler* s) noexcept nogil
 cdef void thread_is_back(Scheduler* s) noexcept nogil
-cdef bint stand_in(Scheduler* s, Taken* taken) noexcept nogil
+cdef bint stand_in(Scheduler* s, int takes, Taken* taken) noexcept nogil
 cdef bint start_blocking(Scheduler* s) noexcept nogil
 cdef void end_blocking(Scheduler* s) noexcept nogil
 cdef Strand* strand_new(Scheduler* s) noexcept nogil
@@ -205,10 +258,22 @@ cdef void strand_release(Strand* strand) noexcept nogil
 cdef bint strand_let_go(Strand* strand) noexcept nogil
 # For the keepers and the monitor.
 cdef void unlock_and_wake(Scheduler* s) noexcept nogil
-cdef bint wants_watch(Scheduler* s) noexcept nogil
 cdef void unlock_and_help(Scheduler* s) noexcept nogil
 cdef void on_watch(Watch function) noexcept nogil
 cdef void on_timers(Fire function) noexcept nogil
+
+
+cdef inline char* scratch_of(Waiter* me, size_t size) noexcept nogil:
+    """So much memory of the calling thread's; NULL where there is none. Until the next call."""
+    return me.scratch if me.scratch_size >= size else more_scratch(me, size)
+
+
+cdef inline void serve(Taken* taken) noexcept:
+    """Of a packet that is a consumer's, which the calling thread has just taken."""
+    cdef Waiter* me = taken.thread
+    me.serving += 1
+    taken.packet.consumer.serve(taken.packet, me)
+    me.serving -= 1
 
 
 cdef extern from "atomics.h" nogil:
@@ -224,8 +289,12 @@ cdef inline void set_leader(Scheduler* s, Waiter* leader) noexcept nogil:
     set_leader_(&s.leader, leader)
 
 
-cdef inline void set_head(Scheduler* s, Packet* head) noexcept nogil:
-    set_head_(&s.head, head)
+cdef inline void set_head(Line* line, Packet* head) noexcept nogil:
+    set_head_(&line.head, head)
+
+
+cdef inline Line* line_of(Scheduler* s, Packet* packet) noexcept nogil:
+    return &s.programs if packet.consumer == NULL else &s.served
 
 
 cdef inline bint somebody_leads(Scheduler* s) noexcept nogil:
@@ -239,8 +308,8 @@ cdef inline bint somebody_leads(Scheduler* s) noexcept nogil:
 
 
 cdef inline bint packets_are_short(Scheduler* s) noexcept nogil:
-    """Packets wait, and are usually done with soon. Without the lock: a hint."""
-    return cp_peek_packet(&s.head) != NULL and cp_peek_time(&s.work_ns) < SHORT_WORK
+    """Consumers' packets wait, and are usually done with soon. Without the lock: a hint."""
+    return cp_peek_packet(&s.served.head) != NULL and cp_peek_time(&s.work_ns) < SHORT_WORK
 
 
 cdef inline bint timers_are_due(Scheduler* s) noexcept nogil:

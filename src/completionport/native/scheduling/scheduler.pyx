@@ -17,10 +17,12 @@ from ..primitives.gil cimport CP_HAS_GIL
 from ..primitives.guard cimport guard_dispose, guard_open
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_open, cp_light_mutex_unlock
 from ..primitives.times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
-from .packets cimport NONE, append, place_in_queue, unlink
+from .calls cimport is_stuck, line_is_worth_it, line_to_lead_for, may_leave, wants_watch
+from .packets cimport NONE, append, choose, gives_way, is_older, place_in_line, take_line, unlink
 from .places cimport give_place_back, set_blocked, start_turn, take_place
 from .standby cimport LONG_TURN, call_standby, end_long_turn, replace_those_that_block
-from .waiters cimport UNCALLED, back_from_waiting, call, stack_insert
+from .strands cimport drop_strand, hold_back, hold_strand, let_strand_go, next_held_back
+from .waiters cimport UNCALLED, back_from_waiting, call, stack_insert, taker_of
 
 cdef extern from "stdlib.h" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
@@ -50,9 +52,6 @@ cdef enum:
     LOOK_INTO_KERNEL_AFTER = 61
     SPARE_PACKETS = 256
     SIGNALS_AT_ONCE = 8
-    # Two threads that work on tiny packets hinder each other, and each batch after that costs
-    # another wake-up, until one of them is alone again: only so much of it is worth another thread, ns.
-    BACKLOG_COST = 1000000
     # While packets are short and many, one in so many (a power of 2) looks whether a timer is due.
     LOOK_AT_TIMERS_EVERY = 32
     CACHE_LINE = 64
@@ -75,6 +74,8 @@ cdef Scheduler* scheduler_new(int concurrency) noexcept nogil:
         cp_light_mutex_open(&s.lock)
         s.references = 1
         s.concurrency = concurrency
+        s.served.takes = TAKES_SERVED
+        s.programs.takes = TAKES_PROGRAMS
         s.next_timer_ns = NO_TIMER
         s.rescue_ns = NO_TIMER
     return s
@@ -97,6 +98,7 @@ cdef void thread_ended(void* record) noexcept nogil:
         end_turn_elsewhere(me)
         scheduler_release(me.held)
     cp_thread_record_set(NULL)
+    free(me.scratch)
     free(me)
 
 
@@ -113,6 +115,13 @@ cdef Waiter* new_thread() noexcept nogil:
     me.clock = cp_own_clock()
     me.number = cp_own_number()
     return me
+
+
+cdef char* more_scratch(Waiter* me, size_t size) noexcept nogil:
+    free(me.scratch)
+    me.scratch = <char*> malloc(size)
+    me.scratch_size = size if me.scratch != NULL else 0
+    return me.scratch
 
 
 cdef void end_turn_elsewhere(Waiter* me) noexcept nogil:
@@ -195,8 +204,10 @@ cdef inline void add_signal(Signals* signals, Waiter* waiter) noexcept nogil:
         signals.count += 1
 
 
-cdef inline void signal_thread(Scheduler* s, Waiter* waiter, Signals* signals) noexcept nogil:
-    call(s, waiter)
+cdef inline void signal_thread(
+    Scheduler* s, Waiter* waiter, Line* line, Signals* signals
+) noexcept nogil:
+    call(s, waiter, line)
     s.wakeups += MEASURED
     if waiter == s.leader:
         signals.leader = True
@@ -235,24 +246,37 @@ cdef void on_timers(Fire function) noexcept nogil:
     fire_timers = function
 
 
-cdef inline bint worth_a_wakeup(Scheduler* s) noexcept nogil:
-    """Whether a waiting thread should be let go although others are at work. Lock.
+cdef inline bint let_one_go(Scheduler* s, bint stuck, Signals* signals) noexcept nogil:
+    """Signal a waiting thread if that is worth it: for a packet, or to lead. Lock.
 
-    When it says no and is wrong, because those others take long, the monitor mends it.
+    ``stuck``: those at work are, and it is worth it in any case.
     """
-    cdef int64_t left = s.queued - s.woken
-    if left > 0:
-        return s.running == 0 or s.work_ns >= WAKE_COST or left * s.work_ns >= BACKLOG_COST
-    return s.leader == NULL and s.woken == 0 and (s.running == 0 or s.work_ns >= WAKE_COST)
+    cdef bint served = line_is_worth_it(s, &s.served, stuck)
+    cdef bint programs = line_is_worth_it(s, &s.programs, stuck)
+    cdef Line* line
+    if served or programs:
+        line = &s.served if served else &s.programs
+        if served and programs and is_older(&s.programs, &s.served):
+            line = &s.programs
+        signal_thread(s, taker_of(s, line), line, signals)
+        return True
+    if s.leader == NULL and s.woken == 0 and (stuck or s.running == 0 or s.work_ns >= WAKE_COST) and (
+        s.served.queued == 0 or s.served.takers == 0
+    ) and (s.programs.queued == 0 or s.programs.takers == 0):
+        signal_thread(s, s.newest, line_to_lead_for(s, s.newest), signals)
+        return True
+    return False
 
 
-cdef bint wants_watch(Scheduler* s) noexcept nogil:
-    """Whether the port would have to know at once if a thread blocks. Lock."""
-    if s.holders == NULL:
-        return False
-    if s.queued != 0:
-        return s.newest != NULL or s.keepers != 0 or s.submits_late
-    return s.newest != NULL and s.leader == NULL
+cdef void let_dismissed_go(Scheduler* s, Signals* signals) noexcept nogil:
+    """Signal the waiting threads that may leave their crew. Lock."""
+    cdef Waiter* waiter = s.newest
+    cdef Waiter* older
+    while waiter != NULL:
+        older = waiter.older
+        if may_leave(s, waiter.crew):
+            signal_thread(s, waiter, line_to_lead_for(s, waiter), signals)
+        waiter = older
 
 
 cdef void unlock_and_wake(Scheduler* s) noexcept nogil:
@@ -266,10 +290,12 @@ cdef void unlock_and_let_go(Scheduler* s, bint standby) noexcept nogil:
     cdef bint unwatched
     signals.count = 0
     signals.leader = False
+    if s.dismissed != 0:
+        let_dismissed_go(s, &signals)
     while (
-        s.newest != NULL and s.running + s.woken < s.concurrency and worth_a_wakeup(s)
+        s.newest != NULL and s.running + s.woken < s.concurrency and let_one_go(s, False, &signals)
     ):
-        signal_thread(s, s.newest, &signals)
+        pass
     if standby and s.hot:
         have_one_stand_by(s, &signals)
     unwatched = before != WATCHED and wants_watch(s)
@@ -295,16 +321,13 @@ cdef void unlock_and_help(Scheduler* s) noexcept nogil:
     signals.count = 0
     signals.leader = False
     while (
-        s.newest != NULL
-        and s.running + s.woken < s.concurrency
-        and (s.queued > s.woken or (s.leader == NULL and s.woken == 0))
+        s.newest != NULL and s.running + s.woken < s.concurrency and let_one_go(s, True, &signals)
     ):
-        signal_thread(s, s.newest, &signals)
         if s.blocked != 0:
             s.replaced += MEASURED
     if s.hot:
         have_one_stand_by(s, &signals)
-    if s.keepers != 0 and s.queued != 0 and s.running == 0 and s.newest == NULL:
+    if s.keepers != 0 and is_stuck(s):
         s.stuck += 1
         cp_futex_wake(&s.stuck, 1)
     cp_light_mutex_unlock(&s.lock)
@@ -360,6 +383,7 @@ cdef bint post(
             cp_light_mutex_unlock(&s.lock)
             return False
         posted.packet.kind = PACKET_POSTED
+        posted.packet.consumer = NULL
     posted.transferred = transferred
     posted.key = key
     posted.overlapped = overlapped
@@ -377,8 +401,9 @@ cdef bint post(
 
 cdef void put_back(Scheduler* s, Packet* packet) noexcept nogil:
     cdef Strand* strand = packet.strand
+    cdef Line* line = line_of(s, packet)
     cp_light_mutex_lock(&s.lock)
-    s.taken -= MEASURED
+    line.taken -= 1
     packet.queued_ns = 0
     if strand != NULL:
         # The thread holds it until its next call.
@@ -389,10 +414,11 @@ cdef void put_back(Scheduler* s, Packet* packet) noexcept nogil:
         cp_count_locked(&strand.queued, 1)
         s.held_back += 1
     else:
-        packet.next = s.head
-        set_head(s, packet)
-        if s.tail == NULL:
-            s.tail = packet
+        packet.next = line.head
+        set_head(line, packet)
+        if line.tail == NULL:
+            line.tail = packet
+        line.queued += 1
         s.queued += 1
     unlock_and_wake_from_outside(s)
 
@@ -413,14 +439,13 @@ cdef void push_timed(Scheduler* s, Packet* packets, bint wake) noexcept nogil:
 
 
 cdef inline void pop(
-    Scheduler* s, Waiter* me, Taken* taken, int place, bint more
+    Scheduler* s, Waiter* me, Taken* taken, Line* line, int place, bint more
 ) noexcept nogil:
     """Take the packet at that place. With ``more`` the thread is at its turn already."""
-    cdef Packet* packet = unlink(s, place)
+    cdef Packet* packet = unlink(s, line, place)
     cdef PostedPacket* posted
     if not more:
         start_turn(s, me, packet)
-    s.taken += MEASURED
     if packet.queued_ns != 0:
         count_time(&s.queue_times, (cp_now_ns() if more else me.started_ns) - packet.queued_ns)
     if packet.strand != NULL:
@@ -428,6 +453,7 @@ cdef inline void pop(
         if packet.kind == PACKET_TIMER:
             strand_release(packet.strand)
     taken.packet = packet
+    taken.thread = me
     if packet.kind == PACKET_POSTED:
         posted = <PostedPacket*> packet
         taken.packet = NULL
@@ -451,27 +477,29 @@ cdef bint wants_timers(Scheduler* s) noexcept nogil:
     ) and timers_are_due(s)
 
 
-cdef bint stand_in(Scheduler* s, Taken* taken) noexcept nogil:
+cdef bint stand_in(Scheduler* s, int takes, Taken* taken) noexcept nogil:
     """Of a thread that stood by and now has the GIL, behind TAKE_STANDBY: `take_ready`. The caller need
     not be inside, and calls `take` or `wake_threads` behind it."""
     cp_light_mutex_lock(&s.lock)
     s.standby = NULL
     cp_light_mutex_unlock(&s.lock)
-    return take_ready(s, taken, False)
+    return take_ready(s, takes, taken, False)
 
 
-cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
+cdef bint take_ready(Scheduler* s, int takes, Taken* taken, bint more) noexcept nogil:
     """Take a packet without waiting and without a look into the kernel.
 
     With ``more`` the thread has just taken one and keeps its place. The caller need not be inside.
     """
     cdef Waiter* me = current_thread()
     cdef bint found = False
-    cdef int place
+    cdef Line* line
     if me == NULL:
         return False  # `take` says so
     if me.held != s:
         use_port(me, s)
+    if me.serving != 0:
+        takes = TAKES_PROGRAMS
     cp_light_mutex_lock(&s.lock)
     if not more:
         end_turn(s, me)
@@ -480,18 +508,20 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
             set_blocked(s, me, False)
         if s.hot:
             replace_those_that_block(s, me)
-    place = place_in_queue(s, UNCALLED)
-    if not s.guard.closed and place != NONE and (
+    line = choose(s, takes)
+    if line != NULL and not s.guard.closed and (
         more or (
             s.running - me.holds_place < s.concurrency
             and s.since_kernel < LOOK_INTO_KERNEL_AFTER
+            and s.dismissed == 0
+            and (takes == TAKES_ALL or not gives_way(s, line))
             and not (cp_peek_64(&s.next_timer_ns) != NO_TIMER and wants_timers(s))
         )
     ):
         if not more and not me.holds_place:
             take_place(s, me)
         s.since_kernel += 1
-        pop(s, me, taken, place, more)
+        pop(s, me, taken, line, line.passed_over, more)
         found = True
         if s.newest != NULL or (s.queued != 0 and s.submits_late and s.attention != WATCHED):
             unlock_and_wake_from_outside(s)
@@ -501,10 +531,10 @@ cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil:
 
 
 cdef TakeStatus take(
-    Scheduler* s, int64_t deadline_ns, Taken* taken, uint64_t* arrival
+    Scheduler* s, int takes, Crew* crew, int64_t deadline_ns, Taken* taken, uint64_t* arrival
 ) noexcept nogil:
     """Take a packet, waiting until ``deadline_ns`` (FOREVER, POLL). The caller is inside `enter`,
-    as is every caller that may wake the leader.
+    as is every caller that may wake the leader. ``crew``: that the thread waits as one of, or NULL.
 
     ``arrival``: 0, or what a call before has left there, which this one goes on with: then the
     thread keeps its place among those that wait.
@@ -516,12 +546,15 @@ cdef TakeStatus take(
     cdef bint reaped = False
     cdef bint fired = False
     cdef int64_t until_ns
+    cdef Line* line
     cdef int place
     cdef int ahead = UNCALLED
     if me == NULL:
         return TAKE_NO_MEMORY
     if me.held != s:
         use_port(me, s)
+    if me.serving != 0:
+        takes = TAKES_PROGRAMS
     cp_light_mutex_lock(&s.lock)
     end_turn(s, me)
     give_place_back(s, me)
@@ -529,6 +562,8 @@ cdef TakeStatus take(
         s.arrivals += 1
         arrival[0] = s.arrivals
     me.arrival = arrival[0]
+    me.takes = takes
+    me.crew = crew
     s.waiting += 1
     while True:
         if s.guard.closed:
@@ -546,27 +581,37 @@ cdef TakeStatus take(
             s.rescue(s.engine)
             cp_light_mutex_lock(&s.lock)
             continue
-        if (not fired or s.head == NULL) and timers_are_due(s):
+        if (not fired or choose(s, takes) == NULL) and timers_are_due(s):
             # Once, unless nothing came of it: packets that are there already are not to wait for more.
             fired = True
             cp_light_mutex_unlock(&s.lock)
             fire_timers(s, False)
             cp_light_mutex_lock(&s.lock)
             continue
-        place = place_in_queue(s, ahead)
+        if may_leave(s, crew):
+            crew.leaving -= 1
+            s.dismissed -= 1
+            status = TAKE_DISMISSED
+            break
+        line = me.line
+        place = place_in_line(line, ahead) if ahead != UNCALLED and line.takes & takes else NONE
+        if place == NONE:
+            line = choose(s, takes if ahead == UNCALLED else takes & ~line.takes)
+            if line != NULL:
+                place = line.passed_over
         if place != NONE and s.running < s.concurrency and not (
             # What the leader reaped belongs to a thread that came later, if one waits.
-            reaped and s.newest != NULL and s.newest.arrival > me.arrival
-        ):
+            reaped and line.takers != 0 and taker_of(s, line).arrival > me.arrival
+        ) and (takes == TAKES_ALL or not gives_way(s, line)):
             take_place(s, me)
             s.since_kernel += 1
             cp_store_release(&me.returning, 1)
-            pop(s, me, taken, place, False)
+            pop(s, me, taken, line, place, False)
             status = TAKE_PACKET
             break
-        if s.passed_over > s.woken:
-            # What was kept for this thread is there for all.
-            s.passed_over = s.woken
+        # What was kept for this thread is there for all.
+        s.served.passed_over = min(s.served.passed_over, s.served.woken)
+        s.programs.passed_over = min(s.programs.passed_over, s.programs.woken)
         if error == EINTR:
             status = TAKE_INTERRUPTED
             break
@@ -590,7 +635,11 @@ cdef TakeStatus take(
             s.since_kernel = 0
             until_ns = with_timers(s, with_rescue(s, deadline_ns))
             s.leader_until_ns = until_ns if until_ns != FOREVER else NO_TIMER
-            cp_light_mutex_unlock(&s.lock)
+            if s.queued > s.woken:
+                # It may have reaped what others take.
+                unlock_and_wake(s)
+            else:
+                cp_light_mutex_unlock(&s.lock)
             error = s.kernel_wait(s.engine, until_ns)
             cp_light_mutex_lock(&s.lock)
             set_leader(s, NULL)
@@ -631,6 +680,24 @@ cdef void thread_is_back(Scheduler* s) noexcept nogil:
             unlock_and_wake_from_outside(s)
 
 
+cdef bint serves() noexcept nogil:
+    """Whether the calling thread is in the midst of a consumer's packet."""
+    cdef Waiter* me = <Waiter*> cp_thread_record
+    return me != NULL and me.serving != 0
+
+
+cdef void drop_served(Scheduler* s, Packet* packet) noexcept:
+    """Of one that was taken, and whose port is closed: dropped once nothing is with the kernel any more."""
+    cp_light_mutex_lock(&s.lock)
+    if not s.drained:
+        # Who closes the port comes to it.
+        append(s, packet)
+        cp_light_mutex_unlock(&s.lock)
+        return
+    cp_light_mutex_unlock(&s.lock)
+    packet.consumer.drop(packet)
+
+
 cdef Packet* close_queue(Scheduler* s) noexcept nogil:
     """Take what is queued out, to be dropped. `closed` is set and no thread is inside."""
     cdef Packet* packets
@@ -641,11 +708,9 @@ cdef Packet* close_queue(Scheduler* s) noexcept nogil:
         while strand.head != NULL:
             append(s, next_held_back(s, strand))
         strand = strand.following
-    packets = s.head
-    set_head(s, NULL)
-    s.tail = NULL
+    packets = take_line(&s.served, take_line(&s.programs, NULL))
     s.queued = 0
-    s.passed_over = 0
+    s.drained = True
     cp_light_mutex_unlock(&s.lock)
     return packets
 
@@ -658,7 +723,7 @@ cdef void announce_close(Scheduler* s) noexcept nogil:
     cp_light_mutex_lock(&s.lock)
     cp_store_release(&s.guard.closed, 1)
     while s.newest != NULL:
-        signal_thread(s, s.newest, &signals)
+        signal_thread(s, s.newest, &s.served, &signals)
     s.stuck += 1
     cp_light_mutex_unlock(&s.lock)
     cp_futex_wake(&s.stuck, 0x7fffffff)
@@ -693,68 +758,6 @@ cdef void strand_release(Strand* strand) noexcept nogil:
         drop_strand(s, strand)
         cp_light_mutex_unlock(&s.lock)
         scheduler_release(s)
-
-
-cdef void drop_strand(Scheduler* s, Strand* strand) noexcept nogil:
-    """Lock, and the caller has a reference to the scheduler."""
-    if strand.previous == NULL:
-        s.strands = strand.following
-    else:
-        strand.previous.following = strand.following
-    if strand.following != NULL:
-        strand.following.previous = strand.previous
-    free(strand)
-    scheduler_release(s)
-
-
-cdef void hold_back(Scheduler* s, Packet* packet) noexcept nogil:
-    """Behind those of its strand that stay back already. Lock."""
-    cdef Strand* strand = packet.strand
-    packet.next = NULL
-    if packet.queued_ns == 0:
-        packet.queued_ns = measured_now_ns()
-    if strand.tail == NULL:
-        strand.head = packet
-    else:
-        strand.tail.next = packet
-    strand.tail = packet
-    cp_count_locked(&strand.queued, 1)
-    s.held_back += 1
-
-
-cdef Packet* next_held_back(Scheduler* s, Strand* strand) noexcept nogil:
-    cdef Packet* packet = strand.head
-    strand.head = packet.next
-    if strand.head == NULL:
-        strand.tail = NULL
-    cp_count_locked(&strand.queued, -1)
-    s.held_back -= 1
-    return packet
-
-
-cdef void hold_strand(Waiter* me, Strand* strand) noexcept nogil:
-    """The thread takes a packet of the strand. Lock."""
-    strand_retain(strand)
-    strand.holder = me
-    strand.next_held = me.strands
-    me.strands = strand
-
-
-cdef void let_strand_go(Scheduler* s, Strand* strand) noexcept nogil:
-    """Its holder, the calling thread, is done with the packet: the next one may go. Lock."""
-    cdef Waiter* holder = strand.holder
-    cdef Strand** place = &holder.strands
-    while place[0] != strand:
-        place = &place[0].next_held
-    place[0] = strand.next_held
-    strand.next_held = NULL
-    strand.holder = NULL
-    if strand.head != NULL:
-        append(s, next_held_back(s, strand))
-    else:
-        strand.busy = False
-    if cp_add_fetch(&strand.references, -1) == 0:
-        drop_strand(s, strand)
 
 
 cdef bint strand_let_go(Strand* strand) noexcept nogil:

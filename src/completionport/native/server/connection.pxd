@@ -4,13 +4,13 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
 from ..channels.engine cimport Stream
-from .worker cimport WorkingCore
+from .common cimport CommonCore
 
 cdef enum:
     ADDRESS_SIZE = 28          # sockaddr_in6
 
 
-cdef class ServerBase(WorkingCore):
+cdef class ServerBase(CommonCore):
     # Constant after creation.
     cdef readonly object address
     cdef object on_drained

@@ -29,6 +29,7 @@ from ..channels.datagrams cimport (
     datagrams_try_send,
 )
 from ..channels.engine cimport DatagramHead, Engine, Stream
+from ..channels.streams cimport stream_of
 from ..port.operations cimport get_buffer
 from ..primitives.atomics cimport (
     cp_mutex_lock,
@@ -37,14 +38,12 @@ from ..primitives.atomics cimport (
     cp_peek,
     cp_peek_64,
     cp_peek_size,
-    cp_release_64,
     cp_set,
-    cp_swap_if_64,
 )
 from ..primitives.times cimport add_to_shared_stats, add_to_stats
-from ..scheduling.scheduler cimport FOREVER, enter, leave, push
+from ..scheduling.scheduler cimport NO_TIMER, Consumer, Packet, Waiter, enter, leave, push
 from .address_cache cimport LONGEST_ADDRESS, AddressCache
-from .worker cimport WorkingCore, overridden, report, surely
+from .common cimport CommonCore, overridden, report, surely
 
 from ...interface.errors import ConnectionClosed, system_error
 from ...interface.unique import refuse_copy
@@ -67,8 +66,24 @@ cdef enum:
     RETRY_NS = 100000000
 
 
-cdef class DatagramCore(WorkingCore):
-    """Packets to callbacks for one `completionport.DatagramServer`; its port has no other server."""
+cdef Consumer endpoint_consumer
+endpoint_consumer.serve = serve_endpoint
+endpoint_consumer.drop = drop_endpoint
+
+
+cdef void serve_endpoint(Packet* packet, Waiter* me) noexcept:
+    cdef Stream* stream = stream_of(packet)
+    cdef Endpoint endpoint = <Endpoint> stream.owner
+    endpoint.core.serve(endpoint, stream)
+
+
+cdef void drop_endpoint(Packet* packet) noexcept:
+    cdef Endpoint endpoint = <Endpoint> stream_of(packet).owner
+    endpoint.core.finish(endpoint)
+
+
+cdef class DatagramCore(CommonCore):
+    """Packets to callbacks for one `completionport.DatagramServer`."""
 
     cdef object handler
     cdef object on_received, on_failed
@@ -83,7 +98,6 @@ cdef class DatagramCore(WorkingCore):
     cdef int64_t received_packets, received_bytes, truncated   # atomic
 
     def __init__(self, port, handler, server, *, buffer_size, send_limit):
-        cdef int error
         self.port = port
         self.core = port._core
         self.server = server
@@ -92,12 +106,8 @@ cdef class DatagramCore(WorkingCore):
         self.on_failed = overridden(handler, DatagramHandler, "failed")
         self.buffer_size = buffer_size
         self.send_limit = send_limit
-        self.scratch_size = 1
         self.all_closed = threading.Event()
         self.all_closed.set()
-        error = self.core.engine.type.provide_buffers(self.core.engine, 0)
-        if error:
-            raise system_error(error)
 
     # -- what the DatagramServer calls
 
@@ -108,7 +118,7 @@ cdef class DatagramCore(WorkingCore):
         try:
             stream = datagrams_new(
                 self.core.engine, fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0),
-                self.buffer_size,
+                &endpoint_consumer, self.buffer_size,
             )
             if stream == NULL:
                 raise MemoryError
@@ -176,6 +186,9 @@ cdef class DatagramCore(WorkingCore):
     def wait_closed(self, timeout=None):
         return self.all_closed.wait(timeout)
 
+    def end(self):
+        self.stop_clock()
+
     def stats(self):
         cdef Endpoint endpoint = self.endpoint
         numbers = {
@@ -191,16 +204,16 @@ cdef class DatagramCore(WorkingCore):
             numbers["queued_bytes"] = cp_peek_size(&endpoint.stream.queued_bytes)
         return numbers
 
-    cdef int tick(self, int64_t due) except -1:
+    cdef int64_t clock_came(self, int64_t now) except? -2:
         """Another try to receive, after memory had run out."""
-        if cp_swap_if_64(&self.next_tick, due, FOREVER) and enter(self.core.scheduler):
+        if enter(self.core.scheduler):
             self.start_receiving()
             leave(self.core.scheduler)
-        return 0
+        return NO_TIMER
 
-    # -- a worker's turn
+    # -- a thread's turn
 
-    cdef void serve(self, Stream* stream, char* scratch, size_t room) noexcept:
+    cdef void serve(self, Endpoint endpoint, Stream* stream) noexcept:
         cdef Engine* engine = stream.channel.engine
         cdef char* data
         cdef DatagramHead* head
@@ -211,7 +224,9 @@ cdef class DatagramCore(WorkingCore):
         cdef bint sent = False
         cdef bytes payload = None
         cdef object address = None
-        cdef Endpoint endpoint = <Endpoint> stream.owner
+        if not enter(self.core.scheduler):
+            self.forsake(stream)
+            return
         cp_mutex_lock(&stream.channel.lock)
         if stream.channel.closing:
             size = -EBADF
@@ -286,7 +301,7 @@ cdef class DatagramCore(WorkingCore):
 
     cdef void receiving_failed(self, Endpoint endpoint, int error) noexcept:
         if error == ENOMEM or error == ENOBUFS:
-            cp_release_64(&self.next_tick, cp_now_ns() + RETRY_NS)
+            self.call_at(cp_now_ns() + RETRY_NS)
             self.tell_shortage("receiving pauses: %s; it goes on when there is room again", error)
         elif enter(self.core.scheduler):
             self.start_receiving()
@@ -310,6 +325,8 @@ cdef class DatagramCore(WorkingCore):
                 engine.type.release_input(engine, stream)
             cp_mutex_unlock(&stream.channel.lock)
             leave(self.core.scheduler)
+        # Without an engine: they lie in the socket's memory.
+        stream.first_chunk = NULL
         self.core.forget(&stream.channel)
         stream.owner = NULL
         Py_DECREF(endpoint)

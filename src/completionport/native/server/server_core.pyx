@@ -1,7 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True
 """The server's core: from the packet to the callback without a Python frame between them.
 
-A connection is a strand: its stream is in the packet queue at most once, and the worker that took it
+A connection is a strand: its stream is in the packet queue at most once, and the thread that took it
 is the only one that calls the handler for it, until `scheduled` is taken back under the channel's lock.
 """
 
@@ -16,28 +16,33 @@ from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
+from libc.stdlib cimport free
 
 from ..channels.channels cimport channel_close, channel_release, channel_retain
-from ..channels.engine cimport Engine, Stream
-from ..channels.streams cimport stream_ask_for_failure, stream_linger, stream_new, stream_schedule
+from ..channels.engine cimport Chunk, Engine, Stream
+from ..channels.streams cimport (
+    stream_ask_for_failure,
+    stream_linger,
+    stream_new,
+    stream_of,
+    stream_schedule,
+)
 from ..primitives.atomics cimport (
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
     cp_peek,
     cp_peek_64,
-    cp_release_64,
     cp_set,
     cp_set_64,
     cp_set_int,
-    cp_swap_if_64,
 )
 from ..primitives.times cimport add_to_shared_stats, add_to_stats
-from ..scheduling.scheduler cimport FOREVER, enter, leave, push
+from ..scheduling.scheduler cimport NO_TIMER, Consumer, Packet, Waiter, enter, leave, push, scratch_of
+from .common cimport POOR_SIZE, overridden, pause, report, surely
 from .connection cimport ADDRESS_SIZE, Connection, ServerBase
-from .worker cimport overridden, pause, report, surely
 
-from ...interface.errors import PortClosed, system_error
+from ...interface.errors import system_error
 from ...servers.stream_server import Handler
 
 cdef extern from "errno.h" nogil:
@@ -70,7 +75,48 @@ cdef extern from "Python.h":
     PyObject* new_bytes "PyBytes_FromStringAndSize"(const char* data, Py_ssize_t size)
 
 
-cdef void forsake(Stream* stream, int descriptor) noexcept:
+cdef Consumer connection_consumer
+connection_consumer.serve = serve_connection
+connection_consumer.drop = drop_connection
+
+cdef Consumer listener_consumer
+listener_consumer.serve = serve_listener
+listener_consumer.drop = drop_listener
+
+
+cdef void serve_connection(Packet* packet, Waiter* me) noexcept:
+    cdef Stream* stream = stream_of(packet)
+    cdef Connection connection = <Connection> stream.owner
+    (<ServerCore> connection.core).serve(connection, stream, me)
+
+
+cdef void drop_connection(Packet* packet) noexcept:
+    cdef Connection connection = <Connection> stream_of(packet).owner
+    (<ServerCore> connection.core).finish(connection)
+
+
+cdef void serve_listener(Packet* packet, Waiter* me) noexcept:
+    cdef Stream* stream = stream_of(packet)
+    (<ServerCore> stream.owner).accept(stream)
+
+
+cdef void drop_listener(Packet* packet) noexcept:
+    cdef Stream* stream = stream_of(packet)
+    (<ServerCore> stream.owner).listener_is_over(stream)
+
+
+cdef void free_chunks(Stream* stream) noexcept:
+    """Of a stream whose engine is gone, with all buffers."""
+    cdef Chunk* chunk
+    while stream.first_chunk != NULL:
+        chunk = stream.first_chunk
+        stream.first_chunk = chunk.next
+        if stream.listens:
+            close(chunk.size)
+        free(chunk)
+
+
+cdef void let_go(Stream* stream, int descriptor) noexcept:
     """Of a connection that nobody has heard of: close it."""
     if stream != NULL:
         cp_set_int(&stream.channel.descriptor, -1)
@@ -79,7 +125,7 @@ cdef void forsake(Stream* stream, int descriptor) noexcept:
 
 
 cdef class ServerCore(ServerBase):
-    """Packets to callbacks for one `completionport.Server`; its port has no other server."""
+    """Packets to callbacks for one `completionport.Server`."""
 
     cdef object handler
     cdef object on_connected, on_received, on_end, on_closed
@@ -91,15 +137,16 @@ cdef class ServerCore(ServerBase):
     cdef Py_ssize_t max_connections   # -1: no limit
     cdef int64_t idle_ns              # 0: no limit
     cdef bint sets_nodelay            # constant: what is accepted has not inherited it
-    # `connections`, `all_closed` and what follows, up to `ticking`. `Connection.close` does not take it,
+    # `connections`, `all_closed` and what follows, up to `lingering`. `Connection.close` does not take it,
     # since a finalizer may call that where its thread has it.
     cdef object census_lock
     cdef bint retiring                # connections that come now are asked, or end, behind `connected`
     cdef bint aborting                # and those are refused
     cdef dict lingering               # those that linger, in order of the time when that ends, ns
-    cdef bint ticking                 # a timer is set for the first of them
-    # Atomic, and in this order: `accept_failed` sets `starved`, then `next_tick` of the base.
-    cdef bint starved                 # accepting waits for descriptors
+    cdef int64_t idle_ns_due          # when idle connections are looked for next: own clock only
+    # Atomic, and written in this order:
+    cdef int64_t retry_ns             # when accepting is tried again
+    cdef bint starved                 # it waits for descriptors
     cdef int64_t accepted             # atomic
     # Of the connections that are over: atomic. Each stream counts its own.
     cdef int64_t received_packets, received_bytes, sent_bytes
@@ -127,14 +174,16 @@ cdef class ServerCore(ServerBase):
         self.lingering = {}
         self.sets_nodelay = not inherits_nodelay
         self.census_lock = threading.Lock()
-        self.buffer_size = self.scratch_size = buffer_size
+        self.buffer_size = buffer_size
         self.send_limit = send_limit
         self.max_connections = -1 if max_connections is None else max_connections
         self.idle_ns = 0 if idle_timeout is None else <int64_t> (idle_timeout * 1e9)
         self.keeps_time = self.idle_ns != 0
-        if self.keeps_time:
-            self.next_tick = cp_now_ns() + self.tick_length()
-        error = self.core.engine.type.provide_buffers(self.core.engine, self.buffer_size)
+        self.core.begin()
+        try:
+            error = self.core.engine.type.provide_buffers(self.core.engine, self.buffer_size)
+        finally:
+            self.core.end()
         if error:
             raise system_error(error)
 
@@ -152,15 +201,18 @@ cdef class ServerCore(ServerBase):
         try:
             self.address = sock.getsockname()
             self.listener = stream_new(
-                self.core.engine, fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+                self.core.engine, fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0),
+                &listener_consumer,
             )
             if self.listener == NULL:
                 raise MemoryError
             self.listener.listens = True
             self.listener.single = self.max_connections >= 0
             channel_retain(&self.listener.channel)
-            self.listener_gone.clear()
             self.core.adopt(&self.listener.channel)
+            self.listener_gone.clear()
+            Py_INCREF(self)
+            self.listener.owner = <void*> self
             # A worker is to begin: the kernel wakes the thread that does for each connection.
             cp_mutex_lock(&self.listener.channel.lock)
             self.listener.wants_input = True
@@ -168,6 +220,12 @@ cdef class ServerCore(ServerBase):
             cp_mutex_unlock(&self.listener.channel.lock)
         finally:
             self.core.end()
+        if self.keeps_time:
+            self.idle_ns_due = cp_now_ns() + self.tick_length()
+            self.call_at(self.idle_ns_due)
+
+    def end(self):
+        self.stop_clock()
 
     cdef int start_accepting(self) except -1:
         cp_mutex_lock(&self.listener.channel.lock)
@@ -220,32 +278,39 @@ cdef class ServerCore(ServerBase):
             "sent_bytes": sent,
         }
 
-    cdef int tick(self, int64_t due) except -1:
-        """What is done by the clock: idle connections, and another try to accept."""
-        cdef int64_t now = cp_now_ns()
+    cdef int64_t clock_came(self, int64_t now) except? -2:
+        """Idle connections, those that have lingered long enough, and another try to accept."""
+        cdef int64_t following = NO_TIMER
+        if cp_peek(&self.starved):
+            following = cp_peek_64(&self.retry_ns)
+            if following <= now and enter(self.core.scheduler):
+                following = NO_TIMER
+                cp_set(&self.starved, False)
+                self.start_accepting()
+                leave(self.core.scheduler)
+        following = min(following, self.end_lingering(now))
+        if self.keeps_time and not (self.listener_gone.is_set() and self.all_closed.is_set()):
+            if self.idle_ns_due <= now:
+                self.idle_ns_due = now + self.tick_length()
+                self.end_idle(now)
+            following = min(following, self.idle_ns_due)
+        return following
+
+    cdef int end_idle(self, int64_t now) except -1:
         cdef Connection connection
         cdef int64_t quiet
-        cdef int64_t following = now + self.tick_length() if self.keeps_time else FOREVER
-        # One worker does it. It must not write over the time that `accept_failed` has set meanwhile,
-        # or nobody would accept again.
-        if not cp_swap_if_64(&self.next_tick, due, following):
-            return 0
-        if cp_peek(&self.starved) and self.listener != NULL and enter(self.core.scheduler):
-            cp_set(&self.starved, False)
-            self.start_accepting()
-            leave(self.core.scheduler)
-        if self.keeps_time:
-            for connection in list(self.connections):
-                quiet = now - cp_peek_64(&connection.stream.active_ns)
-                if quiet >= self.tick_length() and connection.made_progress():
-                    cp_set_64(&connection.stream.active_ns, now)
-                elif quiet >= self.idle_ns:
-                    connection.expire(self.idle_ns / 1e9)
+        for connection in list(self.connections):
+            quiet = now - cp_peek_64(&connection.stream.active_ns)
+            if quiet >= self.tick_length() and connection.made_progress():
+                cp_set_64(&connection.stream.active_ns, now)
+            elif quiet >= self.idle_ns:
+                connection.expire(self.idle_ns / 1e9)
         return 0
 
     # -- the listening socket
 
-    cdef void serve_listener(self, Stream* listener) noexcept:
+    cdef void accept(self, Stream* listener) noexcept:
+        """One thread's turn with it."""
         cdef Engine* engine = listener.channel.engine
         cdef int64_t result = 0
         cdef char* data
@@ -288,10 +353,18 @@ cdef class ServerCore(ServerBase):
                 listener.scheduled = False
             cp_mutex_unlock(&listener.channel.lock)
             engine.type.submit(engine)
-            leave(self.core.scheduler)
+            self.leave()
+        else:
+            self.forsake(listener)
         if gone:
-            self.core.forget(&listener.channel)
-            surely(self.listener_gone.set)
+            self.listener_is_over(listener)
+
+    cdef void listener_is_over(self, Stream* listener) noexcept:
+        free_chunks(listener)
+        self.core.forget(&listener.channel)
+        surely(self.listener_gone.set)
+        listener.owner = NULL
+        Py_DECREF(self)
 
     cdef void stop_accepting(self, Stream* listener) noexcept:
         """Until `accept_failed` has it tried again."""
@@ -305,8 +378,9 @@ cdef class ServerCore(ServerBase):
 
     cdef void accept_failed(self, int error) noexcept:
         if error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM:
+            cp_set_64(&self.retry_ns, cp_now_ns() + RETRY_ACCEPT_NS)
             cp_set(&self.starved, True)
-            cp_release_64(&self.next_tick, cp_now_ns() + RETRY_ACCEPT_NS)
+            self.call_at(cp_peek_64(&self.retry_ns))
             self.tell_shortage("accepting pauses: %s; it goes on when there is room again", error)
         else:
             # A connection that went before it was taken: the next one is not concerned.
@@ -327,7 +401,7 @@ cdef class ServerCore(ServerBase):
         cdef int on = 1
         try:
             connection = Connection.__new__(Connection)
-            stream = stream_new(self.core.engine, descriptor)
+            stream = stream_new(self.core.engine, descriptor, &connection_consumer)
             if stream == NULL:
                 raise MemoryError
             connection.core = self
@@ -356,10 +430,10 @@ cdef class ServerCore(ServerBase):
                 self.census_lock.release()
         except BaseException:
             self.connections.discard(connection)
-            forsake(stream, descriptor)
+            let_go(stream, descriptor)
             raise
         if aborting:
-            forsake(stream, descriptor)
+            let_go(stream, descriptor)
             return None
         stream.owner = <void*> connection
         return connection
@@ -405,6 +479,8 @@ cdef class ServerCore(ServerBase):
             push(stream.channel.engine.scheduler, &stream.packet, True)
             cp_mutex_unlock(&stream.channel.lock)
             leave(self.core.scheduler)
+        else:
+            self.forsake(stream)
         return True
 
     # -- connections
@@ -427,9 +503,11 @@ cdef class ServerCore(ServerBase):
             reason = shortage
         connection.fail(reason)
 
-    cdef void serve(self, Stream* stream, char* scratch, size_t room) noexcept:
-        """One worker's turn with one connection. Called inside `enter`, and leaves."""
-        cdef Connection connection = <Connection> stream.owner
+    cdef void serve(self, Connection connection, Stream* stream, Waiter* me) noexcept:
+        """One thread's turn with one connection."""
+        cdef char poor[POOR_SIZE]
+        cdef char* scratch = scratch_of(me, self.buffer_size)
+        cdef size_t room = self.buffer_size
         cdef Engine* engine = stream.channel.engine
         cdef int64_t size = -EAGAIN
         cdef char* data
@@ -438,6 +516,12 @@ cdef class ServerCore(ServerBase):
         cdef PyObject* made
         cdef bint asked
         cdef bytes chunk = None
+        if scratch == NULL:
+            scratch = poor
+            room = min(room, <size_t> POOR_SIZE)
+        if not enter(self.core.scheduler):
+            self.forsake(stream)
+            return
         while again and count < CHUNKS_AT_ONCE:
             asked = False
             cp_mutex_lock(&stream.channel.lock)
@@ -469,7 +553,7 @@ cdef class ServerCore(ServerBase):
                     # All is done, as it nearly always is by now.
                     stream.scheduled = False
                     cp_mutex_unlock(&stream.channel.lock)
-                    leave(self.core.scheduler)
+                    self.leave()
                     return
             cp_mutex_unlock(&stream.channel.lock)
             if size > 0:
@@ -493,6 +577,7 @@ cdef class ServerCore(ServerBase):
                     again = False
             count += 1
             if not enter(self.core.scheduler):
+                self.forsake(stream)
                 return
         self.end_turn(connection, stream, again)
 
@@ -558,6 +643,7 @@ cdef class ServerCore(ServerBase):
             else:
                 self.note_lingering(connection)
             if not enter(self.core.scheduler):
+                self.forsake(stream)
                 return
         cp_mutex_lock(&stream.channel.lock)
         quiet = connection.paused or connection.throttled
@@ -590,52 +676,31 @@ cdef class ServerCore(ServerBase):
             if not stream.wants_input and not stream.close_when_sent:
                 engine.type.watch(engine, stream)
         cp_mutex_unlock(&stream.channel.lock)
-        leave(self.core.scheduler)
+        self.leave()
         if gone:
             self.finish(connection)
 
     cdef void note_lingering(self, Connection connection) noexcept:
         """Have its lingering end in time; without memory to say so, now."""
-        cdef bint tick = False
+        cdef int64_t end = cp_now_ns() + LINGER_NS
         connection.linger_noted = True
         try:
             self.census_lock.acquire()
             try:
-                self.lingering[connection] = cp_now_ns() + LINGER_NS
-                tick = not self.ticking
-                self.ticking = True
+                self.lingering[connection] = end
             finally:
                 self.census_lock.release()
         except BaseException:
             connection.fail(None)
-        if tick:
-            self.tick_after(LINGER_NS)
-
-    cdef void tick_after(self, int64_t nanoseconds) noexcept:
-        while True:
-            try:
-                self.port.post_after(nanoseconds / 1e9)
-                return
-            except PortClosed:
-                return
-            except BaseException:
-                pause()
-
-    cdef void timer_came(self) noexcept:
-        """Some may have lingered long enough."""
-        cdef int64_t now = cp_now_ns()
-        cdef int64_t following = now + LINGER_NS // 16
-        try:
-            following = self.end_lingering(now)
-        except BaseException:
-            pass  # no memory: once more, in a moment
-        if following != FOREVER:
-            self.tick_after(following - now)
+        self.call_at(end)
 
     cdef int64_t end_lingering(self, int64_t now) except? -2:
-        """End those whose time is over; when that of the next is, or FOREVER."""
-        cdef int64_t following = FOREVER
+        """End those whose time is over; when that of the next is, or NO_TIMER."""
+        cdef int64_t following = NO_TIMER
         cdef list over = []
+        if not self.lingering:
+            # Who adds one calls for the clock behind it.
+            return following
         self.census_lock.acquire()
         try:
             for connection, deadline in self.lingering.items():
@@ -645,7 +710,6 @@ cdef class ServerCore(ServerBase):
                 over.append(connection)
             for connection in over:
                 del self.lingering[connection]
-            self.ticking = following != FOREVER
         finally:
             self.census_lock.release()
         for connection in over:
@@ -678,6 +742,8 @@ cdef class ServerCore(ServerBase):
             self.drop_chunks(stream)
             cp_mutex_unlock(&stream.channel.lock)
             leave(self.core.scheduler)
+        else:
+            free_chunks(stream)
         self.core.forget(&stream.channel)
         while not self.leaves_census(connection):
             pause()

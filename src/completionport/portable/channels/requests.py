@@ -18,7 +18,7 @@ from ...interface.handle import Meaning, Overlapped
 from ...interface.operation import Operation
 from ...interface.port import Completion, CompletionPort
 from ...shared.sources import open_source
-from ..scheduling.places import PortableStrand
+from ..scheduling.places import Consumer, PortableStrand
 from ..scheduling.recorder import NOT_MEASURED
 from .messages import Items, close_descriptors, descriptors_in
 from .sources import Source, close_source
@@ -51,6 +51,10 @@ class Owner(Protocol):
     @property
     def _strand(self) -> PortableStrand | None:
         """What its packet is bound to."""
+
+    @property
+    def _consumer(self) -> Consumer | None:
+        """Who its packet is for."""
 
 
 def after(request: Request, queue: Iterable[Request]) -> list[Request]:
@@ -90,6 +94,7 @@ class Request:
         "cancelled",
         "complete",
         "connecting",
+        "consumer",
         "count",
         "delivered",
         "direct",
@@ -101,6 +106,7 @@ class Request:
         "last",
         "meaning",
         "message",
+        "number",
         "offset",
         "operation",
         "overlapped",
@@ -122,6 +128,8 @@ class Request:
         self.operation = operation
         self.handle = handle
         self.strand = handle._strand
+        self.consumer = handle._consumer
+        self.number = 0
         self.since = NOT_MEASURED  # when it came into the packet queue
         self.overlapped: Overlapped  # set before the request goes anywhere
         self.meaning: Meaning | None = None  # what a read stands for
@@ -380,11 +388,18 @@ class Post:
 
     is_operation: ClassVar[bool] = False
 
-    __slots__ = ("completion", "delivered", "since", "strand")
+    __slots__ = ("completion", "consumer", "delivered", "number", "since", "strand")
 
-    def __init__(self, completion: Completion, strand: PortableStrand | None) -> None:
+    def __init__(
+        self,
+        completion: Completion,
+        strand: PortableStrand | None,
+        consumer: Consumer | None = None,
+    ) -> None:
         self.completion = completion
         self.strand = strand
+        self.consumer = consumer
+        self.number = 0
         self.delivered = False
         self.since = NOT_MEASURED  # when it came into the packet queue
 

@@ -13,7 +13,7 @@ from ...interface.port import CompletionPort
 from ..channels.requests import Request
 from ..pool.file_channel import SideBySide, executes_for
 from ..pool.offload import Offload
-from ..scheduling.places import PortableStrand
+from ..scheduling.places import Consumer, PortableStrand
 from ..scheduling.scheduler import Scheduler
 
 
@@ -73,6 +73,8 @@ class Core:
         self.port = weakref.ref(port)
         # Channels that are open, a set whose steps are atomic.
         self.channels: dict[Channel, None] = {}
+        # Those that are told of the port's end; each step is atomic.
+        self.consumers: set[Consumer] = set()
         self.offload = Offload(pool_threads)
         self.errands = SideBySide(-1, self.offload, self.deliver)
 

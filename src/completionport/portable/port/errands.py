@@ -17,6 +17,7 @@ class Errand:
     __slots__ = ("_line", "_strand", "key")
 
     is_errand = True
+    _consumer = None
 
     def __init__(self, line: SideBySide, key: Any, strand: PortableStrand | None) -> None:
         self._line = line

@@ -25,7 +25,7 @@ from ...shared.arguments import (
 from ...watches.changes import read_changes
 from ..channels.messages import prepared
 from ..channels.requests import Request
-from ..scheduling.places import PortableStrand
+from ..scheduling.places import Consumer, PortableStrand
 from .core import Channel, Core
 
 FILE_OPERATIONS = (Operation.FSYNC, Operation.ALLOCATE, Operation.STAT)
@@ -38,6 +38,7 @@ class PortableHandle(Handle):
         "__weakref__",
         "_channel",
         "_companion",
+        "_consumer",
         "_core",
         "_file",
         "_key",
@@ -61,6 +62,7 @@ class PortableHandle(Handle):
         # What works for this handle on a descriptor of its own: cancelled and closed with it. Set
         # once, under the lock of completionport.watches.changes.
         self._companion: Any = None
+        self._consumer: Consumer | None = None  # set before the first operation
         self._core = core
         self._channel = channel
         self._number = number

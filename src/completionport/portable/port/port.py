@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from ...interface.error_codes import add_codes
 from ...interface.errors import NOT_INITIALISED
@@ -45,10 +45,21 @@ from ...watches.processes import is_process, watch_process
 from ...watches.signals import watch_signal
 from ..channels.requests import Post, lasts
 from ..pool import copies
-from ..scheduling.places import Blocking, PortableStrand, new_strand
+from ..scheduling.places import (
+    ALL,
+    PROGRAMS,
+    SERVED,
+    Blocking,
+    Consumer,
+    CrewMembers,
+    PortableStrand,
+    new_strand,
+    this_place,
+)
 from ..scheduling.timers import PortableTimer
 from .core import Core
 from .errands import new_request, start
+from .handle import PortableHandle
 
 
 class PortablePort(CompletionPort):
@@ -112,7 +123,7 @@ class PortablePort(CompletionPort):
     @overload
     def get(self, timeout: float | None) -> Completion | None: ...
     def get(self, timeout: float | None = None) -> Completion | None:
-        packets = self._take(1, timeout)
+        packets = self._next(1, timeout, ALL, None)
         return packets[0] if packets else None
 
     def get_many(self, max_count: int, timeout: float | None = None) -> list[Completion]:
@@ -120,24 +131,97 @@ class PortablePort(CompletionPort):
             raise TypeError(f"max_count must be an integer, not {type(max_count).__name__}")
         if max_count < 1:
             raise ValueError(f"max_count must be 1 or more, not {max_count}")
-        return self._take(min(max_count, sys.maxsize), timeout)
+        return self._next(min(max_count, sys.maxsize), timeout, ALL, None) or []
 
-    def _take(self, count: int, timeout: float | None) -> list[Completion]:
+    def _next(
+        self, count: int, timeout: float | None, takes: int, crew: CrewMembers | None
+    ) -> list[Completion] | None:
+        """The program's next packets. Those of consumers, taken meanwhile, are served here.
+
+        An empty list when the time is over; None when the thread is dismissed.
+        """
         scheduler = self._inside.scheduler
-        hand = scheduler.take(count, None if timeout is None else checked_timeout(timeout))
-        try:
-            completions = [packet.take() for packet in hand]
-            if hand:
-                scheduler.hand_out(hand, lasts(hand))
-        except BaseException:
-            # A signal handler's: no packet is lost.
+        seconds = None if timeout is None else checked_timeout(timeout)
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            hand = scheduler.take(count, seconds, takes, crew)
+            consumer = hand[0].consumer if hand else None
             try:
-                scheduler.put_back(hand)
+                completions = [packet.take() for packet in hand]
+                if hand:
+                    scheduler.hand_out(hand, lasts(hand))
             except BaseException:
-                scheduler.put_back(hand)
+                # A signal handler's: no packet is lost.
+                try:
+                    scheduler.put_back(hand)
+                except BaseException:
+                    scheduler.put_back(hand)
+                    raise
                 raise
-            raise
-        return completions
+            if hand.dismissed:
+                return None
+            if consumer is None:
+                return completions
+            place = this_place()
+            place.serving += 1
+            try:
+                consumer.serve(completions.pop())
+            finally:
+                place.serving -= 1
+            if end is not None:
+                seconds = max(end - time.monotonic(), 0.0)
+                if not seconds:
+                    # What is there of the program's is not passed by, however much there is of
+                    # others'.
+                    takes &= PROGRAMS
+
+    def _new_crew(self, takes_programs: bool) -> CrewMembers:
+        crew = CrewMembers(ALL if takes_programs else SERVED)
+        self._inside.scheduler.add_crew(crew)
+        return crew
+
+    def _take(self, crew: CrewMembers, timeout: float | None) -> Completion | Literal[False] | None:
+        packets = self._next(1, timeout, crew.takes, crew)
+        if packets is None:
+            return False
+        return packets[0] if packets else None
+
+    def _dismiss(self, crew: CrewMembers, count: int) -> None:
+        self._inside.scheduler.dismiss(crew, count)
+
+    def _serves(self) -> bool:
+        return this_place().serving > 0
+
+    def _join(self, consumer: Consumer) -> None:
+        """A consumer is to hear of the port's end."""
+        core = self._inside
+        core.consumers.add(consumer)
+        core.check()
+
+    def _part(self, consumer: Consumer) -> None:
+        """It has ended before."""
+        self._inside.consumers.discard(consumer)
+
+    def _associate_for(self, consumer: Consumer, file: HasFileno, key: Any) -> Handle:
+        """For a consumer: a handle whose packets it gets."""
+        handle = self._inside.associate(file, key, None)
+        assert isinstance(handle, PortableHandle)
+        handle._consumer = consumer
+        return handle
+
+    def _post_for(self, consumer: Consumer, key: Any) -> None:
+        """A packet that it gets."""
+        core = self._inside
+        core.check()
+        core.scheduler.put(Post(Completion(0, key, None), None, consumer))
+
+    def _call_for(self, consumer: Consumer, seconds: float, transferred: Any, key: Any) -> None:
+        """A packet that it gets in so many seconds."""
+        core = self._inside
+        core.check()
+        when_ns = time.monotonic_ns() + math.ceil(seconds * 1e9)
+        post = Post(Completion(transferred, key, None), None, consumer)
+        core.scheduler.set_timer(PortableTimer(core.scheduler, when_ns, post))
 
     def post(
         self,
@@ -339,6 +423,8 @@ class PortablePort(CompletionPort):
             core.check()
         else:
             core.wait_for_pool(channels)
+            while core.consumers:
+                core.consumers.pop().port_closed()
 
     def __repr__(self) -> str:
         if self._core is None:

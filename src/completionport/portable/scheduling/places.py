@@ -17,6 +17,24 @@ from typing import ClassVar, Protocol
 from ...interface.port import Completion, CompletionPort, Strand
 from .recorder import NOT_MEASURED
 
+PROGRAMS = 1
+SERVED = 2
+"""What a thread takes, as bits: the program's packets, those of consumers."""
+ALL = PROGRAMS | SERVED
+
+
+class Consumer(Protocol):
+    """Who a packet is for, where that is not the program."""
+
+    def serve(self, completion: Completion) -> None:
+        """By the thread that has taken the packet, whichever that is.
+
+        A consumer that has a thread of its own hands it over here.
+        """
+
+    def port_closed(self) -> None:
+        """Nothing of the port is under way any more. By the thread that has closed it."""
+
 
 class Packet(Protocol):
     """What threads take: a complete operation, or what was posted."""
@@ -27,6 +45,10 @@ class Packet(Protocol):
     """When it came into the packet queue."""
     delivered: bool
     """It is in the packet queue, or was."""
+    consumer: Consumer | None
+    """Who it is for; None: the program."""
+    number: int
+    """Of two that are ready the lower one has come first."""
 
     @property
     def strand(self) -> PortableStrand | None:
@@ -37,6 +59,17 @@ class Packet(Protocol):
 
     def drop(self) -> None:
         """The packet will not be taken: the port is closed."""
+
+
+class CrewMembers:
+    """What stands for the threads of a crew at their port."""
+
+    def __init__(self, takes: int) -> None:
+        self.takes = takes
+        # The scheduler's lock: how many are to leave, where they take the program's packets once so
+        # many of those were taken.
+        self.leaving = 0
+        self.until = 0
 
 
 class Counter(Protocol):
@@ -116,13 +149,14 @@ class Place:
     Its scheduler changes it, in the thread itself. See ``scheduler`` on what signal handlers do.
     """
 
-    __slots__ = ("holder", "lent", "since", "strands", "token")
+    __slots__ = ("holder", "lent", "serving", "since", "strands", "token")
 
     def __init__(self) -> None:
         # First, for `__del__` where there is no memory for the rest.
         self.holder: Callable[[], Counter | None] | None = None  # weak; of what was taken last
         self.token = object()  # stands for the thread in its scheduler's tables
         self.lent: object = None  # the `Blocking` inside of which the place does not count
+        self.serving = 0  # so many packets of consumers it is at, one inside the other
         self.since = NOT_MEASURED  # when the packets were taken
         self.strands: list[PortableStrand] = []  # of these packets, all of that scheduler
 

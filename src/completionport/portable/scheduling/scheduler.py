@@ -27,8 +27,8 @@ from itertools import repeat
 from typing import Any, Protocol
 
 from ...interface.errors import WHILE_WAITING, PortClosed, PortForked
-from .packets import Hand, PacketQueue
-from .places import Packet, Place, PortableStrand, this_place
+from .packets import Hand, Line, PacketQueue
+from .places import ALL, PROGRAMS, CrewMembers, Packet, Place, PortableStrand, this_place
 from .recorder import NOT_MEASURED, Recorder
 from .timers import PortableTimer, TimerQueue
 
@@ -79,9 +79,12 @@ class Reaper(Protocol):
 class _Waiter:
     """One thread in `Scheduler.take`."""
 
-    __slots__ = ("below", "called", "gate", "thread")
+    __slots__ = ("below", "called", "crew", "gate", "line", "takes", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, takes: int = 0, crew: CrewMembers | None = None) -> None:
+        self.takes = takes
+        self.crew = crew
+        self.line: Line | None = None  # for which it was called; guarded by the scheduler's lock
         self.thread = threading.get_ident()
         self.below: _Waiter | None = None  # what led when a handler interrupted it, to lead itself
         self.called = False  # it was asked to look at the queue; guarded by the scheduler's lock
@@ -126,6 +129,7 @@ class Scheduler:
         self._slow = False  # the work measured last was not short; set under _lock
         self._waiters: list[_Waiter] = []  # the last one came last; _lock
         self._called: list[_Waiter] = []  # and on their way, in the order of the calls; _lock
+        self._dismissed = 0  # threads of all crews that are to leave; _lock
         self._watchers: list[_Waiter] = []  # threads in `wait_until_stuck`; _lock
         self._leader: _Waiter | None = None  # the one that waits in the kernel; _lock
         # The leader while a thread only looks; it is never called, and no thread's.
@@ -254,8 +258,41 @@ class Scheduler:
         if self._closed:
             self._packets.drop()
 
-    def take(self, max_count: int, timeout: float | None) -> Hand:
+    def add_crew(self, crew: CrewMembers) -> None:
+        """Threads are to wait as its members."""
+
+    def dismiss(self, crew: CrewMembers, count: int) -> None:
+        """Have so many threads of the crew leave it: with their next `take`, waiting ones at once.
+
+        Where they take the program's packets, those that are queued now are taken before.
+        """
+        with self._lock:
+            self._sort()
+            programs = self._packets.programs
+            crew.until = programs.taken + programs.waiting + self._packets.held_back
+            crew.leaving += count
+            self._dismissed += count
+            self._unsettled = True
+        self.settle()
+
+    def _may_leave(self, crew: CrewMembers | None) -> bool:
+        """Whether a thread of it is dismissed, and has seen to what it was to. Lock held."""
+        if crew is None or crew.leaving <= 0:
+            return False
+        programs = self._packets.programs
+        return not (crew.takes & PROGRAMS and programs.waiting and programs.taken < crew.until)
+
+    def take(
+        self,
+        max_count: int,
+        timeout: float | None,
+        takes: int = ALL,
+        crew: CrewMembers | None = None,
+    ) -> Hand:
         """Take packets, waiting for the first one; none when the time is over.
+
+        ``takes``: of which lines; a thread that serves takes the program's in any case. ``crew``:
+        that the thread waits as a member of.
 
         They are the thread's once it calls `hand_out`; `put_back` gives them back.
         """
@@ -263,6 +300,8 @@ class Scheduler:
         me = threading.get_ident()
         place = this_place()
         place.leave(self)
+        if place.serving:
+            takes = PROGRAMS
         came_back = place.holder is not None
         deadline = None if timeout is None else time.monotonic() + timeout
         longest = LONGEST_WAIT
@@ -290,15 +329,22 @@ class Scheduler:
                         self._count_notes()
                         if self._closed:
                             raise PortClosed(WHILE_WAITING)
-                        if self._take_ready(hand, max_count, waiter, place, came_back):
+                        if self._may_leave(crew):
+                            assert crew is not None
+                            crew.leaving -= 1
+                            self._dismissed -= 1
+                            hand.dismissed = True
+                            self._remove(waiter)
                             return hand
-                        self._packets.leave_to(len(self._called))
+                        if self._take_ready(hand, max_count, takes, waiter, place, came_back):
+                            return hand
+                        self._leave_to_those_called()
                         lead = self._may_lead(waiter, me)
                         if remaining == 0.0 and (looked or not lead):
                             self._remove(waiter)
                             return hand
                         if waiter is None:
-                            waiter = _Waiter()
+                            waiter = _Waiter(takes, crew)
                             self._waiters += (waiter,)
                             if me == threading.main_thread().ident:
                                 longest = SIGNAL_SLICE
@@ -345,7 +391,13 @@ class Scheduler:
                 self.settle()
 
     def _take_ready(
-        self, hand: Hand, max_count: int, waiter: _Waiter | None, place: Place, came_back: bool
+        self,
+        hand: Hand,
+        max_count: int,
+        takes: int,
+        waiter: _Waiter | None,
+        place: Place,
+        came_back: bool,
     ) -> bool:
         """Take what is there for this thread, and the place for it; False without. Lock held."""
         fired = self._sort()
@@ -353,16 +405,21 @@ class Scheduler:
             # The packets may be for a thread that came later.
             self._dispatch()
         ahead = self._answer(waiter)
+        line: Line | None = None
         if waiter is None:
-            available = bool(self._packets.ready)
-        else:
-            available = ahead is not None and self._packets.waiting > ahead
-        if not available or len(self._at_work) >= self.concurrency:
+            lines = [line for line in self._packets.by_age() if line.takes & takes and line.ready]
+            line = lines[0] if lines else None
+        elif ahead is not None and waiter.line is not None and waiter.line.waiting > ahead:
+            line = waiter.line
+        if line is None or len(self._at_work) >= self.concurrency:
+            return False
+        if takes != ALL and self._gives_way(line):
+            self._unsettled = True
             return False
         stands_in = len(self._at_work) + len(self._blocked) >= self.concurrency
         self._at_work[place.token] = None
         place.holder = self._self
-        self._packets.take(hand, max_count, ahead)
+        self._packets.take(line, hand, max_count, ahead)
         if not hand:
             self.end_turn(place)
             return False  # `drop` was quicker: the port is closed
@@ -375,6 +432,19 @@ class Scheduler:
             self._packets.measure(measured, hand.taken_at)
         self._remove(waiter)
         return True
+
+    def _gives_way(self, line: Line) -> bool:
+        """Whether a thread leaves the last place to one that takes the other line. Lock held.
+
+        Else threads that always find packets of their own would keep out those for whom older ones
+        wait.
+        """
+        other = self._packets.by_age()[0]
+        return (
+            other is not line
+            and len(self._at_work) + 1 >= self.concurrency
+            and any(waiter.takes & other.takes for waiter in self._waiters)
+        )
 
     def hand_out(self, hand: Hand, last: Iterable[Any]) -> None:
         """The packets are the program's now, and nothing can stop it any more.
@@ -545,18 +615,25 @@ class Scheduler:
                 self._waiters.remove(waiter)
             self._answer(waiter)
             self._resign(waiter)
-        self._packets.leave_to(len(self._called))
+        self._leave_to_those_called()
         self._dispatch()
 
+    def _leave_to_those_called(self) -> None:
+        """What was passed over for threads not on their way is there for all. Lock held."""
+        for line in self._packets.lines:
+            if line.passed_over:
+                line.leave_to(sum(waiter.line is line for waiter in self._called))
+
     def _answer(self, waiter: _Waiter | None) -> int | None:
-        """A thread looks at the queue: how many that were called before it are still on their way.
+        """A thread looks at the queue: how many called before it for its line are on their way.
 
         None when it comes of its own accord. Lock held.
         """
         if waiter is None or waiter not in self._called:
             return None
-        ahead = self._called.index(waiter)
-        del self._called[ahead]
+        at = self._called.index(waiter)
+        ahead = sum(other.line is waiter.line for other in self._called[:at])
+        del self._called[at]
         return ahead
 
     def _count_notes(self) -> None:
@@ -582,9 +659,12 @@ class Scheduler:
 
     def _is_stuck(self) -> bool:
         """Lock held."""
-        if self._waiters or len(self._at_work) >= self.concurrency:
+        if len(self._at_work) >= self.concurrency:
             return False
-        return self._packets.waiting > 0
+        return any(
+            line.waiting and not any(waiter.takes & line.takes for waiter in self._waiters)
+            for line in self._packets.lines
+        )
 
     def _dispatch(self) -> None:
         """Call threads for packets and places, and one to lead. Lock held."""
@@ -616,18 +696,41 @@ class Scheduler:
             for watcher in self._watchers:
                 if not watcher.called:
                     self._call(watcher)
-        free = self.concurrency - len(self._at_work)
-        wanted = min(free, self._packets.waiting)
-        if wanted == 0 and self._leader is None and free > 0:
-            wanted = 1
-        for waiter in reversed(self._waiters):
-            if wanted <= 0:
-                break
-            wanted -= 1
-            if not waiter.called:
-                self._call(waiter, self._called)
+        if self._dismissed:
+            for waiter in self._waiters:
+                if not waiter.called and self._may_leave(waiter.crew):
+                    self._call(waiter, self._line_to_lead_for(waiter))
+        self._call_for_packets()
         if self.timers or self._rescue_ns is not None:
             self._see_to_timers()
+
+    def _call_for_packets(self) -> None:
+        """Lock held."""
+        free = self.concurrency - len(self._at_work)
+        counted: list[_Waiter] = []
+        for line in self._packets.by_age():
+            wanted = line.waiting
+            for waiter in reversed(self._waiters):
+                if wanted <= 0 or len(counted) >= free:
+                    break
+                if waiter.takes & line.takes and waiter not in counted:
+                    wanted -= 1
+                    counted += (waiter,)
+                    if not waiter.called:
+                        self._call(waiter, line)
+        if not counted and self._leader is None and free > 0 and self._waiters:
+            waiter = self._waiters[-1]
+            if not waiter.called:
+                self._call(waiter, self._line_to_lead_for(waiter))
+
+    def _line_to_lead_for(self, waiter: _Waiter) -> Line:
+        """For whose packets a thread that is to lead, or to leave, counts as called."""
+        programs, served = self._packets.lines
+        return (
+            programs
+            if waiter.takes & PROGRAMS and not served.taken
+            else (served if waiter.takes & served.takes else programs)
+        )
 
     def _see_to_timers(self) -> None:
         """Have a thread that waits for long look again, where a timer is due before. Lock held."""
@@ -646,15 +749,16 @@ class Scheduler:
             if not watcher.called:
                 self._call(watcher)
 
-    def _call(self, waiter: _Waiter, called: list[_Waiter] | None = None) -> None:
-        """Ask a waiting thread to look at the queue, and note that it was called. Lock held."""
+    def _call(self, waiter: _Waiter, line: Line | None = None) -> None:
+        """Ask a waiting thread to look at the queue, and note for which line. Lock held."""
         leads = waiter is self._leader
         if leads and self._asleep and not self._roused:
             self._reaper.wake()
             self._roused = True
             self._wakeups += 1
-        if called is not None:
-            called += (waiter,)
+        if line is not None:
+            waiter.line = line
+            self._called += (waiter,)
         waiter.called = True
         if not leads:
             self._wakeups += 1

@@ -1,4 +1,4 @@
-"""The server's core on the port's public interface alone, so that it runs on every engine.
+"""The server's core on the port's handles, so that it runs on every engine.
 
 A connection is a strand: one worker at a time carries out what its state asks for. State
 changes under the connection's lock; whoever changes it while no worker is at it posts a packet.
@@ -35,7 +35,7 @@ from ...interface.port import Completion
 from ...servers.stream_server import Connection, Handler
 from ...shared.buffers import joined_bytes
 from ...shared.reports import persist, tell
-from .worker import WorkingCore
+from .common import CommonCore
 
 if TYPE_CHECKING:
     from ...interface.handle import Handle
@@ -128,7 +128,7 @@ class PortableConnection(Connection):
         self._peername = _address(sock.getpeername)
         self._sockname = _address(sock.getsockname)
         self._lock = threading.RLock()  # guards everything below
-        self._handle: Handle = core.port.associate(sock, self)
+        self._handle: Handle = core.port._associate_for(core, sock, self)
         self._receive_operation = Overlapped()
         self._send_operation = Overlapped()
         self._outbox: deque[bytes | memoryview] = deque()  # not yet given to the kernel or handle
@@ -249,6 +249,14 @@ class PortableConnection(Connection):
             if self._closing
             else TimeoutError(f"nothing was received or sent for {self._core.idle_timeout:g} s")
         )
+
+    def _port_closed(self) -> None:
+        """No packet comes any more: this thread calls back, unless another one is at it."""
+        with self._lock:
+            self._shut_down()
+            self._receiving = False
+            self._sending = 0
+        self._run()
 
     def _begin(self) -> None:
         """Have a worker come for the first callback."""
@@ -384,8 +392,8 @@ class PortableConnection(Connection):
         if self._active or self._nudged or self._next() is None:
             return
         self._nudged = True
-        with contextlib.suppress(PortClosed):  # and then no worker is left to call back
-            self._core.port.post(0, self, None)
+        with contextlib.suppress(PortClosed):  # and then who closes it comes
+            self._core.port._post_for(self._core, self)
 
     def _is_deaf(self) -> bool:
         """Whether a worker has to look now and then for its end, which no operation would bring."""
@@ -519,7 +527,7 @@ class PortableConnection(Connection):
         persist(self._handle.close)
 
 
-class ServerCore(WorkingCore):
+class ServerCore(CommonCore):
     """Packets to callbacks for one `completionport.Server`."""
 
     def __init__(
@@ -562,13 +570,28 @@ class ServerCore(WorkingCore):
         self._received_packets = 0
         self._received_bytes = 0
         self._sent_bytes = 0
-        if idle_timeout is not None:
-            self._set_due(self._tick_length())
 
     def listen(self, sock: socket.socket) -> None:
         """Begin to accept."""
-        self._listener = self.port.associate(sock, self)
+        self.port._join(self)
+        self._listener = self.port._associate_for(self, sock, self)
         self._accept_more()
+        if self.idle_timeout is not None:
+            self._set_due(self._tick_length())
+
+    def end(self) -> None:
+        super().end()
+        self.port._part(self)
+
+    def port_closed(self) -> None:
+        """End every connection; one that a callback is at work for does it behind that."""
+        with self._changed:
+            self._accepting = False
+        self.stop_listening()
+        for connection in self._all():
+            connection._port_closed()
+        with self._changed:
+            self._changed.notify_all()
 
     def _serve(self, completion: Completion) -> None:
         key = completion.key
@@ -610,7 +633,7 @@ class ServerCore(WorkingCore):
 
     def _look_later(self) -> None:
         with contextlib.suppress(PortClosed):
-            self.port.post_after(LOOK_AGAIN, 0, LOOK, None)
+            self.port._call_for(self, LOOK_AGAIN, 0, LOOK)
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -729,6 +752,9 @@ class ServerCore(WorkingCore):
                     sock.close()
                 self._accept_failed(error)
                 return None
+            except PortClosed:
+                sock.close()
+                return None
             except BaseException:
                 sock.close()
                 raise
@@ -762,20 +788,9 @@ class ServerCore(WorkingCore):
     def _tick_length(self) -> float:
         return min(max((self.idle_timeout or 0.0) / 4, 0.01), 1.0)
 
-    def _set_due(self, seconds: float) -> None:
-        """Have `_tick` called in so many seconds at the latest."""
-        due = time.monotonic() + seconds
+    def _tick(self, now: float) -> None:
+        """Another try to accept, and idle connections."""
         with self._changed:
-            if self._due is None or due < self._due:
-                self._due = due
-
-    def _tick(self) -> None:
-        """What is done by the clock: another try to accept, and idle connections."""
-        now = time.monotonic()
-        with self._changed:
-            if self._due is None or now < self._due:
-                return  # another worker was quicker
-            self._due = None
             self._starved = False
             idle: Sequence[PortableConnection] = ()
             if self.idle_timeout is not None:

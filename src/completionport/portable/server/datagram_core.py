@@ -1,4 +1,4 @@
-"""A datagram server's core on the port's public interface alone, for every engine."""
+"""A datagram server's core on the port's handles, for every engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...interface.port import Completion
 from ...servers.datagram_server import DatagramHandler, Endpoint
 from ...shared.buffers import joined_bytes
 from ...shared.reports import persist, tell
-from .worker import WorkingCore
+from .common import CommonCore
 
 if TYPE_CHECKING:
     from ...interface.handle import Handle
@@ -60,7 +60,7 @@ class PortableEndpoint(Endpoint):
         return self._core.send(joined_bytes(data), address)
 
 
-class DatagramCore(WorkingCore):
+class DatagramCore(CommonCore):
     """Packets to callbacks for one `completionport.DatagramServer`."""
 
     def __init__(
@@ -104,12 +104,13 @@ class DatagramCore(WorkingCore):
     def listen(self, sock: socket.socket) -> None:
         """Begin to receive."""
         # A duplicate, since the service closes its own as soon as nothing new is to be taken.
+        self.port._join(self)
         own = sock.dup()
         # The mode is for all who have the socket; one with a timeout is in this one already.
         if not DONT_WAIT or own.gettimeout() is not None:
             own.setblocking(False)
         try:
-            self._handle = self.port.associate(own, self)
+            self._handle = self.port._associate_for(self, own, self)
         except BaseException:
             own.close()
             raise
@@ -123,6 +124,19 @@ class DatagramCore(WorkingCore):
             self._take_received(completion)
         else:
             self._take_sent(completion)
+
+    def end(self) -> None:
+        super().end()
+        self.port._part(self)
+
+    def port_closed(self) -> None:
+        """Its operations are over, and no packet of them comes."""
+        with self._changed:
+            self._closing = True
+            self._receiving.clear()
+            self._sending.clear()
+            self.queued_bytes = 0
+            self._changed.notify_all()
 
     def stop_listening(self) -> None:
         """Take nothing new."""

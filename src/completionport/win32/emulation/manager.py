@@ -15,15 +15,12 @@ import os
 import threading
 from typing import Protocol
 
+from ...crew.crew import Crew
 from ...engines import Overlapped
-from ...interface.errors import PortClosed
 from ...interface.handle import Handle
 from ...interface.port import Completion, CompletionPort
 
 logger = logging.getLogger(__name__)
-
-BATCH = 64
-"""Packets that are passed on between two looks at the queue."""
 
 
 class Arrival(Protocol):
@@ -46,7 +43,8 @@ class Manager:
 
     def __init__(self) -> None:
         self.port = CompletionPort(1)
-        self._thread = threading.Thread(target=self._run, name="win32-io-manager", daemon=True)
+        crew, name = Crew(self.port, complete), "win32-io-manager"
+        self._thread = threading.Thread(target=crew.work, args=(name,), name=name, daemon=True)
         self._thread.start()
 
     def associate(self, number: int, key: object) -> Handle:
@@ -62,17 +60,6 @@ class Manager:
         self.port.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                packets = self.port.get_many(BATCH)
-            except PortClosed:
-                return
-            packets.reverse()
-            while packets:
-                # Nothing of it may stay here while the thread waits.
-                complete(packets.pop())
 
 
 def complete(packet: Completion) -> None:

@@ -1,0 +1,1 @@
+"""Threads that take a port's packets."""
