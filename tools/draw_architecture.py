@@ -95,13 +95,14 @@ def draw_rooms() -> str:
         floors(550, 372, 186, PORTABLE),
         box(60, 584, 340, 62, KERNEL, "servers", "servers and their callbacks; pools of threads"),
         box(420, 584, 330, 62, KERNEL, "watches", "signals, processes, changes of a directory"),
-        box(60, 670, 690, 62, KERNEL, "shared", "what every engine checks and does the same way"),
-        box(60, 756, 690, 82, KERNEL, "interface",
+        box(60, 670, 340, 62, KERNEL, "crew", "threads that take a port's packets"),
+        box(60, 756, 690, 62, KERNEL, "shared", "what every engine checks and does the same way"),
+        box(60, 842, 690, 82, KERNEL, "interface",
             "CompletionPort, Handle, Overlapped, Completion, Strand, Timer, the errors:",
             "what a program sees, documented once; it knows no engine"),
-        arrow(30, 60, 30, 838, "", 0, 0),
+        arrow(30, 60, 30, 924, "", 0, 0),
         '<text x="20" y="470" font-size="13" transform="rotate(-90 20 470)">imports</text>',
-        f'<path d="M750 797H800V177H752" fill="none" stroke="{INK}" stroke-width="1.6" '
+        f'<path d="M750 883H800V177H752" fill="none" stroke="{INK}" stroke-width="1.6" '
         'stroke-dasharray="5 4" marker-end="url(#tip)"/>',
         *(
             f'<text x="812" y="{470 + 20 * number}" font-size="13">{escape(line)}</text>'
@@ -113,7 +114,7 @@ def draw_rooms() -> str:
             ])
         ),
     ]  # fmt: skip
-    return picture("The rooms: each imports only from those below it", 870, shapes)
+    return picture("The rooms: each imports only from those below it", 956, shapes)
 
 
 def picture(title: str, height: int, shapes: list[str]) -> str:
