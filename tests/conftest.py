@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from completionport import CompletionPort, Handler, Server
+from completionport import CompletionPort, Handler, PortClosed, Server
 from completionport.engines import ENGINES
 from datagram_support import bound_socket
+from one_port_support import Echo, EchoDatagrams
 from stalls import stalls
 from support import (
     LONG,
     WINDOWS,
+    Background,
     descriptors,
     has_ipv6,
     local_pair,
@@ -257,6 +259,58 @@ def dial(nothing_left: None) -> Iterator[Callable[..., socket.socket]]:
             return client
 
         yield connect
+
+
+@pytest.fixture
+def serve_on(nothing_left: None) -> Iterator[Callable[..., Any]]:
+    """Starts servers on a port of the program's; they end in a moment."""
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            port: CompletionPort, handler: Any = None, kind: Any = Server, **options: Any
+        ) -> Any:
+            handler = handler or (Echo() if kind is Server else EchoDatagrams())
+            server = kind(handler, port=0, completion_port=port, **options)
+            stack.callback(server.stop, 0)
+            server.start()
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def send_to(nothing_left: None) -> Iterator[Callable[..., socket.socket]]:
+    """Makes datagram sockets that are connected to a server."""
+    with contextlib.ExitStack() as stack:
+
+        def make(server: Any) -> socket.socket:
+            client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            client.settimeout(LONG)
+            client.connect(server.address)
+            return client
+
+        yield make
+
+
+@pytest.fixture
+def taker(nothing_left: None) -> Iterator[Callable[..., list[Any]]]:
+    """Threads that take the program's packets until their port is closed, as the test does."""
+    threads: list[Background] = []
+
+    def start(port: CompletionPort, take: str = "get") -> list[Any]:
+        packets: list[Any] = []
+
+        def run() -> None:
+            with contextlib.suppress(PortClosed):
+                while True:
+                    packets.extend(port.get_many(8) if take == "get_many" else [port.get()])
+
+        threads.append(Background(run))
+        return packets
+
+    yield start
+    for thread in threads:
+        thread.outcome()
 
 
 @pytest.fixture(

@@ -23,123 +23,24 @@ from completionport import (
     Strand,
     WorkerPool,
 )
+from one_port_support import Echo, EchoDatagrams, echoes, echoes_datagram, values
 from server_support import Recorder
 from support import (
     LONG,
     Background,
     descriptors,
     needs_concurrency,
-    needs_fork,
     read_exactly,
-    run_python,
     wait_for_stats,
     wait_until,
 )
 
 
-class Echo(Handler):
-    def received(self, connection, data):
-        connection.send(data)
-
-
-class EchoDatagrams(DatagramHandler):
-    def received(self, endpoint, data, address):
-        endpoint.send(data, address)
-
-
-@pytest.fixture
-def ports(engine, nothing_left):
-    """Makes ports, and closes them and what was put on them."""
-    with contextlib.ExitStack() as stack:
-
-        def make(concurrency=1):
-            port = CompletionPort(concurrency, engine=engine)
-            stack.callback(port.close)
-            return port
-
-        yield make
-
-
-@pytest.fixture
-def serve():
-    """Starts servers on a port; they end in a moment."""
-    with contextlib.ExitStack() as stack:
-
-        def start(port, handler=None, kind=Server, **options):
-            handler = handler or (Echo() if kind is Server else EchoDatagrams())
-            server = kind(handler, port=0, completion_port=port, **options)
-            stack.callback(server.stop, 0)
-            server.start()
-            return server
-
-        yield start
-
-
-@pytest.fixture
-def dial():
-    with contextlib.ExitStack() as stack:
-
-        def connect(server):
-            client = stack.enter_context(socket.create_connection(server.address, LONG))
-            client.settimeout(LONG)
-            return client
-
-        yield connect
-
-
-@pytest.fixture
-def send_to():
-    with contextlib.ExitStack() as stack:
-
-        def make(server):
-            client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            client.settimeout(LONG)
-            client.connect(server.address)
-            return client
-
-        yield make
-
-
-@pytest.fixture
-def taker():
-    """Threads that take the program's packets until their port is closed."""
-    threads = []
-
-    def start(port, take=None):
-        packets = []
-
-        def run():
-            with contextlib.suppress(PortClosed):
-                while True:
-                    packets.extend(port.get_many(8) if take == "get_many" else [port.get()])
-
-        threads.append(Background(run))
-        return packets
-
-    yield start
-    for thread in threads:
-        thread.outcome()
-
-
-def echoes(client, data=b"hello"):
-    client.sendall(data)
-    return read_exactly(client, len(data)) == data
-
-
-def echoes_datagram(client, data=b"hello"):
-    client.send(data)
-    return client.recv(65536) == data
-
-
-def values(packets):
-    return [packet.transferred for packet in packets]
-
-
 class TestBeside:
-    def test_everything_at_once(self, ports, serve, dial, send_to, tmp_path, taker):
-        port = ports()
-        first, second = serve(port), serve(port, buffer_size=1 << 18)
-        datagrams = serve(port, kind=DatagramServer)
+    def test_everything_at_once(self, make_port, serve_on, dial, send_to, tmp_path, taker):
+        port = make_port(1)
+        first, second = serve_on(port), serve_on(port, buffer_size=1 << 18)
+        datagrams = serve_on(port, kind=DatagramServer)
         got = taker(port)
         path = tmp_path / "file"
         path.write_bytes(b"x" * 10000)
@@ -166,9 +67,9 @@ class TestBeside:
         assert [packet.overlapped.result() for packet in by_key["call"]] == [7] * 50
         port.close()
 
-    def test_the_programs_packets_wait_for_the_program(self, ports, serve, dial):
-        port = ports()
-        server = serve(port)
+    def test_the_programs_packets_wait_for_the_program(self, make_port, serve_on, dial):
+        port = make_port(1)
+        server = serve_on(port)
         for number in range(100):
             port.post(number)
         client = dial(server)
@@ -177,9 +78,9 @@ class TestBeside:
         assert [port.get(LONG).transferred for _ in range(100)] == list(range(100))
         assert port.get(0) is None
 
-    def test_a_pool_takes_them(self, ports, serve, dial):
-        port, came = ports(), []
-        server = serve(port, workers=2)
+    def test_a_pool_takes_them(self, make_port, serve_on, dial):
+        port, came = make_port(1), []
+        server = serve_on(port, workers=2)
         with WorkerPool(port, came.append, 2):
             client = dial(server)
             for number in range(100):
@@ -189,9 +90,9 @@ class TestBeside:
         assert sorted(values(came)) == list(range(100))
         assert echoes(client)
 
-    def test_a_strand_keeps_its_order(self, ports, serve, dial):
-        port, seen = ports(2), []
-        server, strand = serve(port), Strand(port)
+    def test_a_strand_keeps_its_order(self, make_port, serve_on, dial):
+        port, seen = make_port(2), []
+        server, strand = serve_on(port), Strand(port)
 
         with WorkerPool(port, lambda packet: seen.append(packet.transferred), 4):
             client = dial(server)
@@ -201,8 +102,8 @@ class TestBeside:
                     assert echoes(client)
         assert seen == list(range(300))
 
-    def test_servers_of_any_buffer_size(self, ports, serve, dial):
-        port = ports()
+    def test_servers_of_any_buffer_size(self, make_port, serve_on, dial):
+        port = make_port(1)
         sizes = (64, 1 << 20, 16384, 1000)
 
         class Longest(Handler):
@@ -215,27 +116,29 @@ class TestBeside:
 
         handlers = [Longest() for _ in sizes]
         servers = [
-            serve(port, handler, buffer_size=size)
+            serve_on(port, handler, buffer_size=size)
             for handler, size in zip(handlers, sizes, strict=True)
         ]
         for server, handler, size in zip(servers, handlers, sizes, strict=True):
             assert echoes(dial(server), b"z" * 100_000)
             assert 0 < handler.longest <= size
 
-    def test_one_that_comes_while_others_are_at_work(self, ports, serve, dial, send_to, tcp, taker):
+    def test_one_that_comes_while_others_are_at_work(
+        self, make_port, serve_on, dial, send_to, tcp, taker
+    ):
         """Handles and operations are under way, and a thread waits in the kernel."""
-        port = ports()
+        port = make_port(1)
         near, far = tcp
         got = taker(port)
         handle = port.associate(near, "handle")
         handle.recv(100)
         wait_for_stats(port, waiting=1)
-        server = serve(port)
+        server = serve_on(port)
         client = dial(server)
         assert echoes(client)
-        datagrams = serve(port, kind=DatagramServer)
+        datagrams = serve_on(port, kind=DatagramServer)
         friend = send_to(datagrams)
-        late = serve(port)
+        late = serve_on(port)
         for _ in range(20):
             assert echoes(client)
             assert echoes_datagram(friend)
@@ -247,8 +150,8 @@ class TestBeside:
         port.close()
 
     @needs_concurrency
-    def test_one_concurrency_for_all(self, ports, serve, dial, send_to):
-        port = ports(2)
+    def test_one_concurrency_for_all(self, make_port, serve_on, dial, send_to):
+        port = make_port(2)
         lock, most, now = threading.Lock(), [0], [0]
 
         def compute():
@@ -271,8 +174,8 @@ class TestBeside:
                 compute()
                 endpoint.send(data, address)
 
-        servers = [serve(port, Busy()), serve(port, Busy())]
-        datagrams = serve(port, BusyDatagrams(), DatagramServer)
+        servers = [serve_on(port, Busy()), serve_on(port, Busy())]
+        datagrams = serve_on(port, BusyDatagrams(), DatagramServer)
         with WorkerPool(port, lambda packet: compute(), 4):
             clients = [dial(server) for server in servers for _ in range(4)]
             friend = send_to(datagrams)
@@ -290,8 +193,8 @@ class TestBeside:
 
 class TestTakers:
     @pytest.mark.parametrize("take", ["get", "get_many"])
-    def test_a_thread_that_takes_packets_serves(self, ports, serve, dial, taker, take):
-        port, threads = ports(), set()
+    def test_a_thread_that_takes_packets_serves(self, make_port, serve_on, dial, taker, take):
+        port, threads = make_port(1), set()
 
         class Noting(Echo):
             def received(self, connection, data):
@@ -306,7 +209,7 @@ class TestTakers:
                 begun.set()
                 assert end.wait(LONG)
 
-        server, holder = serve(port, Noting(), workers=1), serve(port, Holding(), workers=1)
+        server, holder = serve_on(port, Noting(), workers=1), serve_on(port, Holding(), workers=1)
         holding = [dial(holder) for _ in range(2)]
         got = taker(port, take)
         for client in holding:
@@ -322,9 +225,9 @@ class TestTakers:
         assert any(not name.startswith("completionport-worker") for name in threads)
         port.close()
 
-    def test_the_time_limit_of_get_holds_beside_a_busy_server(self, ports, serve, dial):
-        port = ports()
-        server = serve(port)
+    def test_the_time_limit_of_get_holds_beside_a_busy_server(self, make_port, serve_on, dial):
+        port = make_port(1)
+        server = serve_on(port)
         over = threading.Event()
 
         def talk():
@@ -349,10 +252,10 @@ class TestTakers:
 
     @pytest.mark.parametrize("workers", [1, 4])
     def test_packets_of_the_program_come_through_beside_a_busy_server(
-        self, ports, serve, taker, workers
+        self, make_port, serve_on, taker, workers
     ):
-        port = ports()
-        server = serve(port, workers=workers)
+        port = make_port(1)
+        server = serve_on(port, workers=workers)
         got = taker(port)
         over = threading.Event()
 
@@ -373,9 +276,9 @@ class TestTakers:
         assert all(talker.outcome() > 0 for talker in talkers)
         port.close()
 
-    def test_a_callback_takes_the_programs_packets_only(self, ports, serve, dial):
+    def test_a_callback_takes_the_programs_packets_only(self, make_port, serve_on, dial):
         """With one thread: what comes for its server meanwhile waits until the callback is over."""
-        port, events = ports(), []
+        port, events = make_port(1), []
 
         class Asking(Handler):
             def received(self, connection, data):
@@ -386,7 +289,7 @@ class TestTakers:
                     events.append(data)
                 connection.send(data)
 
-        server = serve(port, Asking(), workers=1)
+        server = serve_on(port, Asking(), workers=1)
         asking, other = dial(server), dial(server)
         asking.sendall(b"ask")
         wait_until(lambda: events, "the callback asks")
@@ -399,8 +302,8 @@ class TestTakers:
         assert events == ["asks", "answer", b"other"]
 
     @pytest.mark.parametrize("many", [False, True], ids=["get", "get_many"])
-    def test_a_callback_that_waits_keeps_nobody_out(self, ports, serve, dial, many):
-        port, answers = ports(1), []
+    def test_a_callback_that_waits_keeps_nobody_out(self, make_port, serve_on, dial, many):
+        port, answers = make_port(1), []
 
         class Asking(Echo):
             def received(self, connection, data):
@@ -411,7 +314,7 @@ class TestTakers:
                         answers.append(port.get(LONG))
                 super().received(connection, data)
 
-        server = serve(port, Asking(), workers=2)
+        server = serve_on(port, Asking(), workers=2)
         asking, other = dial(server), dial(server)
         asking.sendall(b"ask")
         for _ in range(100):
@@ -421,8 +324,8 @@ class TestTakers:
         assert read_exactly(asking, 3) == b"ask"
         assert values(answers) == ["answer"]
 
-    def test_all_workers_in_get_and_one_answer_for_each(self, ports, serve, dial):
-        port, lock, answers = ports(), threading.Lock(), []
+    def test_all_workers_in_get_and_one_answer_for_each(self, make_port, serve_on, dial):
+        port, lock, answers = make_port(1), threading.Lock(), []
 
         class Asking(Echo):
             def received(self, connection, data):
@@ -431,7 +334,7 @@ class TestTakers:
                     answers.append(packet.transferred)
                 super().received(connection, data)
 
-        server = serve(port, Asking(), workers=3)
+        server = serve_on(port, Asking(), workers=3)
         clients = [dial(server) for _ in range(6)]
         for client in clients:
             client.sendall(b"ask")
@@ -441,15 +344,15 @@ class TestTakers:
             assert read_exactly(client, 3) == b"ask"
         assert sorted(answers) == list(range(6))
 
-    def test_a_time_limit_in_a_callback(self, ports, serve, dial):
-        port, answers = ports(), []
+    def test_a_time_limit_in_a_callback(self, make_port, serve_on, dial):
+        port, answers = make_port(1), []
 
         class Asking(Echo):
             def received(self, connection, data):
                 answers.extend((port.get(0), port.get(0.01), port.get_many(3, 0)))
                 super().received(connection, data)
 
-        assert echoes(dial(serve(port, Asking(), workers=1)))
+        assert echoes(dial(serve_on(port, Asking(), workers=1)))
         assert answers == [None, None, []]
 
 
@@ -530,14 +433,14 @@ class TestPacket:
             wait_until(lambda: came, "it came")
         assert values(came) == ["x"]
 
-    def test_it_is_not_called_on_a_port_that_was_given(self, ports, serve):
-        port, came = ports(), []
+    def test_it_is_not_called_on_a_port_that_was_given(self, make_port, serve_on):
+        port, came = make_port(1), []
 
         class Noting(Echo):
             def packet(self, completion):
                 came.append(completion)
 
-        serve(port, Noting())
+        serve_on(port, Noting())
         port.post("mine")
         assert port.get(LONG).transferred == "mine"
         assert not came
@@ -551,180 +454,11 @@ class TestPacket:
             Server(Wrong(), port=0, engine=engine)
 
 
-class TestEnd:
-    def test_one_of_two_servers_stops(self, ports, serve, dial, send_to, taker):
-        port = ports()
-        first, second = serve(port, workers=2), serve(port, workers=2)
-        datagrams = serve(port, kind=DatagramServer, workers=1)
-        got = taker(port)
-        clients, friend = [dial(first), dial(second)], send_to(datagrams)
-        assert all(map(echoes, clients))
-        before = threading.active_count()
-        first.stop()
-        assert threading.active_count() <= before - 2
-        assert clients[0].recv(10) == b""
-        assert echoes(clients[1])
-        assert echoes_datagram(friend)
-        port.post("still there")
-        wait_until(lambda: got, "the port goes on")
-        assert not port.closed
-        again = serve(port)
-        assert echoes(dial(again))
-        assert echoes(clients[1])
-        datagrams.stop()
-        assert echoes(clients[1])
-        port.close()
-
-    def test_the_last_server_leaves_the_port_open(self, ports, serve, dial):
-        port = ports()
-        server = serve(port)
-        assert echoes(dial(server))
-        server.stop()
-        port.post("still there")
-        assert port.get(LONG).transferred == "still there"
-        assert port.stats()["handles"] == 0
-
-    @pytest.mark.parametrize("grace", [0, 5.0])
-    def test_a_stop_under_load(self, ports, serve, grace):
-        port = ports()
-        server, other = serve(port, workers=3), serve(port, workers=3)
-        over = threading.Event()
-
-        def talk(address):
-            with contextlib.suppress(OSError), socket.create_connection(address, LONG) as client:
-                client.settimeout(LONG)
-                while not over.is_set():
-                    client.sendall(b"hello")
-                    if not client.recv(10):
-                        return
-
-        talkers = [Background(talk, one.address) for one in (server, other) * 3]
-        wait_until(lambda: server.stats()["received_packets"] > 100, "they talk")
-        server.stop(grace)
-        before = other.stats()["received_packets"]
-        wait_until(lambda: other.stats()["received_packets"] > before + 100, "the other goes on")
-        over.set()
-        for talker in talkers:
-            talker.outcome()
-
-    def test_the_port_is_closed_under_servers(self, ports, serve, dial, send_to):
-        port, recorder = ports(), Recorder()
-        server = serve(port, recorder)
-        datagrams = serve(port, kind=DatagramServer)
-        clients = [dial(server) for _ in range(5)]
-        wait_until(lambda: recorder.count("connected") == 5, "all are connected")
-        assert echoes_datagram(send_to(datagrams))
-        began = time.monotonic()
-        port.close()
-        assert recorder.count("closed") == 5
-        assert all(error is None for name, _, error in recorder.events if name == "closed")
-        server.stop()
-        datagrams.stop()
-        assert time.monotonic() - began < 3
-        for client in clients:
-            with contextlib.suppress(ConnectionError):
-                assert client.recv(10) == b""
-
-    def test_it_is_closed_while_a_callback_is_at_work(self, ports, serve, dial):
-        port, begun, end, events = ports(), threading.Event(), threading.Event(), []
-
-        class Holding(Handler):
-            def received(self, connection, data):
-                begun.set()
-                assert end.wait(LONG)
-                events.append("received")
-
-            def closed(self, connection, error):
-                events.append("closed")
-
-        server = serve(port, Holding(), workers=1)
-        dial(server).sendall(b"x")
-        assert begun.wait(LONG)
-        port.close()
-        assert not events
-        end.set()
-        server.stop(1)
-        wait_until(lambda: len(events) == 2, "the callback's connection ended")
-        assert events == ["received", "closed"]
-
-    def test_a_callback_closes_it(self, ports, serve, dial):
-        port, closed = ports(), threading.Event()
-
-        class Closing(Handler):
-            def received(self, connection, data):
-                port.close()
-
-            def closed(self, connection, error):
-                closed.set()
-
-        server = serve(port, Closing())
-        dial(server).sendall(b"x")
-        assert closed.wait(LONG)
-        server.stop()
-
-    def test_a_stop_during_a_close(self, ports, serve, dial):
-        port = ports()
-        servers = [serve(port) for _ in range(3)]
-        for server in servers:
-            assert echoes(dial(server))
-        enders = [Background(server.stop) for server in servers] + [Background(port.close)]
-        for ender in enders:
-            ender.outcome()
-
-    def test_a_thread_in_get_stops_the_server_whose_callback_it_is_at(self, ports, dial, engine):
-        port, stopped = ports(), threading.Event()
-
-        class Stopping(Echo):
-            def received(self, connection, data):
-                connection.server.stop()
-                stopped.set()
-                super().received(connection, data)
-
-        server = Server(Stopping(), port=0, completion_port=port, workers=1)
-        # All that comes is this thread's: it says so by a callback that holds the only worker.
-        server.start()
-        taking = Background(lambda: port.get(LONG))
-        client = dial(server)
-        client.sendall(b"x")
-        assert stopped.wait(LONG)
-        server.stop()
-        assert read_exactly(client, 1) == b"x"
-        port.post("done")
-        assert taking.outcome().transferred == "done"
-
-    def test_an_end_that_is_nobodys_business(self, engine, nothing_left):
-        """A server that was never started, and one on a port that is closed before."""
-        before = descriptors()
-        port = CompletionPort(1, engine=engine)
-        first, second = (Server(Echo(), port=0, completion_port=port) for _ in range(2))
-        first.stop()
-        port.close()
-        with pytest.raises(PortClosed):
-            second.start()
-        second.stop()
-        wait_until(lambda: descriptors() == before, "the descriptors are as before")
-
-    def test_dismissed_workers_are_those_that_are_dismissed(self, ports, serve, dial):
-        """Under load the threads of a server leave, and as many as it has brought."""
-        port = ports()
-        rng = random.Random(7)
-        stay = serve(port, workers=2)
-        client = dial(stay)
-        for _ in range(10):
-            count = rng.randint(1, 5)
-            before = threading.active_count()
-            server = serve(port, workers=count)
-            assert echoes(client)
-            server.stop()
-            wait_until(lambda before=before: threading.active_count() == before, "they have left")
-        assert all(echoes(client) for _ in range(20))
-
-
 class TestClocks:
-    def test_idle_connections_of_two_servers(self, ports, serve, dial):
-        port, recorders = ports(), (Recorder(), Recorder())
+    def test_idle_connections_of_two_servers(self, make_port, serve_on, dial):
+        port, recorders = make_port(1), (Recorder(), Recorder())
         servers = [
-            serve(port, recorder, idle_timeout=seconds)
+            serve_on(port, recorder, idle_timeout=seconds)
             for recorder, seconds in zip(recorders, (0.1, 100.0), strict=True)
         ]
         clients = [dial(server) for server in servers]
@@ -732,9 +466,9 @@ class TestClocks:
         assert isinstance(recorders[0].end(), TimeoutError)
         assert not recorders[1].count("closed")
 
-    def test_a_thread_in_get_keeps_the_time(self, ports, engine):
+    def test_a_thread_in_get_keeps_the_time(self, make_port, engine):
         """No packet of the clock comes out of get, and the thread there is the only one."""
-        port, recorder = ports(2), Recorder()
+        port, recorder = make_port(2), Recorder()
         begun, end = threading.Event(), threading.Event()
 
         def received(connection, data):
@@ -762,8 +496,8 @@ class TestClocks:
             end.set()
             server.stop(0)
 
-    def test_a_connection_lingers_no_longer_than_it_should(self, ports, serve, dial):
-        port = ports()
+    def test_a_connection_lingers_no_longer_than_it_should(self, make_port, serve_on, dial):
+        port = make_port(1)
 
         class Closing(Handler):
             def received(self, connection, data):
@@ -772,7 +506,7 @@ class TestClocks:
         recorder = Closing()
         closed = threading.Event()
         recorder.closed = lambda connection, error: closed.set()
-        client = dial(serve(port, recorder))
+        client = dial(serve_on(port, recorder))
         client.sendall(b"x")
         assert client.recv(10) == b""
         assert not closed.wait(0.3)
@@ -781,8 +515,8 @@ class TestClocks:
 
 class TestArguments:
     @pytest.mark.parametrize("kind", [Server, DatagramServer])
-    def test_what_does_not_go_with_a_port(self, ports, engine, kind):
-        port = ports()
+    def test_what_does_not_go_with_a_port(self, make_port, engine, kind):
+        port = make_port(1)
         handler = Echo() if kind is Server else EchoDatagrams()
         with pytest.raises(ValueError, match="concurrency"):
             kind(handler, port=0, completion_port=port, concurrency=2)
@@ -798,45 +532,11 @@ class TestArguments:
         with Server(Echo(), port=0, engine=engine) as server, pytest.raises(PortOwned):
             Server(Echo(), port=0, completion_port=server.completion_port)
 
-    def test_it_is_the_servers_port(self, ports, serve):
-        port = ports()
-        server = serve(port)
+    def test_it_is_the_servers_port(self, make_port, serve_on):
+        port = make_port(1)
+        server = serve_on(port)
         assert server.completion_port is port
         assert server.stats()["waiting"] >= 0
-
-
-@needs_fork
-def test_a_forked_child_leaves_both_alone(engine):
-    run_python(
-        """
-        import os, socket, sys
-        from completionport import CompletionPort, Handler, PortForked, Server
-
-        class Echo(Handler):
-            def received(self, connection, data):
-                connection.send(data)
-
-        port = CompletionPort(1, engine=ENGINE)
-        server = Server(Echo(), port=0, completion_port=port)
-        server.start()
-        child = os.fork()
-        if child == 0:
-            refused = 0
-            again = lambda: Server(Echo(), port=0, completion_port=port)
-            for ask in (port.get, server.stop, again):
-                try:
-                    ask()
-                except PortForked:
-                    refused += 1
-            os._exit(0 if refused == 3 else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        with socket.create_connection(server.address) as client:
-            client.sendall(b"x")
-            assert client.recv(1) == b"x"
-        server.stop()
-        port.close()
-        """.replace("ENGINE", repr(engine))
-    )
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
