@@ -6,7 +6,10 @@ import contextlib
 import logging
 import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -22,11 +25,13 @@ from completionport import (
     Server,
     Strand,
     WorkerPool,
+    open_directory,
 )
 from one_port_support import Echo, EchoDatagrams, echoes, echoes_datagram, values
 from server_support import Recorder
 from support import (
     LONG,
+    USER_SIGNAL,
     Background,
     descriptors,
     needs_concurrency,
@@ -101,6 +106,42 @@ class TestBeside:
                 if number % 10 == 0:
                     assert echoes(client)
         assert seen == list(range(300))
+
+    def test_signals_processes_and_directories(self, make_port, serve_on, dial, tmp_path, taker):
+        port = make_port(1)
+        client, got = dial(serve_on(port)), taker(port)
+        process = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(3)"])
+        with (
+            port.associate_signal(USER_SIGNAL, "signal"),
+            port.associate(open_directory(tmp_path), "changes") as changes,
+        ):
+            changes.read_changes()
+            port.associate(process, "process")
+            signal.raise_signal(USER_SIGNAL)
+            (tmp_path / "file").write_bytes(b"x")
+            wait_until(lambda: echoes(client) and len(got) >= 3, "all have come")
+        process.wait()
+        assert {packet.key for packet in got} == {"signal", "process", "changes"}
+        port.close()
+
+    def test_a_pool_grows_while_its_threads_serve(self, make_port, serve_on, dial):
+        """They block in callbacks of the server, and nobody is left for the program's packets."""
+        port, begun, end, came = make_port(3), [], threading.Event(), []
+
+        class Blocking(Handler):
+            def received(self, connection, data):
+                begun.append(connection)
+                assert end.wait(LONG)
+
+        server = serve_on(port, Blocking(), workers=1)
+        with WorkerPool(port, came.append, 1, maximum=2) as pool:
+            for client in [dial(server) for _ in range(2)]:
+                client.sendall(b"x")
+            wait_until(lambda: len(begun) == 2, "two threads are at a callback")
+            port.post("mine")
+            wait_until(lambda: came, "a further thread takes it")
+            assert pool.stats()["grown"] == 1
+            end.set()
 
     def test_servers_of_any_buffer_size(self, make_port, serve_on, dial):
         port = make_port(1)
@@ -323,6 +364,30 @@ class TestTakers:
         port.post("answer")
         assert read_exactly(asking, 3) == b"ask"
         assert values(answers) == ["answer"]
+
+    @pytest.mark.parametrize("many", [False, True], ids=["get", "get_many"])
+    def test_a_look_takes_what_is_there(self, make_port, serve_on, dial, many):
+        """Also behind packets of servers for which another thread waits."""
+        port, answers, connections = make_port(1), [], []
+
+        class Asking(Echo):
+            def connected(self, connection):
+                connections.append(connection)
+
+            def received(self, connection, data):
+                wait_for_stats(port, waiting=1)
+                for other in connections:
+                    if other is not connection:
+                        other.abort()
+                port.post("mine")
+                answers.extend(port.get_many(2, 0) if many else [port.get(0)])
+                super().received(connection, data)
+
+        server = serve_on(port, Asking(), workers=2)
+        clients = [dial(server) for _ in range(4)]
+        wait_until(lambda: len(connections) == 4, "all are connected")
+        assert echoes(clients[0])
+        assert [answer and answer.transferred for answer in answers] == ["mine"]
 
     def test_all_workers_in_get_and_one_answer_for_each(self, make_port, serve_on, dial):
         port, lock, answers = make_port(1), threading.Lock(), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import threading
@@ -10,10 +11,27 @@ import time
 
 import pytest
 
-from completionport import CompletionPort, DatagramServer, Handler, PortClosed, Server
-from one_port_support import Echo, echoes, echoes_datagram
+from completionport import (
+    CompletionPort,
+    ConnectionClosed,
+    DatagramHandler,
+    DatagramServer,
+    Handler,
+    PortClosed,
+    Server,
+    WorkerPool,
+)
+from one_port_support import Echo, EchoDatagrams, echoes, echoes_datagram
 from server_support import Recorder
-from support import LONG, Background, descriptors, needs_fork, read_exactly, run_python, wait_until
+from support import (
+    LONG,
+    Background,
+    descriptors,
+    needs_fork,
+    read_exactly,
+    run_python,
+    wait_until,
+)
 
 
 class TestEnd:
@@ -219,3 +237,386 @@ def test_a_forked_child_leaves_both_alone(engine):
         port.close()
         """.replace("ENGINE", repr(engine))
     )
+
+
+class Held:
+    """Callbacks that stay until they are let go, one by one, in the order in which they began."""
+
+    def __init__(self):
+        self.begun = []
+        self.over = []
+
+    def stay(self):
+        end = threading.Event()
+        self.begun.append((threading.current_thread(), end))
+        assert end.wait(3 * LONG)
+        self.over.append(threading.current_thread())
+
+    def let_go(self, wanted=lambda thread: True):
+        for thread, end in self.begun:
+            if wanted(thread):
+                end.set()
+
+
+class Holding(Handler, Held):
+    def received(self, connection, data):
+        self.stay()
+
+
+class HoldingDatagrams(DatagramHandler, Held):
+    def received(self, endpoint, data, address):
+        self.stay()
+
+
+def is_worker(thread):
+    return thread.name.startswith("completionport-worker")
+
+
+class TestStop:
+    def test_it_waits_for_no_callback_of_another_server(self, make_port, serve_on, dial):
+        """The workers of both are in callbacks of the one; the other one stops meanwhile."""
+        port, held = make_port(3), Holding()
+        server, busy = serve_on(port, workers=1), serve_on(port, held, workers=1)
+        clients = [dial(busy) for _ in range(2)]
+        for client in clients:
+            client.sendall(b"x")
+        wait_until(lambda: len(held.begun) == 2, "both workers are at a callback")
+        before = threading.active_count()
+        Background(server.stop).outcome()
+        held.let_go()
+        wait_until(lambda: threading.active_count() < before, "its worker has left behind that")
+        third = dial(busy)
+        third.sendall(b"x")
+        wait_until(lambda: len(held.begun) == 3, "the other server goes on")
+        held.let_go()
+
+    @pytest.mark.parametrize("kind", [Server, DatagramServer])
+    @pytest.mark.parametrize("grace", [0, 0.1])
+    def test_it_waits_for_its_own_callbacks_whoever_is_at_them(
+        self, make_port, serve_on, dial, send_to, taker, kind, grace
+    ):
+        port, held = make_port(2), Holding() if kind is Server else HoldingDatagrams()
+        taker(port)
+        server = serve_on(port, held, kind, workers=1)
+        for _ in range(2):
+            (dial if kind is Server else send_to)(server).sendall(b"x")
+        wait_until(lambda: len(held.begun) == 2, "the worker and the thread in get are at one")
+        assert sum(is_worker(thread) for thread, _ in held.begun) == 1
+        stopping = Background(server.stop, grace)
+        held.let_go(is_worker)
+        # Longer than a stop waits for anything that may not come about.
+        stopping.join(1.5)
+        assert stopping.is_alive()
+        held.let_go()
+        stopping.outcome()
+        assert len(held.over) == 2
+        port.close()
+
+    def test_a_thread_with_a_packet_in_hand_stops_a_server(self, make_port, serve_on, dial):
+        """It has the only place of the port, and what ends the connections needs one."""
+        port, recorder = make_port(1), Recorder()
+        server = serve_on(port, recorder, workers=1)
+        client = dial(server)
+        recorder.first()
+        port.post("mine")
+        assert port.get(LONG).transferred == "mine"
+        began = time.monotonic()
+        server.stop(LONG)
+        assert time.monotonic() - began < LONG / 2
+        assert recorder.names() == ["connected", "closed"]
+        assert client.recv(1) == b""
+
+    def test_a_thread_with_a_packet_in_hand_serves_for_ever(self, make_port, dial):
+        port = make_port(1)
+        server = Server(Echo(), port=0, completion_port=port, workers=1)
+        port.post("mine")
+
+        def serve():
+            assert port.get(LONG).transferred == "mine"
+            server.serve_forever()
+
+        serving = Background(serve)
+        assert echoes(dial(server))
+        server.stop()
+        serving.outcome()
+
+    def test_a_callback_of_a_server_with_a_port_of_its_own_waits_for_another_one(self, engine):
+        """That its thread serves somebody says nothing: the other one never needs it."""
+        other = Server(Echo(), port=0, engine=engine)
+        closed = []
+
+        class Stopping(Handler):
+            def received(self, connection, data):
+                other.stop()
+                closed.append(other.completion_port.closed)
+                connection.close()
+
+        other.start()
+        with (
+            Server(Stopping(), port=0, engine=engine) as server,
+            socket.create_connection(server.address, LONG) as client,
+        ):
+            client.sendall(b"x")
+            assert client.recv(1) == b""
+        assert closed == [True]
+
+
+class TestClose:
+    def test_closed_may_stop_the_server(self, make_port, serve_on, dial):
+        """It is called by the thread that closes the port, for which nobody waits then."""
+        port, stopped = make_port(1), []
+
+        class Stopping(Recorder):
+            def closed(self, connection, error):
+                super().closed(connection, error)
+                connection.server.stop()
+                stopped.append(connection)
+
+        recorder = Stopping()
+        server = serve_on(port, recorder)
+        for _ in range(3):
+            dial(server)
+        wait_until(lambda: recorder.count("connected") == 3, "all are connected")
+        Background(port.close).outcome(LONG / 2)
+        server.stop()
+        assert len(stopped) == 3
+
+    @pytest.mark.parametrize("kind", [Server, DatagramServer])
+    def test_a_server_is_stopped_by_it(self, make_port, dial, send_to, kind):
+        port = make_port(1)
+        handler = Echo() if kind is Server else EchoDatagrams()
+        server = kind(handler, port=0, completion_port=port, workers=2)
+        serving = Background(server.serve_forever)
+        assert echoes(dial(server)) if kind is Server else echoes_datagram(send_to(server))
+        port.close()
+        serving.outcome()
+
+    def test_no_thread_keeps_the_process(self, engine):
+        run_python(
+            """
+            from completionport import CompletionPort, Handler, Server
+
+            class Silent(Handler):
+                def received(self, connection, data):
+                    pass
+
+            port = CompletionPort(1)
+            Server(Silent(), port=0, completion_port=port).start()
+            port.close()
+            """,
+            engine=engine,
+        )
+
+    def test_everything_is_told_of_it(self, engine, nothing_left):
+        """At any moment: while clients come and talk, callbacks wait, pools and servers end."""
+        seed = int(os.environ.get("COMPLETIONPORT_SEED", random.randrange(10**6)))
+        print(f"COMPLETIONPORT_SEED={seed}")
+        rng = random.Random(seed)
+        for _ in range(15):
+            port = CompletionPort(rng.choice([1, 2]), engine=engine)
+            recorders = [Recorder() for _ in range(2)]
+
+            def received(connection, data, port=port):
+                if data.startswith(b"ask"):
+                    with contextlib.suppress(PortClosed):
+                        port.get(0.001)
+                with contextlib.suppress(ConnectionClosed):
+                    connection.send(data)
+
+            servers = []
+            for recorder in recorders:
+                recorder.received = received
+                options = {"idle_timeout": 0.05} if rng.random() < 0.5 else {}
+                servers.append(
+                    Server(
+                        recorder, port=0, completion_port=port, workers=rng.randint(1, 3), **options
+                    )
+                )
+            servers.append(DatagramServer(EchoDatagrams(), port=0, completion_port=port, workers=1))
+            pool = WorkerPool(port, lambda packet: None, 1, maximum=2)
+            for each in (*servers, pool):
+                each.start()
+            over = threading.Event()
+
+            def talk(address, over=over):
+                with contextlib.suppress(OSError):
+                    while not over.is_set():
+                        with socket.create_connection(address, LONG) as client:
+                            client.settimeout(LONG)
+                            for data in (b"x", b"ask", b"y" * 5000):
+                                client.sendall(data)
+                                client.recv(10)
+
+            def ask(port=port):
+                with contextlib.suppress(PortClosed):
+                    while True:
+                        port.get(0.01)
+
+            talkers = [Background(talk, server.address) for server in servers[:2] * 2]
+            asking = Background(ask)
+            time.sleep(rng.random() * 0.05)
+            enders = [Background(each.stop) for each in [*servers, pool] if rng.random() < 0.4]
+            time.sleep(rng.random() * 0.002)
+            port.close()
+            for each in (*servers, pool):
+                each.stop()
+            for ender in enders:
+                ender.outcome()
+            over.set()
+            for thread in (*talkers, asking):
+                thread.outcome()
+            for recorder in recorders:
+                assert recorder.count("closed") == recorder.count("connected"), seed
+
+
+@needs_fork
+class TestFork:
+    def test_a_child_drops_its_copies(self, engine):
+        """Whatever lock another thread of the parent had at that moment."""
+        run_python(
+            """
+            import gc, os, socket, threading, warnings
+            warnings.simplefilter("ignore")  # fork() with threads running is what is tested here
+            from completionport import CompletionPort, Handler, PortClosed, Server, WorkerPool
+
+            class Echo(Handler):
+                def received(self, connection, data):
+                    connection.send(data)
+
+            port = CompletionPort(1)
+            server = Server(Echo(), port=0, completion_port=port)
+            server.start()
+            over = threading.Event()
+
+            def talk():
+                with socket.create_connection(server.address) as client:
+                    while not over.is_set():
+                        client.sendall(b"x")
+                        assert client.recv(1) == b"x"
+
+            def post():
+                while not over.is_set():
+                    port.post()
+                    port.get()
+
+            threads = [threading.Thread(target=target) for target in (talk, talk, post)]
+            for thread in threads:
+                thread.start()
+            for _ in range(40):
+                other = Server(Echo(), port=0, completion_port=port)
+                pool = WorkerPool(port, print, 1)
+                child = os.fork()
+                if child == 0:
+                    del other, pool, server, port
+                    gc.collect()
+                    os._exit(0)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                other.stop()
+                pool.stop()
+            over.set()
+            for thread in threads:
+                thread.join()
+            server.stop()
+            port.close()
+            """,
+            engine=engine,
+        )
+
+    def test_a_callback_forks(self, engine):
+        """The child returns from it: there `get` and a worker end, whatever served it."""
+        run_python(
+            """
+            import os, socket, threading, warnings
+            warnings.simplefilter("ignore")  # fork() with threads running is what is tested here
+            from completionport import CompletionPort, Handler, PortForked, Server
+            from support import read_exactly
+
+            children = []
+
+            class Echo(Handler):
+                def received(self, connection, data):
+                    if data == b"fork":
+                        child = os.fork()
+                        if child == 0:
+                            return
+                        children.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                    connection.send(data)
+
+            port = CompletionPort(1)
+            server = Server(Echo(), port=0, completion_port=port, workers=1)
+            server.start()
+
+            def take():
+                try:
+                    assert port.get().transferred == "end"
+                except PortForked:
+                    os._exit(0)
+
+            taking = threading.Thread(target=take)
+            taking.start()
+            with socket.create_connection(server.address) as client:
+                for _ in range(10):
+                    client.sendall(b"fork")
+                    assert read_exactly(client, 4) == b"fork"
+                    client.sendall(b"x" * 1000)
+                    assert read_exactly(client, 1000) == b"x" * 1000
+            assert children == [0] * 10
+            port.post("end")
+            taking.join()
+            server.stop()
+            port.close()
+            """,
+            engine=engine,
+        )
+
+    def test_the_child_of_a_callback_serves_a_port_of_its_own(self, engine):
+        run_python(
+            """
+            import os, socket, threading, warnings
+            warnings.simplefilter("ignore")  # fork() with threads running is what is tested here
+            from completionport import CompletionPort, Handler, Server
+            from support import LONG, read_exactly
+
+            class Echo(Handler):
+                def received(self, connection, data):
+                    connection.send(data)
+
+            def child():
+                port = CompletionPort(1)
+                server = Server(Echo(), port=0, completion_port=port, workers=1)
+                server.start()
+                port.post("end")
+                with socket.create_connection(server.address, LONG) as client:
+                    client.sendall(b"x")
+                    assert read_exactly(client, 1) == b"x"
+                    assert port.get(LONG).transferred == "end"
+                    server.stop()
+                    # It has waited for that, as it does outside of callbacks.
+                    assert port.stats()["handles"] == 0
+                port.close()
+
+            class Forking(Handler):
+                def received(self, connection, data):
+                    pid = os.fork()
+                    if pid == 0:
+                        try:
+                            child()
+                            os._exit(0)
+                        except BaseException:
+                            import traceback
+                            traceback.print_exc()
+                            os._exit(1)
+                    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    connection.send(b"%d" % code)
+
+            port = CompletionPort(1)
+            server = Server(Forking(), port=0, completion_port=port, workers=1)
+            server.start()
+            with socket.create_connection(server.address, LONG) as client:
+                client.sendall(b"fork")
+                assert read_exactly(client, 1) == b"0"
+            server.stop()
+            port.close()
+            """,
+            engine=engine,
+        )

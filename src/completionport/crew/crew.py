@@ -69,6 +69,10 @@ class Crew:
             # Not to be kept alive while this thread waits.
             completion = None
 
+    def serving(self) -> int:
+        """How many of its threads, where they have a function, are at consumers' packets now."""
+        return self.port._serving(self._members)
+
     def dismiss(self, count: int) -> None:
         """Have so many of its threads leave: once they come back, and those that wait at once.
 

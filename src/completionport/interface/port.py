@@ -185,6 +185,9 @@ class CompletionPort(Unique):
         Returned: the `Completion`, or None when the time is over.
 
         Any number of threads may wait; the one that came last is served first.
+        On a port with servers the thread serves their connections as their workers do, and goes on
+        waiting behind that: so it may come back later than ``timeout`` by the length of a callback.
+        A callback that calls `get` takes the program's packets only.
         Raised: `PortClosed`, also in threads that wait when the port is closed; `MemoryError`, and
         on the compiled engines the packet stays, to be taken again.
         Signals are handled while the main thread waits (Ctrl-C raises `KeyboardInterrupt`): at
@@ -506,6 +509,10 @@ class CompletionPort(Unique):
 
     def _serves(self) -> bool:
         """Whether the calling thread is in the midst of a consumer's packet, of whatever port."""
+        raise NotImplementedError
+
+    def _serving(self, crew: Any) -> int:
+        """How many threads of a crew that takes the program's packets are in the midst of one."""
         raise NotImplementedError
 
     def close(self) -> None:

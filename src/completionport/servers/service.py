@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self
@@ -23,7 +24,7 @@ from ..interface.errors import PortForked
 from ..interface.port import Completion, CompletionPort
 from ..interface.unique import Unique
 from ..shared.arguments import LARGEST_WORKERS, check_seconds
-from ..shared.reports import tell
+from ..shared.reports import SHORTAGE, tell
 from .own_port import OwnPort
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ else:
     STOP_SIGNALS.append(signal.SIGHUP)
 
 LAST_PATIENCE = 0.5
-"""Seconds that a second signal leaves for the end, before threads are left behind."""
+"""Seconds that a second signal leaves for the end, and the end of a server on a port that was given
+for its workers, before threads are left behind."""
 
 _PORT_NUMBERS = (
     *("queued", "taken", "waiting", "running", "blocked", "replaced", "wakeups"),
@@ -178,9 +180,9 @@ class Service(Unique):
             raise
         self.completion_port = completion_port or OwnPort(self._port, self, packet is not None)
         self.address = sock.getsockname()
-        name = "completionport-worker"
+        # `_stop` may append one; each step is atomic.
         self._threads = [
-            threading.Thread(target=self._crew.work, args=(name,), name=f"{name}-{number}")
+            self._new_worker(number)
             for number in range(1, (workers or self._default_workers()) + 1)
         ]
         self._let_go = threading.Event()  # the process may end
@@ -192,6 +194,7 @@ class Service(Unique):
         self._waker: socket.socket | None = None
         # The grace of a stop that no thread has taken on yet; no lock, since `start` may hold it.
         self._grace: list[float] = []
+        self._stopper: threading.Thread | None = None  # that has taken it on; written once
         self._process = os.getpid()
         self._signals = _NO_SIGNALS  # written by `serve_forever` only
         self._stop_asked = threading.Event()
@@ -203,6 +206,15 @@ class Service(Unique):
             packet(completion)
         except BaseException as error:
             tell(logging.ERROR, "%r: exception in packet(), the server goes on", self, error=error)
+
+    def _new_worker(self, number: int) -> threading.Thread:
+        name = f"completionport-worker-{number}"
+        return threading.Thread(target=self._work, args=(name,), name=name)
+
+    def _work(self, name: str) -> None:
+        self._crew.work(name)
+        if os.getpid() == self._process and self._port.closed:
+            self._let_go.set()
 
     def _default_workers(self) -> int:
         return min(max(FEWEST_WORKERS, 2 * self._port.concurrency), LARGEST_WORKERS)
@@ -278,7 +290,8 @@ class Service(Unique):
         otherwise as for `start` and `stop`.
         """
         check_seconds("grace", grace)
-        with self._heeding_signals() as signals:
+        # On a port that was given the calling thread may hold a place, which the workers need.
+        with self._heeding_signals() as signals, self._port.blocking():
             self._signals = signals
             if not self._started:
                 self.start()
@@ -313,11 +326,16 @@ class Service(Unique):
             raise PortForked
         self._ask_to_stop(grace)
         if not self._in_callback():
-            self._stopped.wait()
+            with self._port.blocking():
+                self._stopped.wait()
 
     def _in_callback(self) -> bool:
-        """Whether the end would wait for the calling thread: on a shared port any may serve."""
-        return self._port._serves() or threading.current_thread() in self._threads
+        """Whether the end would wait for the calling thread."""
+        # On a port that was given any thread may serve. Of its own, besides the workers, the one
+        # that closes it calls what is left.
+        return threading.current_thread() in (*self._threads, self._stopper) or (
+            self._given_port is not None and self._port._serves()
+        )
 
     def _ask_to_stop(self, grace: float) -> None:
         self._stop_asked.set()
@@ -345,6 +363,14 @@ class Service(Unique):
     def _keep(self) -> None:
         self._let_go.wait()
         self._take_stop_on()
+        # The program has closed the port under the server. `start` may hold the lock, and wait for
+        # this thread in a stop of its own.
+        while self._port.closed and not self._stopping:
+            if self._lock.acquire(timeout=SHORTAGE):
+                try:
+                    self._ask_to_stop(0)
+                finally:
+                    self._lock.release()
 
     def _take_stop_on(self) -> None:
         """Whoever comes first carries the stop out."""
@@ -352,7 +378,9 @@ class Service(Unique):
             grace = self._grace.pop()
         except IndexError:
             return
-        self._stop(grace)
+        self._stopper = threading.current_thread()
+        with self._port.blocking():
+            self._stop(grace)
 
     def _wake(self) -> None:
         """Have `serve_forever` look up. Lock held."""
@@ -369,18 +397,18 @@ class Service(Unique):
     def _stop(self, grace: float) -> None:
         try:
             if self._started:
+                if self._given_port is not None:
+                    self._bring_one_more()
                 self._core.stop_listening()
                 self._socket.close()
                 if grace:
                     self._core.close_connections()
                 if not grace or not self._core.wait_closed(grace):
                     self._core.abort_connections()
-                    # A callback that does not come back must not hold the end up for ever.
-                    self._core.wait_closed(max(grace, 1.0))
-                workers = [thread for thread in self._threads if thread.ident is not None]
-                self._crew.dismiss(len(workers))
-                for thread in workers:
-                    thread.join()
+                    # Of a port of its own, whose workers are waited for below, a callback that does
+                    # not come back must not hold up the others' end.
+                    self._core.wait_closed(max(grace, 1.0) if self._given_port is None else None)
+                self._end_workers()
                 self._core.end()
         finally:
             self._socket.close()
@@ -392,6 +420,22 @@ class Service(Unique):
             self._stopped.set()
             with self._lock:
                 self._wake()
+
+    def _bring_one_more(self) -> None:
+        """All its workers may be at callbacks of others, and the end takes a thread."""
+        worker = self._new_worker(len(self._threads) + 1)
+        worker.daemon = self._threads[0].daemon
+        self._threads.append(worker)
+        with contextlib.suppress(RuntimeError, MemoryError):  # then it waits for the others
+            worker.start()
+
+    def _end_workers(self) -> None:
+        workers = [thread for thread in self._threads if thread.ident is not None]
+        self._crew.dismiss(len(workers))
+        # One that does not come is at a callback of another server, and leaves behind that.
+        end = None if self._given_port is None else time.monotonic() + LAST_PATIENCE
+        for thread in workers:
+            thread.join(None if end is None else max(end - time.monotonic(), 0.0))
 
     def stats(self) -> dict[str, Any]:
         """The core's numbers, and those of the port that tell of the workers."""

@@ -297,7 +297,8 @@ class WorkerPool(Unique):
         with self._changed:
             if self._stopping:
                 return
-            if not all(worker.busy for worker in self._workers.values()):
+            busy = sum(worker.busy for worker in self._workers.values())
+            if busy + self._crew.serving() < len(self._workers):
                 self._changed.wait(WORKER_COMES)
                 return
             try:

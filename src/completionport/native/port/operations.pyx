@@ -68,6 +68,7 @@ from ..scheduling.scheduler cimport (
     PACKET_POSTED,
     PACKET_TIMER,
     PostedPacket,
+    drop_queued,
     post,
     put_back,
     strand_release,
@@ -817,7 +818,7 @@ cdef int drop_packet(Packet* packet) except -1:
     if packet.consumer != NULL:
         if not is_finalizing():
             # Its callbacks may need what is gone by then.
-            packet.consumer.drop(packet)
+            drop_queued(packet)
     elif packet.kind == PACKET_OPERATION:
         overlapped = overlapped_of(packet)
         op = &overlapped.operation_

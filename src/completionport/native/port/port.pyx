@@ -16,7 +16,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, strlen
 
 from ..channels.engine cimport CP_CALL
-from ..primitives.atomics cimport cp_now_ns
+from ..primitives.atomics cimport cp_add_fetch, cp_now_ns, cp_peek_int
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from ..primitives.times cimport HISTOGRAM_BUCKETS, Times
 from ..scheduling.crews cimport crew_close, crew_open, dismiss
@@ -176,7 +176,8 @@ cdef class Crew:
     cdef Core core
 
     def __dealloc__(self):
-        if self.core is not None:
+        # In a child another thread of the parent's may have the lock.
+        if self.core is not None and not self.core.forked():
             crew_close(self.core.scheduler, &self.crew)
 
 
@@ -357,7 +358,10 @@ cdef class Port:
         return completions
 
     cdef Answer next(self, int64_t deadline, int takes, CCrew* crew, Taken* taken) except *:
-        """The program's next packet. Those of consumers, which it takes meanwhile, are served here."""
+        """The program's next packet. Those of consumers, which it takes meanwhile, are served here.
+
+        ASK_AGAIN: a thread of a crew with a deadline has served one, so it was not idle.
+        """
         cdef Scheduler* scheduler = self.core.scheduler
         cdef Answer answer
         if self.core.forked():
@@ -369,8 +373,19 @@ cdef class Port:
                     return answer
             if taken.packet == NULL or taken.packet.consumer == NULL:
                 return IS_THERE
-            serve(taken)
-            if deadline != FOREVER and (deadline == POLL or cp_now_ns() >= deadline):
+            if crew != NULL and takes == TAKES_ALL:
+                cp_add_fetch(&crew.serving, 1)
+                serve(taken)
+                cp_add_fetch(&crew.serving, -1)
+            else:
+                serve(taken)
+            if self.core.forked():
+                raise self.core.refusal()
+            if deadline == FOREVER:
+                continue
+            if crew != NULL:
+                return ASK_AGAIN
+            if deadline == POLL or cp_now_ns() >= deadline:
                 # What is there of the program's is not passed by, however much there is of others'.
                 deadline = POLL
                 takes &= TAKES_PROGRAMS
@@ -409,6 +424,8 @@ cdef class Port:
 
     def _new_crew(self, takes_programs):
         cdef Crew made = Crew.__new__(Crew)
+        if self.core.forked():
+            raise self.core.refusal()
         made.crew.takes = TAKES_ALL if takes_programs else TAKES_SERVED
         made.core = self.initialised()
         crew_open(made.core.scheduler, &made.crew)
@@ -416,10 +433,10 @@ cdef class Port:
 
     def _take(self, Crew crew not None, timeout):
         cdef Taken taken
-        cdef Answer answer
-        cdef int64_t deadline = deadline_of(timeout)
+        cdef Answer answer = ASK_AGAIN
         cdef Completion completion = Completion.__new__(Completion)
-        answer = self.next(deadline, crew.crew.takes, &crew.crew, &taken)
+        while answer == ASK_AGAIN:
+            answer = self.next(deadline_of(timeout), crew.crew.takes, &crew.crew, &taken)
         if answer == IS_THERE:
             fill(completion, self.core.scheduler, &taken)
             return completion
@@ -427,6 +444,9 @@ cdef class Port:
 
     def _serves(self):
         return serves()
+
+    def _serving(self, Crew crew not None):
+        return cp_peek_int(&crew.crew.serving)
 
     def _dismiss(self, Crew crew not None, int count):
         if not self.core.forked():

@@ -66,6 +66,7 @@ cdef struct Crew:
     # those were taken.
     int leaving
     int64_t until
+    int serving             # atomic, counted where they take the program's packets: at consumers' packets
 
 cdef struct Strand:
     int references          # atomic
@@ -245,6 +246,7 @@ cdef TakeStatus take(
 ) noexcept nogil
 cdef bint serves() noexcept nogil
 cdef void drop_served(Scheduler* s, Packet* packet) noexcept
+cdef void drop_queued(Packet* packet) noexcept
 cdef char* more_scratch(Waiter* me, size_t size) noexcept nogil
 cdef void announce_close(Scheduler* s) noexcept nogil
 cdef Packet* close_queue(Scheduler* s) noexcept nogil
@@ -271,9 +273,11 @@ cdef inline char* scratch_of(Waiter* me, size_t size) noexcept nogil:
 cdef inline void serve(Taken* taken) noexcept:
     """Of a packet that is a consumer's, which the calling thread has just taken."""
     cdef Waiter* me = taken.thread
-    me.serving += 1
+    cdef int before = me.serving
+    me.serving = before + 1
     taken.packet.consumer.serve(taken.packet, me)
-    me.serving -= 1
+    # In the child of a fork in there it was set to 0.
+    me.serving = before
 
 
 cdef extern from "atomics.h" nogil:

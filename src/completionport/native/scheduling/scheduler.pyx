@@ -602,7 +602,7 @@ cdef TakeStatus take(
         if place != NONE and s.running < s.concurrency and not (
             # What the leader reaped belongs to a thread that came later, if one waits.
             reaped and line.takers != 0 and taker_of(s, line).arrival > me.arrival
-        ) and (takes == TAKES_ALL or not gives_way(s, line)):
+        ) and (takes == TAKES_ALL or deadline_ns == POLL or not gives_way(s, line)):
             take_place(s, me)
             s.since_kernel += 1
             cp_store_release(&me.returning, 1)
@@ -698,6 +698,16 @@ cdef void drop_served(Scheduler* s, Packet* packet) noexcept:
     packet.consumer.drop(packet)
 
 
+cdef void drop_queued(Packet* packet) noexcept:
+    """Of a consumer's, by the thread that closes the port: in the midst of it, as one that serves is."""
+    cdef Waiter* me = current_thread()
+    if me != NULL:
+        me.serving += 1
+    packet.consumer.drop(packet)
+    if me != NULL:
+        me.serving -= 1
+
+
 cdef Packet* close_queue(Scheduler* s) noexcept nogil:
     """Take what is queued out, to be dropped. `closed` is set and no thread is inside."""
     cdef Packet* packets
@@ -783,6 +793,7 @@ cdef void in_child() noexcept nogil:
     if me != NULL:
         me.holds_place = me.blocked = me.on_stack = False
         me.strands = NULL
+        me.serving = 0
         me.clock = cp_own_clock()
         me.number = cp_own_number()
 

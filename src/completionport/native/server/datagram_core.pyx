@@ -95,6 +95,7 @@ cdef class DatagramCore(CommonCore):
     # Lock of the endpoint's channel:
     cdef int at_work                  # callbacks, and datagrams on their way to one
     cdef bint retiring                # the socket is closed once they are over
+    cdef bint gone                    # the endpoint's end was told
     cdef int64_t received_packets, received_bytes, truncated   # atomic
 
     def __init__(self, port, handler, server, *, buffer_size, send_limit):
@@ -289,15 +290,20 @@ cdef class DatagramCore(CommonCore):
             self.finish(endpoint)
 
     cdef void callback_is_over(self, Stream* stream) noexcept:
+        cdef bint inside = enter(self.core.scheduler)
         cdef bint now
-        if enter(self.core.scheduler):
-            cp_mutex_lock(&stream.channel.lock)
-            self.at_work -= 1
-            now = self.close_when_idle(stream)
-            cp_mutex_unlock(&stream.channel.lock)
-            if now:
-                channel_close(&stream.channel, False)
+        cdef bint over
+        cp_mutex_lock(&stream.channel.lock)
+        self.at_work -= 1
+        now = inside and self.close_when_idle(stream)
+        over = self.gone and self.at_work == 0
+        cp_mutex_unlock(&stream.channel.lock)
+        if now:
+            channel_close(&stream.channel, False)
+        if inside:
             leave(self.core.scheduler)
+        if over:
+            surely(self.all_closed.set)
 
     cdef void receiving_failed(self, Endpoint endpoint, int error) noexcept:
         if error == ENOMEM or error == ENOBUFS:
@@ -313,7 +319,8 @@ cdef class DatagramCore(CommonCore):
                 report(ERROR, "%r: exception in failed()", endpoint, True)
 
     cdef void finish(self, Endpoint endpoint) noexcept:
-        """The kernel holds nothing any more: everything of the endpoint goes."""
+        """The kernel holds nothing any more: everything of the endpoint goes. A callback may be at work."""
+        cdef bint over
         cdef Stream* stream = endpoint.stream
         cdef Engine* engine = stream.channel.engine
         cdef char* data
@@ -328,9 +335,15 @@ cdef class DatagramCore(CommonCore):
         # Without an engine: they lie in the socket's memory.
         stream.first_chunk = NULL
         self.core.forget(&stream.channel)
+        cp_mutex_lock(&stream.channel.lock)
         stream.owner = NULL
+        self.gone = True
+        over = self.at_work == 0
+        cp_mutex_unlock(&stream.channel.lock)
+        # Not the last reference: the core has one.
         Py_DECREF(endpoint)
-        surely(self.all_closed.set)
+        if over:
+            surely(self.all_closed.set)
 
 
 cdef DatagramCore no_server = DatagramCore.__new__(DatagramCore)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
@@ -54,6 +55,7 @@ from ..scheduling.places import (
     CrewMembers,
     PortableStrand,
     new_strand,
+    serving,
     this_place,
 )
 from ..scheduling.timers import PortableTimer
@@ -162,13 +164,10 @@ class PortablePort(CompletionPort):
                 return None
             if consumer is None:
                 return completions
-            place = this_place()
-            place.serving += 1
-            try:
+            with serving(crew):
                 consumer.serve(completions.pop())
-            finally:
-                place.serving -= 1
-            if end is not None:
+            if end is not None and crew is None:
+                # A thread of a crew begins anew: it was not idle.
                 seconds = max(end - time.monotonic(), 0.0)
                 if not seconds:
                     # What is there of the program's is not passed by, however much there is of
@@ -177,6 +176,7 @@ class PortablePort(CompletionPort):
 
     def _new_crew(self, takes_programs: bool) -> CrewMembers:
         crew = CrewMembers(ALL if takes_programs else SERVED)
+        self._inside.scheduler.check_fork()
         self._inside.scheduler.add_crew(crew)
         return crew
 
@@ -191,6 +191,9 @@ class PortablePort(CompletionPort):
 
     def _serves(self) -> bool:
         return this_place().serving > 0
+
+    def _serving(self, crew: CrewMembers) -> int:
+        return len(crew.serving)
 
     def _join(self, consumer: Consumer) -> None:
         """A consumer is to hear of the port's end."""
@@ -423,8 +426,9 @@ class PortablePort(CompletionPort):
             core.check()
         else:
             core.wait_for_pool(channels)
-            while core.consumers:
-                core.consumers.pop().port_closed()
+            with contextlib.suppress(KeyError), serving(None):
+                while True:
+                    core.consumers.pop().port_closed()
 
     def __repr__(self) -> str:
         if self._core is None:

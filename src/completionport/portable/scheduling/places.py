@@ -7,11 +7,12 @@ a finalizer (see ``scheduler``).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol
 
 from ...interface.port import Completion, CompletionPort, Strand
@@ -70,6 +71,8 @@ class CrewMembers:
         # many of those were taken.
         self.leaving = 0
         self.until = 0
+        # Tokens of its threads that are at consumers' packets; each step is atomic.
+        self.serving: dict[object, None] = {}
 
 
 class Counter(Protocol):
@@ -245,3 +248,20 @@ def this_place() -> Place:
         return _places.mine
     except SystemError:  # of CPython, where it has no memory for a thread's first local
         raise MemoryError from None
+
+
+@contextlib.contextmanager
+def serving(crew: CrewMembers | None) -> Iterator[None]:
+    """The calling thread, one of that crew, is in the midst of a consumer's packet."""
+    place = this_place()
+    before = place.serving
+    place.serving = before + 1
+    if crew is not None:
+        crew.serving[place.token] = None
+    try:
+        yield
+    finally:
+        if crew is not None:
+            crew.serving.pop(place.token, None)
+        # In the child of a fork in there it was set to 0.
+        place.serving = before

@@ -54,6 +54,7 @@ _generation = 0  # counts the forks behind this process; written in the child's 
 def _after_fork() -> None:
     global _generation
     _generation += 1
+    this_place().serving = 0
 
 
 if hasattr(os, "register_at_fork"):
@@ -336,11 +337,14 @@ class Scheduler:
                             hand.dismissed = True
                             self._remove(waiter)
                             return hand
-                        if self._take_ready(hand, max_count, takes, waiter, place, came_back):
+                        polls = remaining == 0.0
+                        if self._take_ready(
+                            hand, max_count, takes, waiter, place, came_back, polls
+                        ):
                             return hand
                         self._leave_to_those_called()
                         lead = self._may_lead(waiter, me)
-                        if remaining == 0.0 and (looked or not lead):
+                        if polls and (looked or not lead):
                             self._remove(waiter)
                             return hand
                         if waiter is None:
@@ -398,6 +402,7 @@ class Scheduler:
         waiter: _Waiter | None,
         place: Place,
         came_back: bool,
+        polls: bool,
     ) -> bool:
         """Take what is there for this thread, and the place for it; False without. Lock held."""
         fired = self._sort()
@@ -413,7 +418,7 @@ class Scheduler:
             line = waiter.line
         if line is None or len(self._at_work) >= self.concurrency:
             return False
-        if takes != ALL and self._gives_way(line):
+        if takes != ALL and not polls and self._gives_way(line):
             self._unsettled = True
             return False
         stands_in = len(self._at_work) + len(self._blocked) >= self.concurrency
