@@ -54,8 +54,8 @@ from ..scheduling.places import (
     Consumer,
     CrewMembers,
     PortableStrand,
+    call_serving,
     new_strand,
-    serving,
     this_place,
 )
 from ..scheduling.timers import PortableTimer
@@ -164,8 +164,7 @@ class PortablePort(CompletionPort):
                 return None
             if consumer is None:
                 return completions
-            with serving(crew):
-                consumer.serve(completions.pop())
+            call_serving(crew, consumer.serve, completions.pop())
             if end is not None and crew is None:
                 # A thread of a crew begins anew: it was not idle.
                 seconds = max(end - time.monotonic(), 0.0)
@@ -426,9 +425,9 @@ class PortablePort(CompletionPort):
             core.check()
         else:
             core.wait_for_pool(channels)
-            with contextlib.suppress(KeyError), serving(None):
-                while True:
-                    core.consumers.pop().port_closed()
+            with contextlib.suppress(KeyError):  # another thread closes it too
+                while core.consumers:
+                    call_serving(None, core.consumers.pop().port_closed)
 
     def __repr__(self) -> str:
         if self._core is None:

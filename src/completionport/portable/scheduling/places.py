@@ -7,13 +7,12 @@ a finalizer (see ``scheduler``).
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 from ...interface.port import Completion, CompletionPort, Strand
 from .recorder import NOT_MEASURED
@@ -73,6 +72,13 @@ class CrewMembers:
         self.until = 0
         # Tokens of its threads that are at consumers' packets; each step is atomic.
         self.serving: dict[object, None] = {}
+
+    def count_serving(self, token: object) -> None:
+        """One more is."""
+        try:
+            self.serving[token] = None
+        except MemoryError:
+            return  # it counts as one that waits
 
 
 class Counter(Protocol):
@@ -250,16 +256,18 @@ def this_place() -> Place:
         raise MemoryError from None
 
 
-@contextlib.contextmanager
-def serving(crew: CrewMembers | None) -> Iterator[None]:
-    """The calling thread, one of that crew, is in the midst of a consumer's packet."""
+def call_serving(crew: CrewMembers | None, function: Callable[..., None], *arguments: Any) -> None:
+    """Call it while the thread, one of that crew, counts as in the midst of a consumer's packet.
+
+    It takes no memory that is not there: the packet is this thread's.
+    """
     place = this_place()
     before = place.serving
     place.serving = before + 1
-    if crew is not None:
-        crew.serving[place.token] = None
     try:
-        yield
+        if crew is not None:
+            crew.count_serving(place.token)
+        function(*arguments)
     finally:
         if crew is not None:
             crew.serving.pop(place.token, None)
