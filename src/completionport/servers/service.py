@@ -277,7 +277,7 @@ class Service(Unique):
         return True
 
     def serve_forever(self, grace: float = 5.0) -> None:
-        """Start, and serve until `stop` is called or a signal comes; then stop.
+        """Start, and serve until `stop` is called, the port is closed or a signal comes; then stop.
 
         ``grace`` as for `stop`. The signals are SIGINT, SIGTERM and SIGHUP (on Windows SIGBREAK,
         which is Ctrl-Break, in its place); SIGHUP only where the program has left it what the
@@ -304,7 +304,8 @@ class Service(Unique):
     def stop(self, grace: float = 5.0) -> None:
         """Take nothing new, end what there is, end the workers, close the port that it made.
 
-        A port that was given stays open, and everything else on it at work.
+        A port that was given stays open, and everything else on it at work. A worker that is at a
+        callback of another server there ends behind that.
 
         ``grace``: seconds, 0 or more, for what there is to come to its end. A `Server` calls
         `Handler.stopping` for each connection that is open, in its order: behind the callback that
@@ -314,8 +315,8 @@ class Service(Unique):
         the grace the rest is aborted: what is queued is dropped, and what is sent is refused
         (`ConnectionClosed`). With 0 that is at once, and nobody is asked.
 
-        The call returns when all is over, which takes as long as the callbacks do;
-        called in a callback, it returns at once and the rest is done behind it. Calling again
+        The call returns when all is over, which takes as long as the callbacks do; called in a
+        callback (on a port that was given, of any server), it returns at once and the rest is done behind it. Calling again
         waits for the end, and does nothing more. An exception of a signal handler ends the
         waiting only.
 
