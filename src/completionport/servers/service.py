@@ -316,9 +316,9 @@ class Service(Unique):
         (`ConnectionClosed`). With 0 that is at once, and nobody is asked.
 
         The call returns when all is over, which takes as long as the callbacks do; called in a
-        callback (on a port that was given, of any server), it returns at once and the rest is done behind it. Calling again
-        waits for the end, and does nothing more. An exception of a signal handler ends the
-        waiting only.
+        callback (on a port that was given, of any server), it returns at once and the rest is done
+        behind it. Calling again waits for the end, and does nothing more. An exception of a signal
+        handler ends the waiting only.
 
         Raised: `PortForked` in the child of a ``fork()``: the server is the parent's.
         """

@@ -2,7 +2,7 @@
 """Threads that wait together at a port, and are dismissed without a packet that says so."""
 
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
-from .scheduler cimport TAKES_ALL, Crew, Scheduler, enter, leave, unlock_and_wake
+from .scheduler cimport TAKES_ALL, Crew, Scheduler, unlock_and_wake_from_outside
 
 
 cdef void crew_open(Scheduler* s, Crew* crew) noexcept nogil:
@@ -30,11 +30,4 @@ cdef void dismiss(Scheduler* s, Crew* crew, int count) noexcept nogil:
     crew.leaving += count
     crew.until = s.programs.taken + s.programs.queued + s.held_back
     s.dismissed += count
-    if s.guard.closed:
-        # Who closes the port wakes everybody.
-        cp_light_mutex_unlock(&s.lock)
-    else:
-        # It can't fail: the port is closed under the lock.
-        enter(s)
-        unlock_and_wake(s)
-        leave(s)
+    unlock_and_wake_from_outside(s)

@@ -260,6 +260,7 @@ cdef void strand_release(Strand* strand) noexcept nogil
 cdef bint strand_let_go(Strand* strand) noexcept nogil
 # For the keepers and the monitor.
 cdef void unlock_and_wake(Scheduler* s) noexcept nogil
+cdef void unlock_and_wake_from_outside(Scheduler* s) noexcept nogil
 cdef void unlock_and_help(Scheduler* s) noexcept nogil
 cdef void on_watch(Watch function) noexcept nogil
 cdef void on_timers(Fire function) noexcept nogil

@@ -308,7 +308,11 @@ cdef void unlock_and_let_go(Scheduler* s, bint standby) noexcept nogil:
 
 
 cdef void unlock_and_wake_from_outside(Scheduler* s) noexcept nogil:
-    """For a caller that is not inside, with the lock held since it saw the port open."""
+    """For a caller that is not inside, as every caller has to be that may wake the leader."""
+    if s.guard.closed:
+        # The closing thread wakes all.
+        cp_light_mutex_unlock(&s.lock)
+        return
     # It can't fail: the port is closed under the lock.
     enter(s)
     unlock_and_wake(s)
@@ -674,10 +678,7 @@ cdef void thread_is_back(Scheduler* s) noexcept nogil:
         cp_store_release(&me.returning, 0)
     if CP_HAS_GIL and cp_peek(&s.hot):
         cp_light_mutex_lock(&s.lock)
-        if s.guard.closed:
-            cp_light_mutex_unlock(&s.lock)
-        else:
-            unlock_and_wake_from_outside(s)
+        unlock_and_wake_from_outside(s)
 
 
 cdef bint serves() noexcept nogil:
@@ -779,11 +780,7 @@ cdef bint strand_let_go(Strand* strand) noexcept nogil:
         cp_light_mutex_unlock(&s.lock)
         return False
     let_strand_go(s, strand)
-    if s.guard.closed:
-        # Who closes the port wakes everybody.
-        cp_light_mutex_unlock(&s.lock)
-    else:
-        unlock_and_wake_from_outside(s)
+    unlock_and_wake_from_outside(s)
     return True
 
 
