@@ -229,7 +229,7 @@ class TestBeside:
                     assert read_exactly(client, 1) == b"x"
                 assert friend.recv(10) == b"x"
         # A thread that waits for a processor or the GIL may count as blocked for a moment.
-        assert most[0] <= 3
+        assert most[0] <= 3 + port.stats()["replaced"]
 
 
 class TestTakers:
