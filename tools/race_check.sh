@@ -73,7 +73,7 @@ first.join()
 sys.exit(pytest.main(sys.argv[1:]))' -q --capture=sys -p no:cacheprovider --timeout 300 --engine io_uring --engine epoll \
     tests/test_random.py tests/test_threads.py tests/test_pool.py tests/test_cancel_and_close.py \
     tests/test_timers.py tests/test_submit.py tests/test_datagram_server.py tests/test_strand.py \
-    tests/test_slow_files.py tests/test_shutdown_and_sendfile.py \
+    tests/test_slow_files.py tests/test_shutdown_and_sendfile.py tests/test_one_port.py \
     -k 'not nobody_waits_for_a_name_server and not serve_forever and not child_has_no_pool' \
     2>>"$folder/report" || failed=1
 

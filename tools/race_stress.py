@@ -28,6 +28,7 @@ from completionport import (
     PortClosed,
     Server,
     Strand,
+    WorkerPool,
 )
 
 SECONDS = float(sys.argv[2]) if len(sys.argv) > 2 else 3.0
@@ -87,7 +88,7 @@ class Echo(Handler):
             elif chance < 0.1:
                 time.sleep(0.0005)  # so often that threads stand by, or that the monitor hurries
             elif chance < 0.2:
-                _ = (other.state, other.closing, other.send_queue_size, other.fileno())
+                _ = (other.state, other.closing, other.send_queue_size)
 
     def drained(self, connection):
         connection.state = [0]
@@ -552,8 +553,80 @@ def watch_the_system(engine):
     folder.cleanup()
 
 
+class Asking(Echo):
+    """Takes one of the program's packets now and then."""
+
+    def received(self, connection, data):
+        if random.random() < 0.2:
+            with contextlib.suppress(PortClosed):
+                connection.server.completion_port.get(0.001)
+        super().received(connection, data)
+
+
+def share_a_port(engine):
+    """Servers, pools and threads in `get` on one port, which is closed under them."""
+    for concurrency in 1, 3:
+        port = CompletionPort(concurrency, engine=engine)
+        options = {"completion_port": port, "workers": 2}
+        servers = [Server(Asking(), port=0, idle_timeout=0.2, **options) for _ in range(2)]
+        servers.append(DatagramServer(Answer(), port=0, **options))
+        for server in servers:
+            server.start()
+        end = time.monotonic() + SECONDS / 2
+        threads(*users_of(port, servers, end))
+        for server in servers:
+            server.stop(0)
+
+
+def users_of(port, servers, end):
+    def talk():
+        for _ in until(end):
+            address = random.choice(servers[:2]).address
+            with contextlib.suppress(OSError), socket.create_connection(address, 5) as sock:
+                sock.settimeout(0.5)
+                for _ in range(20):
+                    sock.sendall(b"x" * random.choice([1, 20_000]))
+                    sock.recv(30_000)
+
+    def send():
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            for _ in until(end):
+                with contextlib.suppress(OSError):
+                    sock.sendto(b"x", servers[2].address)
+                time.sleep(0.0005)
+
+    def take():
+        with contextlib.suppress(PortClosed):
+            while True:
+                port.get_many(3, random.choice([0, 0.001, None]))
+
+    def post():
+        strand = Strand(port)
+        with contextlib.suppress(PortClosed):
+            for chance in until(end):
+                port.post(strand=strand if chance < 0.5 else None)
+                port.post_after(chance * 0.002)
+                time.sleep(chance * 0.001)
+
+    def come_and_go():
+        with contextlib.suppress(PortClosed):
+            for chance in until(end):
+                with WorkerPool(port, lambda packet: None, 2, maximum=3, idle_timeout=0.01):
+                    server = Server(Echo(), port=0, completion_port=port, workers=2)
+                    with server, socket.create_connection(server.address, 5) as sock:
+                        sock.sendall(b"x")
+                        time.sleep(chance * 0.01)
+
+    def close():
+        time.sleep(max(end - time.monotonic() - 0.05, 0))
+        port.close()
+
+    return talk, talk, talk, send, take, post, come_and_go, close
+
+
 PARTS = (
     serve,
+    share_a_port,
     operate,
     come_and_go,
     serve_datagrams,
