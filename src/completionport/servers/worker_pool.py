@@ -61,7 +61,8 @@ class WorkerPool(Unique):
     """Threads that take packets from a port and call ``target(completion)`` with each of them.
 
     ``port``: a `CompletionPort`. The pool does not close it, and several pools can share it, also
-    with threads that call `CompletionPort.get` themselves.
+    with threads that call `CompletionPort.get` themselves. On a port with servers its threads serve
+    their connections too, as each thread does that takes packets there.
     ``target``: called with each `Completion`, in several threads at a time: as many as the port's
     ``concurrency`` lets run. Packets that must not be worked on at the same time are bound to a
     `Strand`.
@@ -205,9 +206,9 @@ class WorkerPool(Unique):
     def stats(self) -> dict[str, int]:
         """Numbers for a look inside.
 
-        ``threads`` that are alive, of which ``working`` are in the target and ``idle`` are not; so
-        far ``grown`` and ``shrunk``: threads added and ended above the constant number; and
-        ``failures``: exceptions in the target.
+        ``threads`` that are alive, of which ``working`` are in the target and ``idle`` are not,
+        though they may serve a connection; so far ``grown`` and ``shrunk``: threads added and ended
+        above the constant number; and ``failures``: exceptions in the target.
         """
         with self._changed:
             working = sum(worker.busy for worker in self._workers.values())
