@@ -194,7 +194,7 @@ class Service(Unique):
         self._waker: socket.socket | None = None
         # The grace of a stop that no thread has taken on yet; no lock, since `start` may hold it.
         self._grace: list[float] = []
-        self._stopper: threading.Thread | None = None  # that has taken it on; written once
+        self._stopper: int | None = None  # the thread that has taken it on; written once
         self._process = os.getpid()
         self._signals = _NO_SIGNALS  # written by `serve_forever` only
         self._stop_asked = threading.Event()
@@ -334,8 +334,10 @@ class Service(Unique):
         """Whether the end would wait for the calling thread."""
         # On a port that was given any thread may serve. Of its own, besides the workers, the one
         # that closes it calls what is left.
-        return threading.current_thread() in (*self._threads, self._stopper) or (
-            self._given_port is not None and self._port._serves()
+        return (
+            threading.current_thread() in self._threads
+            or threading.get_ident() == self._stopper
+            or (self._given_port is not None and self._port._serves())
         )
 
     def _ask_to_stop(self, grace: float) -> None:
@@ -379,7 +381,7 @@ class Service(Unique):
             grace = self._grace.pop()
         except IndexError:
             return
-        self._stopper = threading.current_thread()
+        self._stopper = threading.get_ident()
         with self._port.blocking():
             self._stop(grace)
 

@@ -23,11 +23,20 @@ cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
     stream.last_chunk = chunk
 
 
+cdef extern from "atomics.h" nogil:
+    Block* cp_exchange_pointer(Block** list, Block* value) nogil
+    Block* cp_peek_block "cp_load_relaxed"(Block** list) nogil
+
+
+cdef inline Block* take_garbage(Engine* engine) noexcept nogil:
+    """The blocks whose objects the caller has to let go, with the GIL; then it frees them."""
+    return NULL if cp_peek_block(&engine.garbage) == NULL else cp_exchange_pointer(&engine.garbage, NULL)
+
+
 cdef enum:
     DOUBT_NS = 100000000
 
 cdef Stream* stream_new(Engine* engine, int descriptor, const Consumer* consumer) noexcept nogil
-cdef Block* take_garbage(Engine* engine) noexcept nogil
 # With the channel's lock:
 cdef void stream_schedule(Stream* stream, bint wake) noexcept nogil
 cdef int stream_append(Stream* stream, const char* data, size_t size, void* object) noexcept nogil

@@ -30,8 +30,6 @@ cdef extern from "sys/socket.h" nogil:
         MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC, SOL_SOCKET, SO_ERROR
 
 cdef extern from "atomics.h" nogil:
-    Block* cp_exchange_pointer(Block** list, Block* value) nogil
-    Block* cp_peek_block "cp_load_relaxed"(Block** list) nogil
     void cp_push_pointer(Block** list, Block* item) nogil
 
 cdef enum:
@@ -293,13 +291,6 @@ cdef void free_block(Stream* stream, Block* block) noexcept nogil:
         free(block)
     else:
         cp_push_pointer(&stream.channel.engine.garbage, block)
-
-
-cdef Block* take_garbage(Engine* engine) noexcept nogil:
-    """The blocks whose objects the caller has to let go, with the GIL; then it frees them."""
-    if cp_peek_block(&engine.garbage) == NULL:
-        return NULL
-    return cp_exchange_pointer(&engine.garbage, NULL)
 
 
 cdef void drop_blocks(Stream* stream) noexcept nogil:
