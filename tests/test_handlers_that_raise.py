@@ -77,10 +77,10 @@ class At:
         self.act()
 
 
-def each_place(act=None):
+def each_place(act=None, kind=At):
     """One block after another, until all places were had."""
     for place in itertools.count():
-        at = At(place, act)
+        at = kind(place, act)
         yield at
         if not at.came:
             assert place > 0

@@ -418,8 +418,8 @@ class Service(Unique):
             if self._given_port is None:
                 self._port.close()
             self._let_go.set()
-            if self._keeper.ident is not None and self._keeper is not threading.current_thread():
-                self._keeper.join()
+            if self._keeper is not threading.current_thread():
+                _join(self._keeper)
             self._stopped.set()
             with self._lock:
                 self._wake()
@@ -433,12 +433,11 @@ class Service(Unique):
             worker.start()
 
     def _end_workers(self) -> None:
-        workers = [thread for thread in self._threads if thread.ident is not None]
-        self._crew.dismiss(len(workers))
+        self._crew.dismiss(len(self._threads))
         # One that does not come is at a callback of another server, and leaves behind that.
         end = None if self._given_port is None else time.monotonic() + LAST_PATIENCE
-        for thread in workers:
-            thread.join(None if end is None else max(end - time.monotonic(), 0.0))
+        for thread in self._threads:
+            _join(thread, None if end is None else max(end - time.monotonic(), 0.0))
 
     def stats(self) -> dict[str, Any]:
         """The core's numbers, and those of the port that tell of the workers."""
@@ -510,6 +509,12 @@ class _Signals:
             with contextlib.suppress(BlockingIOError):
                 self._reader.recv(4096)
         return True
+
+
+def _join(thread: threading.Thread, timeout: float | None = None) -> None:
+    """Wait for its end; not for one that is not there, or whose start a signal has interrupted."""
+    with contextlib.suppress(RuntimeError):
+        thread.join(timeout)
 
 
 _HANG_UP = getattr(signal, "SIGHUP", None)

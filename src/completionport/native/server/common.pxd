@@ -34,5 +34,6 @@ cdef class CommonCore:
 
 cdef object overridden(handler, type base, str name)
 cdef void report(int level, str message, object subject, bint with_traceback) noexcept
-cdef void surely(object function) noexcept
-cdef void pause() noexcept
+cdef void acquire(object lock) noexcept
+cdef bint comes_free(object lock, object timeout) except -1
+cdef void let_go(Stream* stream, int descriptor) noexcept

@@ -10,6 +10,7 @@ from logging import ERROR, WARNING
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
+from ..channels.channels cimport channel_release
 from ..channels.engine cimport Block, Stream
 from ..channels.streams cimport take_garbage
 from ..port.core cimport free_garbage, unborn_core
@@ -19,6 +20,7 @@ from ..primitives.atomics cimport (
     cp_now_ns,
     cp_peek_64,
     cp_set_64,
+    cp_set_int,
 )
 from ..scheduling.scheduler cimport (
     NO_TIMER,
@@ -36,6 +38,7 @@ from ...interface.errors import PortForked
 from ...shared.reports import tell
 
 cdef extern from "unistd.h" nogil:
+    int close(int descriptor)
     int usleep(unsigned int microseconds)
 
 cdef enum:
@@ -49,14 +52,30 @@ cdef void report(int level, str message, object subject, bint with_traceback) no
     tell(level, message, subject, error=with_traceback)
 
 
-cdef void surely(object function) noexcept:
-    """Call what has to be done, until there is memory for it."""
+cdef void acquire(object lock) noexcept:
+    """For what has to be done: the handler of a signal, which may come meanwhile, does not keep from it."""
     while True:
         try:
-            function()
+            lock.acquire()
             return
         except BaseException:
-            pause()
+            report(ERROR, "%r: exception in the handler of a signal", lock, True)
+
+
+cdef bint comes_free(object lock, object timeout) except -1:
+    """Wait for the end of what a lock is held for; False when the time is over before."""
+    if not lock.acquire(True, -1 if timeout is None else timeout):
+        return False
+    lock.release()
+    return True
+
+
+cdef void let_go(Stream* stream, int descriptor) noexcept:
+    """Of a socket that nobody has heard of: close it."""
+    if stream != NULL:
+        cp_set_int(&stream.channel.descriptor, -1)
+        channel_release(&stream.channel)
+    close(descriptor)
 
 
 cdef void pause() noexcept:

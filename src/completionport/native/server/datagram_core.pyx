@@ -43,7 +43,7 @@ from ..primitives.atomics cimport (
 from ..primitives.times cimport add_to_shared_stats, add_to_stats
 from ..scheduling.scheduler cimport NO_TIMER, Consumer, Packet, Waiter, enter, leave, push
 from .address_cache cimport LONGEST_ADDRESS, AddressCache
-from .common cimport CommonCore, overridden, report, surely
+from .common cimport CommonCore, comes_free, let_go, overridden, report
 
 from ...interface.errors import ConnectionClosed, system_error
 from ...interface.unique import refuse_copy
@@ -58,9 +58,6 @@ cdef extern from "errno.h" nogil:
 cdef extern from "sys/socket.h" nogil:
     enum:
         MSG_TRUNC
-
-cdef extern from "unistd.h" nogil:
-    int close(int descriptor)
 
 cdef enum:
     RETRY_NS = 100000000
@@ -91,7 +88,7 @@ cdef class DatagramCore(CommonCore):
     cdef AddressCache addresses
     cdef size_t buffer_size
     cdef size_t send_limit
-    cdef object all_closed            # threading.Event
+    cdef object serving               # a lock, held from `listen` to the endpoint's end and its last callback's
     # Lock of the endpoint's channel:
     cdef int at_work                  # callbacks, and datagrams on their way to one
     cdef bint retiring                # the socket is closed once they are over
@@ -107,37 +104,39 @@ cdef class DatagramCore(CommonCore):
         self.on_failed = overridden(handler, DatagramHandler, "failed")
         self.buffer_size = buffer_size
         self.send_limit = send_limit
-        self.all_closed = threading.Event()
-        self.all_closed.set()
+        self.serving = threading.Lock()
 
     # -- what the DatagramServer calls
 
     def listen(self, sock):
         cdef Endpoint endpoint = Endpoint.__new__(Endpoint)
         cdef Stream* stream
+        cdef int descriptor
         self.core.begin()
         try:
+            endpoint.name = sock.getsockname()
+            self.addresses = AddressCache(sock.family, sock.type)
+            descriptor = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+            # From here on no Python code runs, in which the handler of a signal might raise.
             stream = datagrams_new(
-                self.core.engine, fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0),
-                &endpoint_consumer, self.buffer_size,
+                self.core.engine, descriptor, &endpoint_consumer, self.buffer_size
             )
             if stream == NULL:
+                let_go(NULL, descriptor)
                 raise MemoryError
             channel_retain(&stream.channel)
             endpoint.core = self
             endpoint.stream = stream
-            endpoint.name = sock.getsockname()
-            self.addresses = AddressCache(sock.family, sock.type)
+            stream.owner = <void*> endpoint
             try:
+                self.serving.acquire(False)
                 self.core.adopt(&stream.channel)
             except BaseException:
-                close(stream.channel.descriptor)
-                channel_release(&stream.channel)
+                self.serving.release()
+                let_go(stream, descriptor)
                 raise
             Py_INCREF(endpoint)
-            stream.owner = <void*> endpoint
             self.endpoint = endpoint
-            self.all_closed.clear()
             self.start_receiving()
         finally:
             self.core.end()
@@ -185,7 +184,7 @@ cdef class DatagramCore(CommonCore):
             leave(self.core.scheduler)
 
     def wait_closed(self, timeout=None):
-        return self.all_closed.wait(timeout)
+        return comes_free(self.serving, timeout)
 
     def end(self):
         self.stop_clock()
@@ -303,7 +302,7 @@ cdef class DatagramCore(CommonCore):
         if inside:
             leave(self.core.scheduler)
         if over:
-            surely(self.all_closed.set)
+            self.serving.release()
 
     cdef void receiving_failed(self, Endpoint endpoint, int error) noexcept:
         if error == ENOMEM or error == ENOBUFS:
@@ -343,7 +342,7 @@ cdef class DatagramCore(CommonCore):
         # Not the last reference: the core has one.
         Py_DECREF(endpoint)
         if over:
-            surely(self.all_closed.set)
+            self.serving.release()
 
 
 cdef DatagramCore no_server = DatagramCore.__new__(DatagramCore)

@@ -39,7 +39,7 @@ from ..primitives.atomics cimport (
 )
 from ..primitives.times cimport add_to_shared_stats, add_to_stats
 from ..scheduling.scheduler cimport NO_TIMER, Consumer, Packet, Waiter, enter, leave, push, scratch_of
-from .common cimport POOR_SIZE, overridden, pause, report, surely
+from .common cimport POOR_SIZE, acquire, comes_free, let_go, overridden, report
 from .connection cimport ADDRESS_SIZE, Connection, ServerBase
 
 from ...interface.errors import system_error
@@ -116,34 +116,26 @@ cdef void free_chunks(Stream* stream) noexcept:
         free(chunk)
 
 
-cdef void let_go(Stream* stream, int descriptor) noexcept:
-    """Of a connection that nobody has heard of: close it."""
-    if stream != NULL:
-        cp_set_int(&stream.channel.descriptor, -1)
-        channel_release(&stream.channel)
-    close(descriptor)
-
-
 cdef class ServerCore(ServerBase):
     """Packets to callbacks for one `completionport.Server`."""
 
     cdef object handler
     cdef object on_connected, on_received, on_end, on_closed
     cdef Stream* listener             # one reference of our own, until the end of this object
-    cdef object listener_gone         # threading.Event
-    cdef object all_closed            # threading.Event
+    cdef object listening             # a lock, held from `listen` to the listener's end
+    cdef object serving               # a lock, held while there are connections
     cdef set connections              # every connection from its birth to its `closed`
     cdef size_t buffer_size
     cdef Py_ssize_t max_connections   # -1: no limit
     cdef int64_t idle_ns              # 0: no limit
     cdef bint sets_nodelay            # constant: what is accepted has not inherited it
-    # `connections`, `all_closed` and what follows, up to `lingering`. `Connection.close` does not take it,
+    # `connections`, `serving` and what follows, up to `lingering`. `Connection.close` does not take it,
     # since a finalizer may call that where its thread has it.
     cdef object census_lock
     cdef bint retiring                # connections that come now are asked, or end, behind `connected`
     cdef bint aborting                # and those are refused
     cdef dict lingering               # those that linger, in order of the time when that ends, ns
-    cdef int64_t idle_ns_due          # when idle connections are looked for next: own clock only
+    cdef int64_t idle_ns_due          # when idle connections are looked for next: by the clock, once we listen
     # Atomic, and written in this order:
     cdef int64_t retry_ns             # when accepting is tried again
     cdef bint starved                 # it waits for descriptors
@@ -166,10 +158,8 @@ cdef class ServerCore(ServerBase):
         self.on_drained = overridden(handler, Handler, "drained")
         self.on_stopping = overridden(handler, Handler, "stopping")
         self.on_closed = overridden(handler, Handler, "closed")
-        self.listener_gone = threading.Event()
-        self.listener_gone.set()
-        self.all_closed = threading.Event()
-        self.all_closed.set()
+        self.listening = threading.Lock()
+        self.serving = threading.Lock()
         self.connections = set()
         self.lingering = {}
         self.sets_nodelay = not inherits_nodelay
@@ -197,32 +187,41 @@ cdef class ServerCore(ServerBase):
     # -- what the Server calls
 
     def listen(self, sock):
+        cdef int descriptor
+        cdef Stream* listener
         self.core.begin()
         try:
             self.address = sock.getsockname()
-            self.listener = stream_new(
-                self.core.engine, fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0),
-                &listener_consumer,
-            )
-            if self.listener == NULL:
+            descriptor = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+            if self.keeps_time:
+                self.idle_ns_due = cp_now_ns() + self.tick_length()
+            # From here on no Python code runs, in which the handler of a signal might raise.
+            listener = stream_new(self.core.engine, descriptor, &listener_consumer)
+            if listener == NULL:
+                let_go(NULL, descriptor)
                 raise MemoryError
-            self.listener.listens = True
-            self.listener.single = self.max_connections >= 0
-            channel_retain(&self.listener.channel)
-            self.core.adopt(&self.listener.channel)
-            self.listener_gone.clear()
+            listener.listens = True
+            listener.single = self.max_connections >= 0
+            listener.owner = <void*> self
+            try:
+                self.listening.acquire(False)
+                self.core.adopt(&listener.channel)
+            except BaseException:
+                self.listening.release()
+                let_go(listener, descriptor)
+                raise
             Py_INCREF(self)
-            self.listener.owner = <void*> self
+            channel_retain(&listener.channel)
+            self.listener = listener
             # A worker is to begin: the kernel wakes the thread that does for each connection.
-            cp_mutex_lock(&self.listener.channel.lock)
-            self.listener.wants_input = True
-            stream_schedule(self.listener, True)
-            cp_mutex_unlock(&self.listener.channel.lock)
+            cp_mutex_lock(&listener.channel.lock)
+            listener.wants_input = True
+            stream_schedule(listener, True)
+            cp_mutex_unlock(&listener.channel.lock)
         finally:
             self.core.end()
         if self.keeps_time:
-            self.idle_ns_due = cp_now_ns() + self.tick_length()
-            self.call_at(self.idle_ns_due)
+            self.call_at(cp_now_ns() + self.tick_length())
 
     def end(self):
         self.stop_clock()
@@ -256,8 +255,8 @@ cdef class ServerCore(ServerBase):
 
     def wait_closed(self, timeout=None):
         began = time.monotonic()
-        return self.listener_gone.wait(timeout) and self.all_closed.wait(
-            None if timeout is None else max(began + timeout - time.monotonic(), 0)
+        return comes_free(self.listening, timeout) and comes_free(
+            self.serving, None if timeout is None else max(began + timeout - time.monotonic(), 0)
         )
 
     def stats(self):
@@ -289,7 +288,7 @@ cdef class ServerCore(ServerBase):
                 self.start_accepting()
                 leave(self.core.scheduler)
         following = min(following, self.end_lingering(now))
-        if self.keeps_time and not (self.listener_gone.is_set() and self.all_closed.is_set()):
+        if self.keeps_time and (self.listening.locked() or self.serving.locked()):
             if self.idle_ns_due <= now:
                 self.idle_ns_due = now + self.tick_length()
                 self.end_idle(now)
@@ -362,7 +361,7 @@ cdef class ServerCore(ServerBase):
     cdef void listener_is_over(self, Stream* listener) noexcept:
         free_chunks(listener)
         self.core.forget(&listener.channel)
-        surely(self.listener_gone.set)
+        self.listening.release()
         listener.owner = NULL
         Py_DECREF(self)
 
@@ -418,12 +417,12 @@ cdef class ServerCore(ServerBase):
                 setsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
             if self.keeps_time:
                 cp_set_64(&stream.active_ns, cp_now_ns())
-            self.census_lock.acquire()
+            acquire(self.census_lock)
             try:
                 aborting = self.aborting
                 if not aborting:
                     self.connections.add(connection)
-                    self.all_closed.clear()
+                    self.serving.acquire(False)
                     connection.retiring = self.retiring and self.on_stopping is None
                     connection.stopping_due = self.retiring and self.on_stopping is not None
             finally:
@@ -685,7 +684,7 @@ cdef class ServerCore(ServerBase):
         cdef int64_t end = cp_now_ns() + LINGER_NS
         connection.linger_noted = True
         try:
-            self.census_lock.acquire()
+            acquire(self.census_lock)
             try:
                 self.lingering[connection] = end
             finally:
@@ -745,8 +744,13 @@ cdef class ServerCore(ServerBase):
         else:
             free_chunks(stream)
         self.core.forget(&stream.channel)
-        while not self.leaves_census(connection):
-            pause()
+        acquire(self.census_lock)
+        # Together, or a connection that comes just now would count as closed.
+        self.connections.discard(connection)
+        self.lingering.pop(connection, None)
+        if not self.connections:
+            self.serving.release()
+        self.census_lock.release()
         stream.owner = NULL
         Py_DECREF(connection)
         if self.listener != NULL and (self.listener.single or cp_peek(&self.starved)):
@@ -754,22 +758,6 @@ cdef class ServerCore(ServerBase):
                 cp_set(&self.starved, False)
                 self.start_accepting()
                 leave(self.core.scheduler)
-
-    cdef bint leaves_census(self, Connection connection) noexcept:
-        """False when there was no memory for it."""
-        try:
-            self.census_lock.acquire()
-            try:
-                # Together, or a connection that comes just now would count as closed.
-                self.connections.discard(connection)
-                self.lingering.pop(connection, None)
-                if not self.connections:
-                    self.all_closed.set()
-            finally:
-                self.census_lock.release()
-        except BaseException:
-            return False
-        return True
 
     cdef void drop_chunks(self, Stream* stream) noexcept:
         cdef Engine* engine = stream.channel.engine
