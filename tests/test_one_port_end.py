@@ -620,3 +620,46 @@ class TestFork:
             """,
             engine=engine,
         )
+
+    def test_a_callback_forks_that_a_close_calls(self, engine):
+        """The child is refused there, calls no other callback, and can have a port of its own."""
+        run_python(
+            """
+            import os, socket, warnings
+            warnings.simplefilter("ignore")  # fork() with threads running is what is tested here
+            from completionport import CompletionPort, Handler, PortForked, Server
+            from support import wait_until
+
+            calls, children = [], []
+
+            class Forking(Handler):
+                def received(self, connection, data):
+                    pass
+
+                def closed(self, connection, error):
+                    calls.append(os.getpid())
+                    if len(calls) == 1:
+                        children.append(os.fork())
+
+            port = CompletionPort(1)
+            server = Server(Forking(), port=0, completion_port=port, workers=1)
+            server.start()
+            clients = [socket.create_connection(server.address) for _ in range(3)]
+            wait_until(lambda: server.stats()["connections"] == 3)
+            parent, refused = os.getpid(), False
+            try:
+                port.close()
+            except PortForked:
+                refused = True
+            if os.getpid() != parent:
+                with CompletionPort(1) as own:
+                    own.post("mine")
+                    fine = own.get(1).transferred == "mine" and not own._serves()
+                os._exit(0 if (refused, calls, fine) == (True, [parent], True) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+            assert not refused
+            assert calls == [parent] * 3
+            server.stop()
+            """,
+            engine=engine,
+        )

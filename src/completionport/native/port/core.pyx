@@ -272,8 +272,8 @@ cdef class Core:
             self.destroyed = True
             destroy_engine(self)
         cp_mutex_unlock(&self.close_lock)
-        drop_all(packets)
-        drop_all(timers)
+        drop_all(self, packets)
+        drop_all(self, timers)
         while self.tokens:
             try:
                 token = self.tokens.pop()
@@ -310,8 +310,11 @@ cdef Core unborn_core():
     return the_unborn
 
 
-cdef int drop_all(Packet* packets) except -1:
-    """A list of packets that nobody will take: all of them, whatever a signal handler raises."""
+cdef int drop_all(Core core, Packet* packets) except -1:
+    """A list of packets that nobody will take: all of them, whatever a signal handler raises.
+
+    A callback may fork, or a finalizer: then the child leaves the rest to its parent.
+    """
     cdef Packet* packet
     first = None
     while packets != NULL:
@@ -322,6 +325,8 @@ cdef int drop_all(Packet* packets) except -1:
         except BaseException as raised:
             if first is None:
                 first = raised
+        if core.forked():
+            raise core.refusal()
     if first is not None:
         raise first
     return 0

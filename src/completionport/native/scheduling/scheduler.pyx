@@ -702,11 +702,14 @@ cdef void drop_served(Scheduler* s, Packet* packet) noexcept:
 cdef void drop_queued(Packet* packet) noexcept:
     """Of a consumer's, by the thread that closes the port: in the midst of it, as one that serves is."""
     cdef Waiter* me = current_thread()
+    cdef int before = 0
     if me != NULL:
-        me.serving += 1
+        before = me.serving
+        me.serving = before + 1
     packet.consumer.drop(packet)
     if me != NULL:
-        me.serving -= 1
+        # In the child of a fork in there it was set to 0.
+        me.serving = before
 
 
 cdef Packet* close_queue(Scheduler* s) noexcept nogil:
