@@ -169,6 +169,8 @@ cdef Answer answer_of(TakeStatus status) except *:
     return ASK_AGAIN
 
 
+# The collector must not take the core away before __dealloc__ has used it.
+@cython.no_gc_clear
 cdef class Crew:
     """Threads that wait together, and can be dismissed."""
 
