@@ -383,6 +383,9 @@ cdef class Port:
                 serve(taken)
             if self.core.forked():
                 raise self.core.refusal()
+            if crew == NULL and PyThread_get_thread_ident() == main_thread:
+                # Nothing is in hand, so an exception of a signal's handler is the caller's.
+                PyErr_CheckSignals()
             if deadline == FOREVER:
                 continue
             if crew != NULL:
