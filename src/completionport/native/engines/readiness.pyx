@@ -142,6 +142,9 @@ cdef uint32_t take_slot(Readiness* table, Channel* channel) noexcept nogil:
     table.free_slot = table.slots[index].next_free
     table.slots[index].channel = channel
     table.slots[index].generation += 1
+    if table.slots[index].generation == 0:
+        # That says of a channel that it does not wait here.
+        table.slots[index].generation = 1
     channel.slot = index
     channel.generation = table.slots[index].generation
     return index
