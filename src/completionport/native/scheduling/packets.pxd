@@ -11,7 +11,10 @@ cdef enum:
 
 cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
     cdef Line* line = line_of(s, packet)
-    s.number += 1
+    if line != s.last_line:
+        # So between two heads there are no more numbers than packets behind the older one, twice over.
+        s.last_line = line
+        s.number += 1
     packet.number = s.number
     packet.next = NULL
     if line.tail == NULL:

@@ -35,7 +35,7 @@ cdef struct Packet:
     Packet* next              # scheduler lock, while it is queued
     const Consumer* consumer  # constant while it is queued; NULL: it is the program's
     PacketKind kind           # constant
-    uint32_t number           # scheduler lock: of those of two lines the lower one has come first; it may wrap
+    uint32_t number           # scheduler lock: of the heads of both lines the lower one has come first; it may wrap
     Strand* strand            # constant while it is queued; its owner sees to the strand's life
     int64_t queued_ns         # scheduler lock: when it came, where that is measured, else 0
 
@@ -164,11 +164,12 @@ cdef struct Scheduler:
     int woken               # signalled, not yet back under the lock
     int since_kernel        # packets taken since the kernel was last looked at
     int to_measure          # so many turns are measured in any case
-    uint32_t number         # of the last packet that was queued
+    uint32_t number         # of the last packet that was queued: a new one where `last_line` changes
     Waiter* newest          # stack of waiting threads, the leader included
     Waiter* leader          # written by `set_leader`: engines peek at it without the lock
     int64_t queued          # in both lines
     # Second line.
+    Line* last_line         # into which a packet was queued last
     Line served             # consumers' packets
     Line programs           # the program's
     int64_t posted
