@@ -344,7 +344,7 @@ cdef class Port:
             except MemoryError:
                 break
             try:
-                if take_ready(self.core.scheduler, TAKES_PROGRAMS, &taken, True):
+                if take_ready(self.core.scheduler, TAKES_PROGRAMS, NULL, &taken, True):
                     fill(completion, self.core.scheduler, &taken)
                     continue
             except MemoryError:
@@ -369,7 +369,7 @@ cdef class Port:
         if self.core.forked():
             raise self.core.refusal()
         while True:
-            if not take_ready(scheduler, takes, taken, False):
+            if not take_ready(scheduler, takes, crew, taken, False):
                 answer = self.wait(deadline, takes, crew, taken)
                 if answer != IS_THERE:
                     return answer
@@ -414,7 +414,7 @@ cdef class Port:
                 leave(scheduler)
             thread_is_back(scheduler)
             if status == TAKE_STANDBY:
-                if stand_in(scheduler, takes, taken):
+                if stand_in(scheduler, takes, crew, taken):
                     return IS_THERE
                 if slices:
                     # A signal may have come meanwhile, whose handler may raise.

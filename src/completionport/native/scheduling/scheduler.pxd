@@ -241,7 +241,7 @@ cdef void wake_threads(Scheduler* s) noexcept nogil
 # What the calling thread has taken just now, and could make nothing of, is the queue's first again.
 cdef void put_back(Scheduler* s, Packet* packet) noexcept nogil
 # ``takes``: TAKES_PROGRAMS, TAKES_SERVED or both. A thread that serves takes the program's in any case.
-cdef bint take_ready(Scheduler* s, int takes, Taken* taken, bint more) noexcept nogil
+cdef bint take_ready(Scheduler* s, int takes, Crew* crew, Taken* taken, bint more) noexcept nogil
 cdef TakeStatus take(
     Scheduler* s, int takes, Crew* crew, int64_t deadline_ns, Taken* taken, uint64_t* arrival
 ) noexcept nogil
@@ -252,7 +252,7 @@ cdef char* more_scratch(Waiter* me, size_t size) noexcept nogil
 cdef void announce_close(Scheduler* s) noexcept nogil
 cdef Packet* close_queue(Scheduler* s) noexcept nogil
 cdef void thread_is_back(Scheduler* s) noexcept nogil
-cdef bint stand_in(Scheduler* s, int takes, Taken* taken) noexcept nogil
+cdef bint stand_in(Scheduler* s, int takes, Crew* crew, Taken* taken) noexcept nogil
 cdef bint start_blocking(Scheduler* s) noexcept nogil
 cdef void end_blocking(Scheduler* s) noexcept nogil
 cdef Strand* strand_new(Scheduler* s) noexcept nogil

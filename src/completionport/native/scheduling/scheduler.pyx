@@ -481,17 +481,18 @@ cdef bint wants_timers(Scheduler* s) noexcept nogil:
     ) and timers_are_due(s)
 
 
-cdef bint stand_in(Scheduler* s, int takes, Taken* taken) noexcept nogil:
+cdef bint stand_in(Scheduler* s, int takes, Crew* crew, Taken* taken) noexcept nogil:
     """Of a thread that stood by and now has the GIL, behind TAKE_STANDBY: `take_ready`. The caller need
     not be inside, and calls `take` or `wake_threads` behind it."""
     cp_light_mutex_lock(&s.lock)
     s.standby = NULL
     cp_light_mutex_unlock(&s.lock)
-    return take_ready(s, takes, taken, False)
+    return take_ready(s, takes, crew, taken, False)
 
 
-cdef bint take_ready(Scheduler* s, int takes, Taken* taken, bint more) noexcept nogil:
-    """Take a packet without waiting and without a look into the kernel.
+cdef bint take_ready(Scheduler* s, int takes, Crew* crew, Taken* taken, bint more) noexcept nogil:
+    """Take a packet without waiting and without a look into the kernel; a thread that is to leave its crew
+    takes none.
 
     With ``more`` the thread has just taken one and keeps its place. The caller need not be inside.
     """
@@ -517,7 +518,7 @@ cdef bint take_ready(Scheduler* s, int takes, Taken* taken, bint more) noexcept 
         more or (
             s.running - me.holds_place < s.concurrency
             and s.since_kernel < LOOK_INTO_KERNEL_AFTER
-            and s.dismissed == 0
+            and not may_leave(s, crew)
             and (takes == TAKES_ALL or not gives_way(s, line))
             and not (cp_peek_64(&s.next_timer_ns) != NO_TIMER and wants_timers(s))
         )
