@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from completionport import CompletionPort, DatagramServer, Server
+from completionport import CompletionPort, DatagramServer, Server, WorkerPool
 from completionport.servers import stream_server
 from one_port_support import Echo, EchoDatagrams, echoes, echoes_datagram
-from support import WINDOWS, Background, needs_unix_sockets, wait_until
+from support import LONG, WINDOWS, Background, needs_unix_sockets, wait_until
 from test_handlers_that_raise import At, Stop, each_place
 
 pytestmark = pytest.mark.skipif(
@@ -92,33 +92,65 @@ def test_a_start_that_was_interrupted_is_a_stop(engine, make, given, nothing_lef
                 assert port.stats()["handles"] == 0
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("name", ["completionport-worker-1", "completionport-server"])
-def test_a_thread_whose_start_was_interrupted_is_not_waited_for(
-    engine, make, monkeypatch, name, begun, nothing_left
-):
-    """It may not run yet, or never will, and its number is known already."""
-    start, timers = threading.Thread.start, []
+class InterruptedStart:
+    """Interrupts the start of one thread, which may not run yet then, or never will, though its
+    number is known already."""
 
-    def interrupted(self):
-        if self.name != name:
-            start(self)
+    def __init__(self, monkeypatch, name, begun):
+        self._start = threading.Thread.start
+        self._name = name
+        self._begun = begun
+        self._timers = []
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: self.start(thread))
+
+    def start(self, thread):
+        if thread.name != self._name:
+            self._start(thread)
             return
-        self._ident = 1
-        if begun:
-            timers.append(threading.Timer(0.1, start, [self]))
-            timers[0].start()
+        thread._ident = 1
+        if self._begun:
+            timer = threading.Timer(0.1, self._start, [thread])
+            self._timers.append(timer)
+            self._start(timer)
         raise Stop
 
-    with CompletionPort(1, engine=engine) as port:
-        monkeypatch.setattr(threading.Thread, "start", interrupted)
-        server = make(port)
-        with pytest.raises(Stop):
-            server.start()
-        Background(server.stop, 0).outcome()
-        for timer in timers:
+    def has_ended(self):
+        for timer in self._timers:
             timer.join()
-        wait_until(lambda: name not in [thread.name for thread in threading.enumerate()])
-        monkeypatch.undo()
+        wait_until(lambda: self._name not in [thread.name for thread in threading.enumerate()])
+        return True
+
+
+begins = pytest.mark.parametrize("begun", [False, True], ids=["before", "behind"])
+
+
+@begins
+@pytest.mark.parametrize("name", ["completionport-worker-1", "completionport-server"])
+def test_no_stop_waits_for_a_thread_whose_start_was_interrupted(
+    engine, make, monkeypatch, name, begun, nothing_left
+):
+    with CompletionPort(1, engine=engine) as port:
+        with monkeypatch.context() as patches:
+            interrupted = InterruptedStart(patches, name, begun)
+            server = make(port)
+            with pytest.raises(Stop):
+                server.start()
+            Background(server.stop, 0).outcome()
+            assert interrupted.has_ended()
         with make(port) as other:
             assert works(other)
+
+
+@begins
+@pytest.mark.parametrize("name", ["1", "2", "keeper"])
+def test_nor_does_that_of_a_pool(make_port, monkeypatch, name, begun):
+    port = make_port(1)
+    pool = WorkerPool(port, lambda packet: None, 2, maximum=3)
+    with monkeypatch.context() as patches:
+        interrupted = InterruptedStart(patches, f"completionport-pool-{name}", begun)
+        with pytest.raises(Stop):
+            pool.start()
+        assert Background(pool.stop).outcome()
+        assert interrupted.has_ended()
+    port.post("the program's")
+    assert port.get(LONG).transferred == "the program's"

@@ -6,7 +6,9 @@ call, by any thread that takes them there. So the loop sees the program's packet
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,12 @@ from ..shared.reports import SHORTAGE, tell
 
 def _never() -> bool:
     return False
+
+
+def join(thread: threading.Thread, timeout: float | None = None) -> None:
+    """Wait for its end; not for one that is not there, or whose start a signal has interrupted."""
+    with contextlib.suppress(RuntimeError):
+        thread.join(timeout)
 
 
 class Crew:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self
 
-from ..crew.crew import Crew
+from ..crew.crew import Crew, join
 from ..interface.error_codes import add_codes
 from ..interface.errors import PortForked
 from ..interface.port import Completion, CompletionPort
@@ -419,7 +419,7 @@ class Service(Unique):
                 self._port.close()
             self._let_go.set()
             if self._keeper is not threading.current_thread():
-                _join(self._keeper)
+                join(self._keeper)
             self._stopped.set()
             with self._lock:
                 self._wake()
@@ -437,7 +437,7 @@ class Service(Unique):
         # One that does not come is at a callback of another server, and leaves behind that.
         end = None if self._given_port is None else time.monotonic() + LAST_PATIENCE
         for thread in self._threads:
-            _join(thread, None if end is None else max(end - time.monotonic(), 0.0))
+            join(thread, None if end is None else max(end - time.monotonic(), 0.0))
 
     def stats(self) -> dict[str, Any]:
         """The core's numbers, and those of the port that tell of the workers."""
@@ -509,12 +509,6 @@ class _Signals:
             with contextlib.suppress(BlockingIOError):
                 self._reader.recv(4096)
         return True
-
-
-def _join(thread: threading.Thread, timeout: float | None = None) -> None:
-    """Wait for its end; not for one that is not there, or whose start a signal has interrupted."""
-    with contextlib.suppress(RuntimeError):
-        thread.join(timeout)
 
 
 _HANG_UP = getattr(signal, "SIGHUP", None)

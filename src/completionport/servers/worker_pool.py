@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..crew.crew import Crew
+from ..crew.crew import Crew, join
 from ..interface.errors import PortClosed
 from ..interface.port import Completion, CompletionPort
 from ..interface.unique import Unique
@@ -200,7 +200,7 @@ class WorkerPool(Unique):
                 aside.enter_context(self.port.blocking())
             for thread in self._ending:
                 remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                thread.join(None if remaining is None else min(remaining, threading.TIMEOUT_MAX))
+                join(thread, None if remaining is None else min(remaining, threading.TIMEOUT_MAX))
         return not any(thread.is_alive() for thread in self._ending)
 
     def stats(self) -> dict[str, int]:
@@ -233,9 +233,10 @@ class WorkerPool(Unique):
         self._named += 1
         worker = _Worker(self, f"{self.name}-{self._named}", self._daemon)
         self._workers[worker.thread] = worker
+        # One whose start a signal has interrupted may come yet, and is to be dismissed then.
         try:
             worker.thread.start()
-        except BaseException:
+        except (RuntimeError, MemoryError):
             del self._workers[worker.thread]
             raise
         return worker
