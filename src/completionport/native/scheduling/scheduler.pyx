@@ -151,6 +151,12 @@ cdef void use_port(Waiter* me, Scheduler* s) noexcept nogil:
 
 cdef inline void end_turn(Scheduler* s, Waiter* me) noexcept nogil:
     """The thread is done with what it had taken."""
+    if me.started_ns != 0 or me.strands != NULL:
+        end_noted_turn(s, me)
+
+
+cdef void end_noted_turn(Scheduler* s, Waiter* me) noexcept nogil:
+    """Of one that is measured, or holds strands."""
     cdef int64_t took
     cdef int64_t now
     if me.started_ns != 0:

@@ -567,6 +567,10 @@ cdef class ServerCore(ServerBase):
             leave(self.core.scheduler)
             if asked:
                 self.call(connection, self.on_stopping, None)
+            elif size > 0 and connection.held is None and not (
+                cp_peek(&connection.paused) or cp_peek(&connection.throttled)
+            ):
+                self.call(connection, self.on_received, chunk)
             else:
                 try:
                     again = self.deliver(connection, size, chunk)
@@ -581,19 +585,16 @@ cdef class ServerCore(ServerBase):
         self.end_turn(connection, stream, again)
 
     cdef bint deliver(self, Connection connection, int64_t size, bytes chunk) except -1:
-        """Give the handler what was received, or the news that nothing more comes.
+        """Hold back what was received, or give the handler what was, or the news that nothing more comes.
 
         True: there may be more to deliver.
         """
         cdef bint quiet = cp_peek(&connection.paused) or cp_peek(&connection.throttled)
         if size > 0:
-            # Behind what is held back already, although it was resumed a moment ago.
-            if quiet or connection.held is not None:
-                if connection.held is None:
-                    connection.held = []
-                connection.held.append(chunk)
-            else:
-                self.call(connection, self.on_received, chunk)
+            # It may be resumed by now: then behind what is held back already.
+            if connection.held is None:
+                connection.held = []
+            connection.held.append(chunk)
             return True
         if size == -EAGAIN:
             if connection.held is None or quiet:
