@@ -2,11 +2,23 @@
 
 from libc.stdint cimport int32_t
 
-from .scheduler cimport TAKES_PROGRAMS, TAKES_SERVED, Line, Packet, Scheduler, line_of, set_head
+from .scheduler cimport (
+    SHORT_WORK,
+    TAKES_PROGRAMS,
+    TAKES_SERVED,
+    Line,
+    Packet,
+    Scheduler,
+    line_of,
+    set_head,
+    timers_are_due,
+)
 from .waiters cimport UNCALLED
 
 cdef enum:
     NONE = -1
+    # While packets are short and many, one in so many (a power of 2) looks whether a timer is due.
+    LOOK_AT_TIMERS_EVERY = 32
 
 
 cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
@@ -24,6 +36,13 @@ cdef inline void append(Scheduler* s, Packet* packet) noexcept nogil:
     line.tail = packet
     line.queued += 1
     s.queued += 1
+
+
+cdef inline bint wants_timers(Scheduler* s) noexcept nogil:
+    """Whether due timers have to come into the queue before the next packet is taken."""
+    return (
+        s.since_kernel & (LOOK_AT_TIMERS_EVERY - 1) == 0 or s.work_ns >= SHORT_WORK
+    ) and timers_are_due(s)
 
 
 cdef inline bint is_older(Line* line, Line* other) noexcept nogil:

@@ -18,7 +18,7 @@ from ..primitives.guard cimport guard_dispose, guard_open
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_open, cp_light_mutex_unlock
 from ..primitives.times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
 from .calls cimport is_stuck, line_is_worth_it, line_to_lead_for, may_leave, wants_watch
-from .packets cimport NONE, append, choose, gives_way, is_older, place_in_line, take_line, unlink
+from .packets cimport NONE, append, choose, gives_way, is_older, place_in_line, take_line, unlink, wants_timers
 from .places cimport give_place_back, set_blocked, start_turn, take_place
 from .standby cimport LONG_TURN, call_standby, end_long_turn, replace_those_that_block
 from .strands cimport drop_strand, hold_back, hold_strand, let_strand_go, next_held_back
@@ -52,8 +52,6 @@ cdef enum:
     LOOK_INTO_KERNEL_AFTER = 61
     SPARE_PACKETS = 256
     SIGNALS_AT_ONCE = 8
-    # While packets are short and many, one in so many (a power of 2) looks whether a timer is due.
-    LOOK_AT_TIMERS_EVERY = 32
     CACHE_LINE = 64
 
 cdef struct Signals:
@@ -478,13 +476,6 @@ cdef inline void pop(
             s.spare_count += 1
         else:
             free(posted)
-
-
-cdef bint wants_timers(Scheduler* s) noexcept nogil:
-    """Whether due timers have to come into the queue before the next packet is taken. Lock."""
-    return (
-        s.since_kernel & (LOOK_AT_TIMERS_EVERY - 1) == 0 or s.work_ns >= SHORT_WORK
-    ) and timers_are_due(s)
 
 
 cdef bint stand_in(Scheduler* s, int takes, Crew* crew, Taken* taken) noexcept nogil:
