@@ -190,6 +190,7 @@ cdef void wake_threads(Scheduler* s) noexcept nogil
 # What the calling thread has taken just now, and could make nothing of, is the queue's first again.
 cdef void put_back(Scheduler* s, Packet* packet) noexcept nogil
 cdef bint take_ready(Scheduler* s, Taken* taken, bint more) noexcept nogil
+cdef int own_number() noexcept nogil
 cdef TakeStatus take(
     Scheduler* s, int64_t deadline_ns, Taken* taken, uint64_t* arrival
 ) noexcept nogil
