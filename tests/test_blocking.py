@@ -729,3 +729,53 @@ def test_another_reader_of_a_terminal_makes_no_thread_wait(engine):
         """,
         timeout=30,
     )
+
+
+def times_given_up(number):
+    """How often a thread has given its processor up of its own accord, to wait."""
+    with open(f"/proc/self/task/{number}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("voluntary"))
+
+
+@pytest.mark.skipif(WINDOWS, reason="who is woken stands in /proc")
+def test_who_blocks_is_not_woken_for_what_others_serve(engine):
+    """The ring finishes a receive in the thread that has armed it, and wakes that one for it."""
+    served_by, blocking, go_on = set(), threading.Event(), threading.Event()
+
+    class Echo(Handler):
+        def received(self, connection, data):
+            served_by.add(threading.get_native_id())
+            if data == b"block":
+                blocking.set()
+                with server.completion_port.blocking():
+                    go_on.wait(LONG)
+            connection.send(data)
+
+    rounds = 300
+    with (
+        Server(Echo(), port=0, workers=4, concurrency=1, engine=engine) as server,
+        socket.create_connection(server.address, LONG) as quick,
+        socket.create_connection(server.address, LONG) as slow,
+    ):
+        try:
+            for client in (quick, slow):
+                client.sendall(b"x")
+                assert read_exactly(client, 1) == b"x"
+            slow.sendall(b"block")
+            assert blocking.wait(LONG)
+            workers = {thread.native_id for thread in server._threads}
+
+            def nobody_else_is_woken():
+                served_by.clear()
+                before = {number: times_given_up(number) for number in workers}
+                for _ in range(rounds):
+                    quick.sendall(b"x")
+                    assert read_exactly(quick, 1) == b"x"
+                others = workers - served_by
+                woken = sum(times_given_up(number) - before[number] for number in others)
+                return len(others) > 0 and woken < rounds / 4
+
+            # It may take some rounds until those that wait keep to their places.
+            wait_until(nobody_else_is_woken, "who blocks sleeps on")
+        finally:
+            go_on.set()

@@ -312,10 +312,6 @@ SHORT_OF_MEMORY = textwrap.dedent("""
 """)
 
 
-@pytest.mark.skipif(
-    not getattr(sys, "_is_gil_enabled", lambda: True)(),
-    reason="`stop` may wait for ever there for the start of a thread: CONTRIBUTING.md",
-)
 def test_a_server_outlives_two_hundred_clients_that_do_not_read(engine, tmp_path):
     log = tmp_path / "log"  # a pipe would be full, and who logs then waits
     with (

@@ -498,10 +498,13 @@ class TestStop:
         self, engine, nothing_left, monkeypatch
     ):
         server = Server(Echo(), port=0, workers=4, engine=engine)
-        started = refuse_threads(monkeypatch, after=2)
+        started = refuse_threads(monkeypatch, after=3)
         with pytest.raises(RuntimeError, match=r"can't start new thread: .* 3 of 4 workers"):
             server.start()
-        assert not any(thread.is_alive() for thread in started)
+        stopper, *workers = started
+        assert not any(thread.is_alive() for thread in workers)
+        stopper.join(LONG)
+        assert not stopper.is_alive()
         assert server.completion_port.closed
         server.stop()
 

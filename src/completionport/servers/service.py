@@ -187,6 +187,10 @@ class Service(Unique):
         ]
         self._let_go = threading.Event()  # the process may end
         self._keeper = threading.Thread(target=self._keep, name="completionport-server")
+        # Carries the stop out: a worker can't wait for itself, nor can a signal's handler for what
+        # it has interrupted. It is there from the start, since a stop may come where the system
+        # has no thread and no memory any more.
+        self._stopper = threading.Thread(target=self._carry_stop_out, name="completionport-stop")
         # Guards `_started`, `_stopping` and `_waker`. The handler of a signal may call `stop` too.
         self._lock = threading.RLock()
         self._started = False
@@ -194,7 +198,7 @@ class Service(Unique):
         self._waker: socket.socket | None = None
         # The grace of a stop that no thread has taken on yet; no lock, since `start` may hold it.
         self._grace: list[float] = []
-        self._stopper: int | None = None  # the thread that has taken it on; written once
+        self._stop_taken_by: int | None = None  # a thread; written once
         self._process = os.getpid()
         self._signals = _NO_SIGNALS  # written by `serve_forever` only
         self._stop_asked = threading.Event()
@@ -257,19 +261,20 @@ class Service(Unique):
         that does not come back. Until then another thread keeps the process, unless the thread that
         has made the server is a daemon itself.
         """
-        threads = [*self._threads, self._keeper]
+        threads = [self._stopper, *self._threads, self._keeper]
         # An isolated subinterpreter has no daemons, and gets no signals.
         if getattr(_thread, "daemon_threads_allowed", lambda: True)():
-            for thread in self._threads:
+            for thread in (self._stopper, *self._threads):
                 thread.daemon = True
-        for number, thread in enumerate(threads, 1):
+        for number, thread in enumerate(threads):
             if self._signals.count:
                 return False
             try:
                 thread.start()
             except RuntimeError as error:
                 count = len(self._threads)
-                which = f"number {number} of {count} workers" if number <= count else "one more"
+                a_worker = thread in self._threads
+                which = f"number {number} of {count} workers" if a_worker else "one more"
                 raise RuntimeError(
                     f"{error}: the system refuses {which}. "
                     "Ask for fewer, or raise the limits of threads and memory (ulimit -a)"
@@ -336,36 +341,26 @@ class Service(Unique):
         # that closes it calls what is left.
         return (
             threading.current_thread() in self._threads
-            or threading.get_ident() == self._stopper
+            or threading.get_ident() == self._stop_taken_by
             or (self._given_port is not None and self._port._serves())
         )
 
     def _ask_to_stop(self, grace: float) -> None:
-        self._stop_asked.set()
         with self._lock:
             if not self._stopping:
                 self._stopping = True
                 self._grace += [grace]
+            self._stop_asked.set()
             self._wake()
-        if self._grace:
-            # By a thread of its own: a worker can't wait for itself, nor can a signal's handler for
-            # what it has interrupted.
-            stopping = threading.Thread(
-                target=self._take_stop_on,
-                name="completionport-stop",
-                daemon=self._threads[0].daemon,
-            )
-            try:
-                stopping.start()
-            except (RuntimeError, MemoryError):  # none can be had, or the interpreter ends
-                if self._in_callback():
-                    self._let_go.set()  # the one that keeps the process does it
-                else:
-                    self._take_stop_on()
+        if self._stopper.ident is None:  # it was not started, and so no worker was
+            self._take_stop_on()
+
+    def _carry_stop_out(self) -> None:
+        self._stop_asked.wait()
+        self._take_stop_on()
 
     def _keep(self) -> None:
         self._let_go.wait()
-        self._take_stop_on()
         # The program has closed the port under the server. `start` may hold the lock, and wait for
         # this thread in a stop of its own.
         while self._port.closed and not self._stopping:
@@ -381,7 +376,7 @@ class Service(Unique):
             grace = self._grace.pop()
         except IndexError:
             return
-        self._stopper = threading.get_ident()
+        self._stop_taken_by = threading.get_ident()
         with self._port.blocking():
             self._stop(grace)
 

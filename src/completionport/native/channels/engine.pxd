@@ -1,6 +1,6 @@
 """What an engine works on (channels, operations, streams) and what it has to offer."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 
 from ..primitives.atomics cimport cp_mutex
 from ..scheduling.scheduler cimport Packet, Scheduler, Strand
@@ -225,6 +225,8 @@ cdef struct Stream:
     bint wants_input        # receiving or accepting is asked for
     bint armed              # io_uring: the multishot request is under way
     bint stopping           # io_uring: and its end was asked for
+    uint16_t armed_by       # io_uring: the last bits of the number of the thread that armed it
+    uint16_t reaped_elsewhere  # io_uring: so many of its completions in a row were taken by others
     bint watched            # io_uring: a poll tells of a failure while nothing is received
     # There may be more to receive or accept: where that is told, and where a receive found no buffer.
     bint readable

@@ -26,7 +26,7 @@ How the kernel behaves, as far as the code below leans on it:
 Every request counts in its channel's `in_kernel` and holds a reference to the channel.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from ..channels.channels cimport (
@@ -60,7 +60,7 @@ from ..primitives.atomics cimport (
     cp_store_release,
 )
 from ..primitives.times cimport add_to_shared_stats
-from ..scheduling.scheduler cimport POLL, Scheduler, somebody_leads, wake_threads
+from ..scheduling.scheduler cimport POLL, Scheduler, own_number, somebody_leads, wake_threads
 from ..scheduling.timer_heap cimport wait_no_longer
 from .buffers cimport (
     BUFFER_GROUP,
@@ -131,6 +131,9 @@ cdef enum:
     BUFFERS_HELD = 4              # of the pool's size
     CHUNK_COST = 64               # what a chunk takes besides, bytes
     ACCEPTS_HELD = 256
+    # So many completions in a row of a multishot request are taken by other threads than the one that has
+    # armed it, and was woken for each: then one of those arms it. A move costs about as much as two.
+    MOVE_AFTER = 4
     # The low bits of a request's user_data say what its address points to; 0 is of no interest.
     TAG_OPERATION = 1
     TAG_INPUT = 2
@@ -149,6 +152,7 @@ cdef struct Uring:
     unsigned wait_flags
     uint64_t known              # opcodes that the kernel has, a bit each; constant
     bint woken                  # a completion of `wake` was seen: completion lock
+    uint16_t reaper             # who takes completions, as `Stream.armed_by`: completion lock
     cp_mutex opening_lock       # of `readiness` and `pool`, which are opened when first needed
     bint tells_readiness        # `readiness` is open: written under that lock, as an atomic
     Readiness readiness         # of what `ring_receives` leaves to it, and of the ring
@@ -444,6 +448,8 @@ cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
     cp_mutex_unlock(&uring.ring.sq_lock)
     stream.armed = True
     stream.stopping = False
+    stream.armed_by = <uint16_t> own_number()
+    stream.reaped_elsewhere = 0
     stream.channel.in_kernel += 1
     channel_retain(&stream.channel)
 
@@ -588,7 +594,9 @@ cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t
         append_chunk(stream, chunk)
         count_held(stream, chunk, 1)
         stream_schedule(stream, False)
-        if stream.held > most_held(uring, stream):
+        stream.reaped_elsewhere = 0 if stream.armed_by == uring.reaper else stream.reaped_elsewhere + 1
+        if stream.held > most_held(uring, stream) or stream.reaped_elsewhere == MOVE_AFTER:
+            # Its last completion has it armed again.
             disarm_input(uring, stream)
     if result == 0 and not stream.listens:
         stream.ended = True
@@ -628,6 +636,8 @@ cdef bint reap_once(Uring* uring) noexcept nogil:
     head = uring.ring.cq_head[0]
     tail = cp_load_acquire(uring.ring.cq_tail)
     some = head != tail
+    if some:
+        uring.reaper = <uint16_t> own_number()
     while head != tail:
         cqe = uring.ring.cqes[head & uring.ring.cq_mask]
         head += 1

@@ -242,6 +242,7 @@ cdef void wake_threads(Scheduler* s) noexcept nogil
 cdef void put_back(Scheduler* s, Packet* packet) noexcept nogil
 # ``takes``: TAKES_PROGRAMS, TAKES_SERVED or both. A thread that serves takes the program's in any case.
 cdef bint take_ready(Scheduler* s, int takes, Crew* crew, Taken* taken, bint more) noexcept nogil
+cdef int own_number() noexcept nogil
 cdef TakeStatus take(
     Scheduler* s, int takes, Crew* crew, int64_t deadline_ns, Taken* taken, uint64_t* arrival
 ) noexcept nogil

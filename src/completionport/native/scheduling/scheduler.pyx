@@ -115,6 +115,12 @@ cdef Waiter* new_thread() noexcept nogil:
     return me
 
 
+cdef int own_number() noexcept nogil:
+    """gettid(2) of the calling thread; 0 where it has no record, which takes memory."""
+    cdef Waiter* me = current_thread()
+    return 0 if me == NULL else me.number
+
+
 cdef char* more_scratch(Waiter* me, size_t size) noexcept nogil:
     free(me.scratch)
     me.scratch = <char*> malloc(size)
@@ -511,9 +517,13 @@ cdef bint take_ready(Scheduler* s, int takes, Crew* crew, Taken* taken, bint mor
         if s.hot:
             replace_those_that_block(s, me)
     line = choose(s, takes)
+    if line == NULL and not more and CP_HAS_GIL and s.hot and has_room(s, me):
+        if not look_while_hot(s):
+            return False
+        line = choose(s, takes)
     if line != NULL and not s.guard.closed and (
         more or (
-            s.running - me.holds_place < s.concurrency
+            has_room(s, me)
             and s.since_kernel < LOOK_INTO_KERNEL_AFTER
             and not may_leave(s, crew)
             and (takes == TAKES_ALL or not gives_way(s, line))
@@ -530,6 +540,28 @@ cdef bint take_ready(Scheduler* s, int takes, Crew* crew, Taken* taken, bint mor
             return True
     cp_light_mutex_unlock(&s.lock)
     return found
+
+
+cdef inline bint has_room(Scheduler* s, Waiter* me) noexcept nogil:
+    """A place for the thread, which may hold one. Lock."""
+    return s.running - me.holds_place < s.concurrency
+
+
+cdef bint look_while_hot(Scheduler* s) noexcept nogil:
+    """A look into the kernel with the GIL held: one call. Lock; without it when it returns False, at the end.
+
+    While a port is hot others wait for the GIL, and who lets it go to look has it back only behind them.
+    """
+    if s.leader != NULL:
+        return True
+    cp_light_mutex_unlock(&s.lock)
+    if not enter(s):
+        return False
+    s.kernel_wait(s.engine, POLL)
+    leave(s)
+    cp_light_mutex_lock(&s.lock)
+    s.since_kernel = 0
+    return True
 
 
 cdef TakeStatus take(
