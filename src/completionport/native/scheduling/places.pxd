@@ -51,3 +51,8 @@ cdef inline void start_turn(Scheduler* s, Waiter* me, Packet* packet) noexcept n
         me.started_ns = measured_now_ns()
     elif packet.queued_ns != 0 or s.work_ns >= WAKE_COST or s.hot:
         me.started_ns = measured_now_ns()
+
+
+cdef inline bint has_room(Scheduler* s, Waiter* me) noexcept nogil:
+    """A place for the thread, which may hold one. Lock."""
+    return s.running - me.holds_place < s.concurrency

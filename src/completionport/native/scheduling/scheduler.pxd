@@ -4,6 +4,7 @@ Nothing here touches a Python object: every function runs with or without the GI
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 
 from ..primitives.atomics cimport cp_load_acquire, cp_now_ns, cp_peek_64
 from ..primitives.guard cimport Guard, guard_enter, guard_leave, guard_wait_until_alone
@@ -249,7 +250,6 @@ cdef TakeStatus take(
 cdef bint serves() noexcept nogil
 cdef void drop_served(Scheduler* s, Packet* packet) noexcept
 cdef void drop_queued(Packet* packet) noexcept
-cdef char* more_scratch(Waiter* me, size_t size) noexcept nogil
 cdef void announce_close(Scheduler* s) noexcept nogil
 cdef Packet* close_queue(Scheduler* s) noexcept nogil
 cdef void thread_is_back(Scheduler* s) noexcept nogil
@@ -361,3 +361,10 @@ cdef inline void leave(Scheduler* s) noexcept nogil:
 
 cdef inline bint wait_until_alone(Scheduler* s, int64_t deadline_ns) noexcept nogil:
     return guard_wait_until_alone(&s.guard, deadline_ns)
+
+
+cdef inline char* more_scratch(Waiter* me, size_t size) noexcept nogil:
+    free(me.scratch)
+    me.scratch = <char*> malloc(size)
+    me.scratch_size = size if me.scratch != NULL else 0
+    return me.scratch

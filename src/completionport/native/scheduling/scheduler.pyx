@@ -19,8 +19,8 @@ from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_open, 
 from ..primitives.times cimport MEASURE_EVERY, MEASURED, count_time, is_sample, measured_now_ns
 from .calls cimport is_stuck, line_is_worth_it, line_to_lead_for, may_leave, wants_watch
 from .packets cimport NONE, append, choose, gives_way, is_older, place_in_line, take_line, unlink, wants_timers
-from .places cimport give_place_back, set_blocked, start_turn, take_place
-from .standby cimport LONG_TURN, call_standby, end_long_turn, replace_those_that_block
+from .places cimport give_place_back, has_room, set_blocked, start_turn, take_place
+from .standby cimport LONG_TURN, call_standby, end_long_turn, look_while_hot, replace_those_that_block
 from .strands cimport drop_strand, hold_back, hold_strand, let_strand_go, next_held_back
 from .waiters cimport UNCALLED, back_from_waiting, call, stack_insert, taker_of
 
@@ -119,13 +119,6 @@ cdef int own_number() noexcept nogil:
     """gettid(2) of the calling thread; 0 where it has no record, which takes memory."""
     cdef Waiter* me = current_thread()
     return 0 if me == NULL else me.number
-
-
-cdef char* more_scratch(Waiter* me, size_t size) noexcept nogil:
-    free(me.scratch)
-    me.scratch = <char*> malloc(size)
-    me.scratch_size = size if me.scratch != NULL else 0
-    return me.scratch
 
 
 cdef void end_turn_elsewhere(Waiter* me) noexcept nogil:
@@ -540,28 +533,6 @@ cdef bint take_ready(Scheduler* s, int takes, Crew* crew, Taken* taken, bint mor
             return True
     cp_light_mutex_unlock(&s.lock)
     return found
-
-
-cdef inline bint has_room(Scheduler* s, Waiter* me) noexcept nogil:
-    """A place for the thread, which may hold one. Lock."""
-    return s.running - me.holds_place < s.concurrency
-
-
-cdef bint look_while_hot(Scheduler* s) noexcept nogil:
-    """A look into the kernel with the GIL held: one call. Lock; without it when it returns False, at the end.
-
-    While a port is hot others wait for the GIL, and who lets it go to look has it back only behind them.
-    """
-    if s.leader != NULL:
-        return True
-    cp_light_mutex_unlock(&s.lock)
-    if not enter(s):
-        return False
-    s.kernel_wait(s.engine, POLL)
-    leave(s)
-    cp_light_mutex_lock(&s.lock)
-    s.since_kernel = 0
-    return True
 
 
 cdef TakeStatus take(

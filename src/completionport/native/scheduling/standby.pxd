@@ -18,7 +18,7 @@ from ..primitives.gil cimport AWAKE, CP_HAS_GIL, SLEEPS, Sleep, gil_word, sleep_
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from ..primitives.times cimport MEASURED
 from .places cimport set_blocked
-from .scheduler cimport Scheduler, Waiter
+from .scheduler cimport POLL, Scheduler, Waiter, enter, leave
 from .waiters cimport stack_remove
 
 cdef extern from "sched.h" nogil:
@@ -149,3 +149,20 @@ cdef inline void replace_those_that_block(Scheduler* s, Waiter* me) noexcept nog
             set_blocked(s, thread, True)
             s.replaced += MEASURED
             s.in_vain = False
+
+
+cdef inline bint look_while_hot(Scheduler* s) noexcept nogil:
+    """A look into the kernel with the GIL held: one call. Lock; without it when it returns False, at the end.
+
+    While a port is hot others wait for the GIL, and who lets it go to look has it back only behind them.
+    """
+    if s.leader != NULL:
+        return True
+    cp_light_mutex_unlock(&s.lock)
+    if not enter(s):
+        return False
+    s.kernel_wait(s.engine, POLL)
+    leave(s)
+    cp_light_mutex_lock(&s.lock)
+    s.since_kernel = 0
+    return True
