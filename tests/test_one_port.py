@@ -409,6 +409,31 @@ class TestTakers:
             assert read_exactly(client, 3) == b"ask"
         assert sorted(answers) == list(range(6))
 
+    def test_a_callback_waits_for_an_answer_of_the_program(self, make_port, serve_on, dial, taker):
+        """Whoever was called for the packet that became the callback, the post calls somebody."""
+        port = make_port(2)
+
+        class Asking(Echo):
+            def received(self, connection, data):
+                answered = threading.Event()
+                port.post(answered)
+                with port.blocking():
+                    assert answered.wait(LONG)
+                super().received(connection, data)
+
+        def answer():
+            with contextlib.suppress(PortClosed):
+                while True:
+                    port.get().transferred.set()
+
+        answering = [Background(answer) for _ in range(2)]
+        wait_for_stats(port, waiting=2)
+        client = dial(serve_on(port, Asking(), workers=1))
+        assert all(echoes(client) for _ in range(30))
+        port.close()
+        for thread in answering:
+            thread.outcome()
+
     def test_a_time_limit_in_a_callback(self, make_port, serve_on, dial):
         port, answers = make_port(1), []
 

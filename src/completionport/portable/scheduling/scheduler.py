@@ -410,12 +410,16 @@ class Scheduler:
             # The packets may be for a thread that came later.
             self._dispatch()
         ahead = self._answer(waiter)
-        line: Line | None = None
-        if waiter is None:
-            lines = [line for line in self._packets.by_age() if line.takes & takes and line.ready]
+        if waiter is not None and ahead is None:
+            return False
+        line = called_for = None if waiter is None else waiter.line
+        if line is None or ahead is None or line.waiting <= ahead:
+            # Nobody called it. Or others have taken what it was called for: it may count as called
+            # for what is in the other line.
+            ahead = None
+            lines = [one for one in self._packets.by_age() if one.takes & takes and one.ready]
+            lines = [one for one in lines if one is not called_for]
             line = lines[0] if lines else None
-        elif ahead is not None and waiter.line is not None and waiter.line.waiting > ahead:
-            line = waiter.line
         if line is None or len(self._at_work) >= self.concurrency:
             return False
         if takes != ALL and not polls and self._gives_way(line):
