@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import logging
 import os
 import random
 import signal
@@ -18,8 +19,9 @@ import sys
 
 import pytest
 
-from completionport import Overlapped, PortClosed, Strand
+from completionport import DatagramServer, Overlapped, PortClosed, Server, Strand
 from completionport.engines import COMPILED
+from one_port_support import Echo, EchoDatagrams
 from support import (
     LONG,
     WINDOWS,
@@ -402,6 +404,117 @@ def test_a_handler_may_use_the_port_that_it_has_interrupted(make_port, which):
         port.close()
         if not at.came:
             return
+
+
+class Serving:
+    """A server on a port where the test's thread is the only one that takes packets."""
+
+    def __init__(self, port, kind=Server):
+        self.port = port
+        self.connected = []
+        self.closed = []
+        handler = EchoDatagrams() if kind is DatagramServer else self.handler()
+        self.server = kind(handler, port=0, completion_port=port, workers=1)
+        self.server.start()
+        self.server._crew.dismiss(1)
+        self.server._threads[0].join()
+        self.dial = self.dial_datagrams if kind is DatagramServer else self.dial_stream
+
+    def handler(self):
+        class Noting(Echo):
+            connected = staticmethod(self.connected.append)
+
+            @staticmethod
+            def closed(connection, error):
+                self.closed.append(connection)
+
+        return Noting()
+
+    def dial_stream(self):
+        return socket.create_connection(self.server.address, LONG)
+
+    def dial_datagrams(self):
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client.settimeout(LONG)
+        client.connect(self.server.address)
+        return client
+
+    def goes_on(self, client, *answers):
+        """Its client gets one of the answers. It serves who comes now, and ends when it is told to.
+
+        In other threads.
+        """
+
+        def take_packets():
+            with contextlib.suppress(PortClosed):
+                while True:
+                    self.port.get()
+
+        takers = [Background(take_packets) for _ in range(2)]
+        with self.port.blocking():
+            with contextlib.suppress(ConnectionError):
+                assert not answers or client.recv(10) in answers
+            client.close()
+            for _ in range(2):
+                with self.dial() as client:
+                    client.sendall(b"again")
+                    assert client.recv(10) == b"again"
+            self.is_over()
+        self.port.close()
+        for taker in takers:
+            taker.outcome()
+
+    def is_over(self):
+        # With a grace: nothing that was interrupted counts as at work for ever.
+        Background(self.server.stop, 10 * LONG).outcome()
+        assert len(self.closed) == len(set(self.closed))
+        assert set(self.closed) >= set(self.connected)
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_server_on_the_port_serves_on(make_port, step, caplog):
+    """Interrupted at an accept, at a first callback, at what is received, at an end."""
+    caplog.set_level(logging.CRITICAL, "completionport")
+    for at in each_place():
+        serving = Serving(make_port(1))
+        with serving.dial() as client:
+            client.sendall(b"hello")
+            for _ in range(step):
+                serving.port.get(0)
+            if step > 3:
+                client.close()
+            with contextlib.suppress(Stop), at:
+                serving.port.get(0)
+            serving.goes_on(client, *() if step > 3 else (b"hello", b""))
+
+
+@pytest.mark.parametrize("step", range(2))
+def test_a_datagram_server_on_the_port_serves_on(make_port, step, caplog):
+    caplog.set_level(logging.CRITICAL, "completionport")
+    for at in each_place():
+        serving = Serving(make_port(1), DatagramServer)
+        with serving.dial() as client:
+            client.sendall(b"hello")
+            for _ in range(step):
+                serving.port.get(0)
+            with contextlib.suppress(Stop), at:
+                serving.port.get(0)
+            serving.goes_on(client)
+
+
+@pytest.mark.parametrize("kind", [Server, DatagramServer])
+def test_servers_end_with_a_port_whose_close_was_interrupted(make_port, kind, caplog):
+    caplog.set_level(logging.CRITICAL, "completionport")
+    for at in each_place():
+        serving = Serving(make_port(1), kind)
+        with serving.dial() as client, serving.dial():
+            client.sendall(b"hello")
+            for _ in range(3):
+                serving.port.get(0)
+            with contextlib.suppress(Stop), at:
+                serving.port.close()
+            serving.port.close()
+            serving.is_over()
 
 
 @needs_posix_signals

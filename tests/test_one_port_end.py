@@ -21,6 +21,7 @@ from completionport import (
     Server,
     WorkerPool,
 )
+from completionport.engines import COMPILED
 from one_port_support import Echo, EchoDatagrams, echoes, echoes_datagram
 from server_support import Recorder
 from support import (
@@ -390,6 +391,31 @@ class TestClose:
         assert echoes(dial(server)) if kind is Server else echoes_datagram(send_to(server))
         port.close()
         serving.outcome()
+
+    def test_a_datagram_that_was_sent_is_in_hand(self, make_port, send_to, engine, caplog):
+        """Its packet was taken before the close, and is looked at behind that."""
+        if engine in COMPILED:
+            pytest.skip("the compiled engines have the same in C, and take both in one step")
+        port = make_port(1)
+        server = DatagramServer(EchoDatagrams(), port=0, completion_port=port, workers=1)
+        core = server._core
+        taken, closed, serve = threading.Event(), threading.Event(), core.serve
+
+        def hold(*arguments):
+            taken.set()
+            assert closed.wait(LONG)
+            serve(*arguments)
+
+        with server:
+            core.serve = hold
+            address = send_to(server).getsockname()
+            with core._changed:
+                assert core._queue(b"x", address)
+            assert taken.wait(LONG)
+            port.close()
+            closed.set()
+        assert not caplog.records
+        assert server.stats()["queued_bytes"] == 0
 
     def test_no_thread_keeps_the_process(self, engine):
         run_python(

@@ -66,14 +66,21 @@ def register(file: Any) -> Association:
         token = ("number", number, status.st_dev, status.st_ino)
     else:
         token = ("object", id(file))
+    association = Association(token, number)
     claim(token, file)
-    return Association(token, number)
+    return association  # no call, behind which a signal handler could raise, and it stays noted
 
 
 def claim(token: Hashable, file: Any) -> None:
     """Note that a file belongs to a port, under a token of its own; `AlreadyAssociated`."""
     entry = [file]
-    if taken.setdefault(token, entry) is not entry:
+    try:
+        noted = taken.setdefault(token, entry)
+    except BaseException:
+        if token in taken and taken[token] is entry:
+            release(token)
+        raise
+    if noted is not entry:
         raise AlreadyAssociated(
             f"{file!r} belongs to a completion port already: use the handle that it has, or close "
             "that and associate a new file"

@@ -105,31 +105,34 @@ class SelectorsChannel:
         # An open file that nobody else has, which never waits; else a duplicate.
         opened = open_anew(number, mode, self.status)
         self.own_open = opened is not None
-        self.descriptor: int = (
-            fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 0) if opened is None else opened
-        )
+        step = map(fcntl.fcntl, (number,), (fcntl.F_DUPFD_CLOEXEC,), (0,))
+        self.descriptor: int
         self.files: SideBySide | None = None  # of a regular file: it has the requests; constant
-        if self.is_regular:
-            self.files = SideBySide(
-                self.descriptor,
-                engine.offload,
-                engine.deliver,
-                appends=bool(mode & os.O_APPEND),
-                direct=bool(mode & getattr(os, "O_DIRECT", 0)),
-            )
-        if self.is_socket:
-            try:
+        try:
+            if opened is not None:
+                self.descriptor = opened
+            else:
+                [self.descriptor] = step
+            if self.is_regular:
+                self.files = SideBySide(
+                    self.descriptor,
+                    engine.offload,
+                    engine.deliver,
+                    appends=bool(mode & os.O_APPEND),
+                    direct=bool(mode & getattr(os, "O_DIRECT", 0)),
+                )
+            if self.is_socket:
                 self.sock = socket.socket(fileno=self.descriptor)
                 if self.sock.gettimeout() is not None:
                     # socket.setdefaulttimeout() made it change the mode.
                     self.sock.settimeout(None)
                     fcntl.fcntl(number, fcntl.F_SETFL, mode)
-            except BaseException:
-                if self.sock is None:
-                    os.close(self.descriptor)
-                else:
-                    self.sock.close()
-                raise
+        except BaseException:
+            if self.sock is not None:
+                self.sock.close()
+            elif hasattr(self, "descriptor"):
+                os.close(self.descriptor)
+            raise
 
     def family(self) -> tuple[int, int]:
         assert self.sock is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import socket
@@ -61,7 +60,6 @@ from ..scheduling.places import (
 from ..scheduling.timers import PortableTimer
 from .core import Core
 from .errands import new_request, start
-from .handle import PortableHandle
 
 
 class PortablePort(CompletionPort):
@@ -164,7 +162,12 @@ class PortablePort(CompletionPort):
                 return None
             if consumer is None:
                 return completions
-            call_serving(crew, consumer.serve, completions.pop())
+            try:
+                call_serving(crew, consumer.serve, completions)
+            except BaseException:
+                if completions:
+                    scheduler.put(Post(completions[0], None, consumer))
+                raise
             if end is not None and crew is None:
                 # A thread of a crew begins anew: it was not idle.
                 seconds = max(end - time.monotonic(), 0.0)
@@ -207,8 +210,7 @@ class PortablePort(CompletionPort):
     def _associate_for(self, consumer: Consumer, file: HasFileno, key: Any) -> Handle:
         """For a consumer: a handle whose packets it gets."""
         handle = self._inside.associate(file, key, None)
-        assert isinstance(handle, PortableHandle)
-        handle._consumer = consumer
+        handle._consumer = consumer  # type: ignore[attr-defined]
         return handle
 
     def _post_for(self, consumer: Consumer, key: Any) -> None:
@@ -425,9 +427,10 @@ class PortablePort(CompletionPort):
             core.check()
         else:
             core.wait_for_pool(channels)
-            with contextlib.suppress(KeyError):  # another thread closes it too
-                while core.consumers:
-                    call_serving(None, core.consumers.pop().port_closed)
+            # Each is there until it is over: a handler may interrupt it, and close comes again.
+            for consumer in list(core.consumers):
+                call_serving(None, consumer.port_closed)
+                core.consumers.discard(consumer)
 
     def __repr__(self) -> str:
         if self._core is None:

@@ -26,14 +26,18 @@ ALL = PROGRAMS | SERVED
 class Consumer(Protocol):
     """Who a packet is for, where that is not the program."""
 
-    def serve(self, completion: Completion) -> None:
-        """By the thread that has taken the packet, whichever that is.
+    def serve(self, taken: list[Completion]) -> None:
+        """By the thread that has taken the packet, the list's only one, whichever thread that is.
 
-        A consumer that has a thread of its own hands it over here.
+        It takes it out of the list: what is raised before comes from a signal handler, and then the
+        packet comes again. A consumer that has a thread of its own hands it over here.
         """
 
     def port_closed(self) -> None:
-        """Nothing of the port is under way any more. By the thread that has closed it."""
+        """Nothing of the port is under way any more. By the thread that has closed it.
+
+        It may be called again: when a signal handler has raised in the midst of it.
+        """
 
 
 class Packet(Protocol):
@@ -269,7 +273,7 @@ def call_serving(crew: CrewMembers | None, function: Callable[..., None], *argum
             crew.count_serving(place.token)
         function(*arguments)
     finally:
-        if crew is not None:
-            crew.serving.pop(place.token, None)
         # In the child of a fork in there it was set to 0.
         place.serving = before
+        if crew is not None:
+            crew.serving.pop(place.token, None)

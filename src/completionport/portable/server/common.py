@@ -30,8 +30,10 @@ class CommonCore:
     def __init__(self, port: Any) -> None:
         self.port: PortablePort = port
         self._process = os.getpid()
-        # Its lock guards what follows, and what a core adds that says so.
-        self._changed = threading.Condition(threading.RLock())
+        # Guards what follows, and what a core adds that says so. Entered itself, not through the
+        # condition: that is written in Python, and a signal handler might raise with it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._due: float | None = None  # when `_tick` has something to do
         self._clocks: set[float] = set()  # the times for which a packet is on its way
         self._ended = False
@@ -52,17 +54,36 @@ class CommonCore:
         """Nothing of the port is under way any more."""
         raise NotImplementedError
 
-    def serve(self, completion: Completion) -> None:
+    def serve(self, taken: list[Completion]) -> None:
         """A packet of the core's was taken."""
+        completion = taken[0]
         try:
-            if isinstance(completion.key, Clock):
+            del taken[0]  # no call, behind which a handler could raise
+            if completion.key is CLOCK:
                 self._clock_came(completion.transferred)
             else:
                 self._serve(completion)
         except PortForked:
             raise  # a callback has forked, and this is the child
-        except BaseException:
-            tell(logging.ERROR, "completionport: error in %s, which goes on", self, error=True)
+        except BaseException as error:
+            persist(self._recover, completion, error)
+            if not isinstance(error, MemoryError):
+                raise
+            tell(logging.ERROR, "completionport: error in %s, which goes on", self, error=error)
+
+    def _recover(self, completion: Completion, error: BaseException) -> None:
+        """`serve` was interrupted anywhere, by a signal handler or for want of memory.
+
+        Nothing may stay as if this thread were still at it. It may be done twice.
+        """
+        with self._lock:
+            due, self._due = self._due, None
+            self._clocks.clear()
+            self._changed.notify_all()
+        if completion.key is CLOCK:
+            due = 0.0
+        if due is not None:
+            self._set_due(max(due - time.monotonic(), 0.0))
 
     @property
     def forked(self) -> bool:
@@ -77,7 +98,7 @@ class CommonCore:
     def _set_due(self, seconds: float) -> None:
         """Have `_tick` called in so many seconds at the latest."""
         due = time.monotonic() + seconds
-        with self._changed:
+        with self._lock:
             if self._ended or (self._due is not None and self._due <= due):
                 return
             self._due = due
@@ -92,7 +113,7 @@ class CommonCore:
 
     def _clock_came(self, set_for: float) -> None:
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             self._clocks.discard(set_for)
             due = self._due
             if due is None or self._ended:
@@ -105,10 +126,10 @@ class CommonCore:
 
     def end(self) -> None:
         """All has ended. A packet of the clock that is on its way does nothing any more."""
-        with self._changed:
+        with self._lock:
             self._ended = True
 
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until all has ended; False when the time is over before."""
-        with self._changed:
+        with self._lock:
             return self._changed.wait_for(self._is_over, timeout)

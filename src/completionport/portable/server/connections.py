@@ -77,6 +77,7 @@ class _Step(enum.Enum):
     RECEIVE = enum.auto()
     STOPPING = enum.auto()
     CLOSED = enum.auto()
+    FORGET = enum.auto()
 
 
 class PortableConnection(Connection):
@@ -94,6 +95,7 @@ class PortableConnection(Connection):
         "_end_told",
         "_failure",
         "_flushing",
+        "_forgotten",
         "_handle",
         "_inbox",
         "_linger_left",
@@ -128,14 +130,14 @@ class PortableConnection(Connection):
         self._peername = _address(sock.getpeername)
         self._sockname = _address(sock.getsockname)
         self._lock = threading.RLock()  # guards everything below
-        self._handle: Handle = core.port._associate_for(core, sock, self)
+        self._handle: Handle  # set before anything begins
         self._receive_operation = Overlapped()
         self._send_operation = Overlapped()
         self._outbox: deque[bytes | memoryview] = deque()  # not yet given to the kernel or handle
         self._queued = 0  # bytes that the kernel has not taken
         self._inbox: deque[bytes] = deque()  # received and not yet delivered
         self._failure: BaseException | None = None
-        self._active = False  # a worker is at it
+        self._active = 0  # the thread that is at it
         self._nudged = False  # a packet that brings a worker is on its way
         self._receiving = False  # the handle has a receive under way
         self._sending = 0  # bytes in the send that the handle has under way
@@ -154,6 +156,7 @@ class PortableConnection(Connection):
         self._connected_told = False
         self._end_told = False
         self._closed_told = False
+        self._forgotten = False  # the core has it no more
         self._used = time.monotonic()  # when something was last sent or received
         self._received_bytes = 0
         self._received_packets = 0
@@ -256,7 +259,11 @@ class PortableConnection(Connection):
             self._shut_down()
             self._receiving = False
             self._sending = 0
-        self._run()
+        try:
+            self._run()
+        except BaseException as error:
+            self._recover(error)
+            raise
 
     def _begin(self) -> None:
         """Have a worker come for the first callback."""
@@ -279,13 +286,25 @@ class PortableConnection(Connection):
             persist(self._fail, error)
         self._run()
 
+    def _recover(self, error: BaseException) -> None:
+        """This thread was interrupted in the midst of something: that ends the connection."""
+        with self._lock:
+            if self._active == threading.get_ident():
+                self._active = 0
+            self._receiving = self._receive_operation.pending
+            if not self._send_operation.pending:
+                self._sending = 0
+            self._nudged = False
+            self._fail(error)
+
     def _run(self) -> None:
         """Carry out what the state asks for, unless another worker is at it."""
+        me = threading.get_ident()
         with self._lock:
             if self._active:
                 return
-            self._active = True
-        while self._active:
+            self._active = me
+        while self._active == me:
             try:
                 self._carry_out()
             except PortForked:
@@ -297,7 +316,8 @@ class PortableConnection(Connection):
     def _carry_out(self) -> None:
         """One step of what the state asks for; with none left the connection is not `_active`."""
         handler = self._core.handler
-        data = b""
+        callback: Callable[..., None] | None = None
+        arguments: tuple[Any, ...] = ()
         with self._lock:
             if self._retiring and self._connected_told:
                 self.close()
@@ -305,35 +325,46 @@ class PortableConnection(Connection):
             if step is None:
                 if self._is_deaf():
                     self._core.look_at(self)
-                self._active = False
+                self._active = 0
             elif step is _Step.RECEIVE:
                 self._receive()
             elif step is _Step.RECEIVED:
-                data = self._inbox.popleft()
+                arguments = (self._inbox.popleft(),)
                 self._received_packets += 1
+                callback = handler.received
             elif step is _Step.CONNECTED:
-                self._connected_told = True
+                callback = handler.connected
             elif step is _Step.END_OF_STREAM:
                 self._end_told = True
+                callback = handler.end_of_stream
             elif step is _Step.DRAINED:
                 self._drained_due = False
+                callback = handler.drained
             elif step is _Step.STOPPING:
                 self._stopping_due = False
-            else:
-                self._closed_told = True
-        if step is _Step.RECEIVED:
-            self._call(handler.received, data)
-        elif step is _Step.CONNECTED:
-            self._call(handler.connected)
-        elif step is _Step.END_OF_STREAM:
-            self._call(handler.end_of_stream)
-        elif step is _Step.DRAINED:
-            self._call(handler.drained)
-        elif step is _Step.STOPPING:
-            self._call(handler.stopping)
-        elif step is _Step.CLOSED:
-            self._call(handler.closed, self._failure)
+                callback = handler.stopping
+            elif step is _Step.CLOSED:
+                callback, arguments = handler.closed, (self._failure,)
+        if step is _Step.FORGET:
             persist(self._core.forget, self)
+            self._forgotten = True
+        elif callback is not None:
+            try:
+                # Plain steps: it is called once, whatever a signal handler raises.
+                if step is _Step.CONNECTED:
+                    self._connected_told = True
+                elif step is _Step.CLOSED:
+                    self._closed_told = True
+                callback(self, *arguments)
+            except BaseException as error:
+                tell(
+                    logging.ERROR,
+                    "%r: exception in a callback, the connection is closed",
+                    self,
+                    error=error,
+                )
+                self._fail(error)
+            self._core.check_fork()
 
     def _look(self, now: float) -> bool:
         """Of one that lingers or does not receive: end it where it is time. True: look again."""
@@ -348,27 +379,15 @@ class PortableConnection(Connection):
                     self._fail(error)
             return self._is_deaf()
 
-    def _call(self, callback: Callable[..., None], *arguments: Any) -> None:
-        try:
-            callback(self, *arguments)
-        except BaseException as error:
-            tell(
-                logging.ERROR,
-                "%r: exception in a callback, the connection is closed",
-                self,
-                error=error,
-            )
-            self._fail(error)
-        self._core.check_fork()
-
     # -- the lock is held in everything below
 
     def _next(self) -> _Step | None:
         if not self._connected_told:
             return _Step.CONNECTED
         if self._shut:
-            under_way = self._receiving or self._sending
-            return None if under_way or self._closed_told else _Step.CLOSED
+            if self._receiving or self._sending or self._forgotten:
+                return None
+            return _Step.FORGET if self._closed_told else _Step.CLOSED
         if self._linger_until is not None:
             return None if self._receiving else _Step.RECEIVE
         if self._closing:
@@ -392,8 +411,13 @@ class PortableConnection(Connection):
         if self._active or self._nudged or self._next() is None:
             return
         self._nudged = True
-        with contextlib.suppress(PortClosed):  # and then who closes it comes
+        try:
             self._core.port._post_for(self._core, self)
+        except PortClosed:
+            pass  # who closes it comes
+        except BaseException:
+            self._nudged = False
+            raise
 
     def _is_deaf(self) -> bool:
         """Whether a worker has to look now and then for its end, which no operation would bring."""
@@ -409,9 +433,11 @@ class PortableConnection(Connection):
         except (HandleClosed, PortClosed):
             self._receiving = False
             self._shut_down()
-        except (OSError, MemoryError) as error:
-            self._receiving = False
+        except BaseException as error:
+            self._receiving = self._receive_operation.pending
             self._fail(None if self._linger_until is not None else error)
+            if not isinstance(error, (OSError, MemoryError)):
+                raise
 
     def _take_received(self, completion: Completion) -> None:
         if completion.error is not None:
@@ -440,6 +466,20 @@ class PortableConnection(Connection):
         # Whoever comes in here a second time, through a finalizer, has appended to the outbox.
         self._flushing = True
         try:
+            self._send_now()
+        except OSError as error:
+            self._fail(error)
+        except BaseException as error:
+            self._fail(error)  # nobody knows what has gone out
+            raise
+        finally:
+            self._flushing = False
+        if not self._outbox and not self._sending and self._was_full:
+            self._was_full = False
+            self._drained_due = True
+
+    def _send_now(self) -> None:
+        try:
             while self._outbox:
                 piece = self._outbox[0]
                 count = self._sock.send(piece, NO_SIGNAL)
@@ -452,13 +492,6 @@ class PortableConnection(Connection):
         except (BlockingIOError, InterruptedError):
             self._was_full = True
             self._send_rest()
-        except OSError as error:
-            self._fail(error)
-        finally:
-            self._flushing = False
-        if not self._outbox and not self._sending and self._was_full:
-            self._was_full = False
-            self._drained_due = True
 
     def _send_rest(self) -> None:
         pieces: list[bytes | memoryview] = []
@@ -478,9 +511,12 @@ class PortableConnection(Connection):
         except (HandleClosed, PortClosed):
             self._sending = 0
             self._shut_down()
-        except (OSError, MemoryError) as error:
-            self._sending = 0
+        except BaseException as error:
+            if not self._send_operation.pending:
+                self._sending = 0
             self._fail(error)
+            if not isinstance(error, (OSError, MemoryError)):
+                raise
 
     def _take_sent(self, completion: Completion) -> None:
         self._sending = 0
@@ -519,12 +555,12 @@ class PortableConnection(Connection):
         self._closing = True
         if self._shut:
             return
-        self._shut = True
         self._outbox.clear()
         self._inbox.clear()
         self._queued = 0
         # Under the lock, so that no send goes to the number of the socket once it is free.
         persist(self._handle.close)
+        self._shut = True
 
 
 class ServerCore(CommonCore):
@@ -551,17 +587,17 @@ class ServerCore(CommonCore):
         self.idle_timeout = idle_timeout
         self.send_limit = send_limit
         self._max_connections = max_connections
-        self._accept_operation = Overlapped()
-        # The lock of `_changed` guards what follows, and `_due` of the base.
+        # `_lock` guards what follows.
         self._listener: Handle | None = None
-        self._accepting = False  # an accept is under way, or its packet is
+        self._accepting: Overlapped | None = None  # the accept that is under way, or its packet is
         self._starved = False  # accepting waits for descriptors, or for a moment
         self._no_room_at = float("-inf")  # when there was no descriptor for the last time
         self._stopping = False
-        # Those that linger, or that don't receive, and whether a timer is set to look at them.
+        # Those that linger, or that don't receive, and what the timer brings that was set to look
+        # at them: an earlier one's packet does nothing.
         self._deaf: dict[PortableConnection, None] = {}
-        self._looking = False
-        # Accepted, and waiting for a descriptor that the port needs for them.
+        self._looking: object = None
+        # Accepted, and on their way to their first callback; where descriptors are short they wait.
         self._waiting: deque[socket.socket] = deque()
         # From birth to the end of `closed`.
         self._connections: dict[PortableConnection, None] = {}
@@ -585,12 +621,12 @@ class ServerCore(CommonCore):
 
     def port_closed(self) -> None:
         """End every connection; one that a callback is at work for does it behind that."""
-        with self._changed:
-            self._accepting = False
+        with self._lock:
+            self._accepting = None
         self.stop_listening()
         for connection in self._all():
             connection._port_closed()
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _serve(self, completion: Completion) -> None:
@@ -598,13 +634,25 @@ class ServerCore(CommonCore):
         if type(key) is PortableConnection:
             key._take(completion)
         elif key is LOOK:
-            persist(self._look)
-        elif completion.overlapped is self._accept_operation:
+            self._look(completion.transferred)
+        elif key is self:
             self._take_accepted(completion)
+
+    def _recover(self, completion: Completion, error: BaseException) -> None:
+        if type(completion.key) is PortableConnection:
+            completion.key._recover(error)
+        if self._deaf:
+            self._look_later()
+        super()._recover(completion, error)
+        if completion.key is self:
+            self._take_accepted(completion)
+        self._accept_more()
+        for connection in self._all():
+            connection._begin()
 
     def stop_listening(self) -> None:
         """Close the listening socket."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -625,38 +673,45 @@ class ServerCore(CommonCore):
 
     def look_at(self, connection: PortableConnection) -> None:
         """Have somebody look at it until it is over, or receives again."""
-        with self._changed:
+        with self._lock:
             self._deaf[connection] = None
-            first, self._looking = not self._looking, True
+            first = self._looking is None
         if first:
-            persist(self._look_later)
+            self._look_later()
 
     def _look_later(self) -> None:
-        with contextlib.suppress(PortClosed):
-            self.port._call_for(self, LOOK_AGAIN, 0, LOOK)
+        token = self._looking = object()
+        persist(self._set_look, token)
 
-    def _look(self) -> None:
+    def _set_look(self, token: object) -> None:
+        with contextlib.suppress(PortClosed):
+            self.port._call_for(self, LOOK_AGAIN, token, LOOK)
+
+    def _look(self, token: object) -> None:
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
+            if token is not self._looking:
+                return
             deaf = list(self._deaf)
         for connection in deaf:
             if not connection._look(now):
-                with self._changed:
+                with self._lock:
                     self._deaf.pop(connection, None)
                 # Perhaps it has become so again meanwhile, and that was noted before.
                 if connection._look(now):
                     self.look_at(connection)
-        with self._changed:
-            self._looking = bool(self._deaf)
-        if self._looking:
-            self._look_later()
+        with self._lock:
+            if not self._deaf:
+                self._looking = None
+                return
+        self._look_later()
 
     def _is_over(self) -> bool:
         return not self._connections and not self._accepting
 
     def stats(self) -> dict[str, int]:
         """Numbers for a look inside."""
-        with self._changed:
+        with self._lock:
             connections = list(self._connections)
             return {
                 "connections": len(connections),
@@ -671,25 +726,26 @@ class ServerCore(CommonCore):
 
     def forget(self, connection: PortableConnection) -> None:
         """A connection has ended."""
-        with self._changed:
-            if self._connections.pop(connection, False) is not None:
-                return
-            self._received_packets += connection._received_packets
-            self._received_bytes += connection._received_bytes
-            self._sent_bytes += connection._sent_bytes
-            self._starved = False
+        with self._lock:
+            # Plain steps, so it is once.
+            if connection in self._connections:
+                self._received_packets += connection._received_packets
+                self._received_bytes += connection._received_bytes
+                self._sent_bytes += connection._sent_bytes
+                self._starved = False
+                del self._connections[connection]
             if not self._connections:
                 self._changed.notify_all()
         self._accept_more()
 
     def _all(self) -> list[PortableConnection]:
-        with self._changed:
+        with self._lock:
             return list(self._connections)
 
     def _accept_more(self) -> None:
         """Welcome who waits, and have the next one accepted if there is room."""
         while True:
-            with self._changed:
+            with self._lock:
                 if (
                     self._listener is None
                     or self._accepting
@@ -698,68 +754,74 @@ class ServerCore(CommonCore):
                     or self._is_full()
                 ):
                     return
-                sock = self._waiting.popleft() if self._waiting else None
-                if sock is None:
-                    self._accepting = True
-                    try:
-                        self._listener.accept(overlapped=self._accept_operation)
-                    except (HandleClosed, PortClosed):
-                        self._accepting = False
-                    except (OSError, MemoryError) as error:
-                        self._accepting = False
-                        self._accept_failed(error)
+                if not self._waiting:
+                    self._accept()
                     return
-            connection = self._welcome(sock)
+                connection = self._welcome()
             if connection is not None:
                 connection._begin()
 
-    def _take_accepted(self, completion: Completion) -> None:
-        connection: PortableConnection | None = None
-        with self._changed:
-            self._accepting = False
-            if completion.error is None:
-                connection = self._welcome(completion.overlapped.result())
-            elif not isinstance(completion.error, OperationAborted):
-                assert isinstance(completion.error, OSError)
-                self._accept_failed(completion.error)
-            persist(self._changed.notify_all)
-        self._accept_more()  # before the callback, which may take its time
-        if connection is not None:
-            connection._run()
+    def _accept(self) -> None:
+        """Lock held."""
+        assert self._listener is not None
+        operation = Overlapped()
+        self._accepting = operation
+        try:
+            self._listener.accept(overlapped=operation)
+        except BaseException as error:
+            if not operation.pending:
+                self._accepting = None
+            if isinstance(error, (OSError, MemoryError)):
+                self._accept_failed(error)
+            elif not isinstance(error, (HandleClosed, PortClosed)):
+                raise
 
-    def _welcome(self, sock: socket.socket) -> PortableConnection | None:
-        """Make a connection of a new socket; None when there is no room for it now."""
-        with self._changed:
-            if self._stopping:
-                sock.close()
-                return None
-            try:
+    def _take_accepted(self, completion: Completion) -> None:
+        """Done again it does no harm."""
+        with self._lock:
+            if self._accepting is None or completion.overlapped is not self._accepting:
+                return
+            error = completion.error
+            if error is None:
+                sock = completion.overlapped.result()
+                if self._stopping:
+                    sock.close()
+                else:
+                    self._waiting += (sock,)
+            self._accepting = None
+            if error is not None and not isinstance(error, OperationAborted):
+                assert isinstance(error, OSError)
+                self._accept_failed(error)
+            persist(self._changed.notify_all)
+        self._accept_more()
+
+    def _welcome(self) -> PortableConnection | None:
+        """Make a connection of a socket that waits; None when there is no room now. Lock held."""
+        connection: PortableConnection | None = None
+        sock = self._waiting[0]
+        del self._waiting[0]  # no call, behind which a handler could raise
+        try:
+            with contextlib.suppress(OSError):  # it is gone already: the first receive will say so
                 sock.setblocking(False)
                 if self._sets_nodelay and sock.family in (socket.AF_INET, socket.AF_INET6):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError:
-                pass  # it is gone already: the first receive will say so
-            connection: PortableConnection | None = None
-            try:
-                connection = PortableConnection(self, sock)
-                self._connections[connection] = None
-            except (OSError, MemoryError) as error:
-                if isinstance(error, OSError) and error.errno in NO_ROOM:
-                    self._waiting.appendleft(sock)
-                elif connection is not None:
-                    persist(connection._handle.close)
-                else:
-                    sock.close()
+            connection = PortableConnection(self, sock)
+            connection._handle = self.port._associate_for(self, sock, connection)
+            self._connections[connection] = None
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                self._waiting.appendleft(sock)
+            elif connection is not None and hasattr(connection, "_handle"):
+                persist(connection._handle.close)
+            else:
+                sock.close()
+            if isinstance(error, (OSError, MemoryError)):
                 self._accept_failed(error)
-                return None
-            except PortClosed:
-                sock.close()
-                return None
-            except BaseException:
-                sock.close()
+            elif not isinstance(error, PortClosed):
                 raise
-            self._accepted += 1
-            return connection
+            return None
+        self._accepted += 1
+        return connection
 
     def _is_full(self) -> bool:
         """Lock held."""
@@ -790,7 +852,7 @@ class ServerCore(CommonCore):
 
     def _tick(self, now: float) -> None:
         """Another try to accept, and idle connections."""
-        with self._changed:
+        with self._lock:
             self._starved = False
             idle: Sequence[PortableConnection] = ()
             if self.idle_timeout is not None:

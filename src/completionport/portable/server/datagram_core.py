@@ -77,13 +77,14 @@ class DatagramCore(CommonCore):
         self.server = server
         self._buffer_size = buffer_size
         self._send_limit = send_limit
-        # The lock of `_changed` guards what follows.
+        # `_lock` guards what follows.
         self._handle: Handle | None = None
         self._sock: socket.socket | None = None  # what the handle works on; non-blocking
         self._endpoint = PortableEndpoint(self, None)
         self._closing = False
         self._retiring = False  # it is closed once no callback is at work
-        self._at_work = 0  # callbacks, and datagrams on their way to one
+        # Callbacks, and datagrams on their way to one: the operation, or the error, that led there.
+        self._at_work: set[object] = set()
         self._receiving: set[Overlapped] = set()  # with a receive, or its packet, under way
         self._sending: dict[Overlapped, int] = {}  # the bytes that each is to send
         self.queued_bytes = 0
@@ -116,13 +117,12 @@ class DatagramCore(CommonCore):
             raise
         self._sock = own
         self._endpoint = PortableEndpoint(self, own.getsockname())
-        for _ in range(OUTSTANDING):
-            self._receive(Overlapped())
+        self._receive()
 
     def _serve(self, completion: Completion) -> None:
         if completion.overlapped in self._receiving:
             self._take_received(completion)
-        else:
+        elif completion.overlapped in self._sending:  # else the port was closed meanwhile
             self._take_sent(completion)
 
     def end(self) -> None:
@@ -131,7 +131,7 @@ class DatagramCore(CommonCore):
 
     def port_closed(self) -> None:
         """Its operations are over, and no packet of them comes."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._receiving.clear()
             self._sending.clear()
@@ -140,7 +140,7 @@ class DatagramCore(CommonCore):
 
     def stop_listening(self) -> None:
         """Take nothing new."""
-        with self._changed:
+        with self._lock:
             self._taking = False
             receiving = list(self._receiving)
         for operation in receiving:
@@ -148,13 +148,13 @@ class DatagramCore(CommonCore):
 
     def close_connections(self) -> None:
         """Close the socket once callbacks are over and what is queued has gone out."""
-        with self._changed:
+        with self._lock:
             self._retiring = True
             self._close_when_idle()
 
     def abort_connections(self) -> None:
         """Close the socket at once."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._close()
 
@@ -163,14 +163,14 @@ class DatagramCore(CommonCore):
 
     def stats(self) -> dict[str, int]:
         """Numbers for a look inside."""
-        with self._changed:
+        with self._lock:
             return {**self._numbers, "queued_bytes": self.queued_bytes}
 
     def send(self, data: bytes, address: Any) -> bool:
         """See `Endpoint.send`."""
         self.check_fork()
         # Under the lock, so that nothing is sent to the number of the socket once it is free.
-        with self._changed:
+        with self._lock:
             if self._sock is None or self._closing:
                 raise ConnectionClosed("this endpoint is closed: nothing can be sent any more")
             if not self._sending:
@@ -193,7 +193,8 @@ class DatagramCore(CommonCore):
         try:
             self._handle.sendto(data, address, overlapped=operation)
         except BaseException as error:
-            self._over(operation)
+            if not operation.pending:
+                self._over(operation)
             if isinstance(error, OSError) and error.errno == errno.ENOBUFS:
                 return False
             raise
@@ -203,34 +204,42 @@ class DatagramCore(CommonCore):
         self._numbers["sent_packets"] += 1
         self._numbers["sent_bytes"] += size
 
-    def _receive(self, operation: Overlapped) -> None:
-        error: OSError | None = None
-        with self._changed:
-            self._receiving.discard(operation)
-            if self._taking and self._handle is not None:
+    def _receive(self) -> None:
+        """Have as many receives under way as there are to be."""
+        while (error := self._start_receives()) is not None:
+            self._failed(error)
+
+    def _start_receives(self) -> OSError | None:
+        """Returned: why that failed."""
+        with self._lock:
+            self._changed.notify_all()
+            while self._taking and self._handle and len(self._receiving) < OUTSTANDING:
+                operation = Overlapped()
                 try:
                     self._receiving.add(operation)
                     # One byte more shows a datagram that is too long.
                     self._handle.recvfrom(self._buffer_size + 1, overlapped=operation)
-                except (HandleClosed, PortClosed):
-                    self._receiving.discard(operation)
-                except OSError as failure:
-                    self._receiving.discard(operation)
-                    error = failure
-            self._changed.notify_all()
-        if error is not None:
-            self._failed(error)
-            self._receive(operation)
+                except BaseException as error:
+                    if not operation.pending:
+                        self._receiving.discard(operation)
+                    if isinstance(error, (HandleClosed, PortClosed)):
+                        return None
+                    if isinstance(error, OSError):
+                        return error
+                    raise
+        return None
 
     def _take_received(self, completion: Completion) -> None:
-        error = completion.error
+        operation, error = completion.overlapped, completion.error
         assert error is None or isinstance(error, OSError)
-        data, address = (b"", None) if error is not None else completion.overlapped.result()
-        with self._changed:
+        data, address = (b"", None) if error is not None else operation.result()
+        with self._lock:
             wanted = error is None and not self._retiring and self._count_received(len(data))
-            self._at_work += wanted
+            if wanted:
+                self._at_work.add(operation)
+            self._receiving.discard(operation)
         # Before the callback, so that others go on while it blocks.
-        persist(self._receive, completion.overlapped)
+        persist(self._receive)
         if wanted:
             try:
                 self.handler.received(self._endpoint, data, address)
@@ -241,14 +250,22 @@ class DatagramCore(CommonCore):
                     self._endpoint,
                     error=True,
                 )
-            self._callback_is_over()
+            self._callback_is_over(operation)
         elif error is not None and not isinstance(error, OperationAborted):
             self._failed(error)
 
-    def _callback_is_over(self) -> None:
+    def _recover(self, completion: Completion, error: BaseException) -> None:
+        with self._lock:
+            self._receiving.discard(completion.overlapped)
+            self._at_work.discard(completion.overlapped)
+            self._over(completion.overlapped)
+        super()._recover(completion, error)
+        self._receive()
+
+    def _callback_is_over(self, reason: object) -> None:
         self.check_fork()
-        with self._changed:
-            self._at_work -= 1
+        with self._lock:
+            self._at_work.discard(reason)
             self._close_when_idle()
 
     def _count_received(self, size: int) -> bool:
@@ -263,7 +280,7 @@ class DatagramCore(CommonCore):
     def _take_sent(self, completion: Completion) -> None:
         error = completion.error
         assert error is None or isinstance(error, OSError)
-        with self._changed:
+        with self._lock:
             self._over(completion.overlapped)
             if error is None:
                 self._count_sent(completion.transferred)
@@ -274,8 +291,10 @@ class DatagramCore(CommonCore):
             self._failed(error)
 
     def _over(self, operation: Overlapped) -> None:
-        """A send has ended. Lock held."""
-        self.queued_bytes -= self._sending.pop(operation)
+        """A send has ended, unless that was seen before. Lock held."""
+        if operation in self._sending:
+            self.queued_bytes -= self._sending[operation]
+            del self._sending[operation]
         self._close_when_idle()
 
     def _close_when_idle(self) -> None:
@@ -293,10 +312,15 @@ class DatagramCore(CommonCore):
             self._handle.close()
 
     def _failed(self, error: OSError) -> None:
-        with self._changed:
-            self._at_work += 1
         try:
+            with self._lock:
+                self._at_work.add(error)
             self.handler.failed(self._endpoint, error)
         except BaseException:
             tell(logging.ERROR, "%r: exception in failed()", self._endpoint, error=True)
-        self._callback_is_over()
+        finally:
+            try:
+                self._callback_is_over(error)
+            except BaseException:
+                self._callback_is_over(error)
+                raise
