@@ -471,7 +471,7 @@ class Serving:
         assert set(self.closed) >= set(self.connected)
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", [0, 2, 4])
 def test_a_server_on_the_port_serves_on(make_port, step, caplog):
     """Interrupted at an accept, at a first callback, at what is received, at an end."""
     caplog.set_level(logging.CRITICAL, "completionport")

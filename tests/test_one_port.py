@@ -281,7 +281,7 @@ class TestTakers:
         for limit in (0, 0.01, 0.1):
             began = time.monotonic()
             assert port.get(limit) is None
-            assert limit <= time.monotonic() - began < limit + 5
+            assert limit - 0.02 <= time.monotonic() - began < limit + 5  # a coarse clock
         port.post("mine")
         assert port.get(LONG).transferred == "mine"
         port.post("mine")
@@ -409,7 +409,7 @@ class TestTakers:
             assert read_exactly(client, 3) == b"ask"
         assert sorted(answers) == list(range(6))
 
-    def test_a_callback_waits_for_an_answer_of_the_program(self, make_port, serve_on, dial, taker):
+    def test_a_callback_waits_for_an_answer_of_the_program(self, make_port, serve_on, dial):
         """Whoever was called for the packet that became the callback, the post calls somebody."""
         port = make_port(2)
 

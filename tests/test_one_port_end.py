@@ -31,6 +31,7 @@ from support import (
     needs_fork,
     read_exactly,
     run_python,
+    tcp_pair,
     wait_until,
 )
 
@@ -290,6 +291,39 @@ class TestStop:
         third.sendall(b"x")
         wait_until(lambda: len(held.begun) == 3, "the other server goes on")
         held.let_go()
+
+    def test_a_pool_stops_beside_a_busy_server(self, make_port, serve_on):
+        """What others bring meanwhile does not keep it, nor an operation that is under way."""
+        port, over, came = make_port(1), threading.Event(), []
+        near, far = tcp_pair()
+
+        class Slow(Echo):
+            def received(self, connection, data):
+                time.sleep(0.002)
+                super().received(connection, data)
+
+        server = serve_on(port, Slow(), workers=1)
+
+        def talk():
+            with socket.create_connection(server.address, LONG) as client:
+                client.settimeout(LONG)
+                while not over.is_set():
+                    assert echoes(client)
+
+        with near, far, port.associate(near, "pending") as handle:
+            for _ in range(4):
+                handle.recv(1)
+            pool = WorkerPool(port, came.append, 2)
+            pool.start()
+            talkers = [Background(talk) for _ in range(16)]
+            wait_until(lambda: server.stats()["received_packets"] > 100, "they talk")
+            for number in range(20):
+                port.post(number)
+            assert Background(pool.stop, LONG).outcome(2 * LONG)
+            assert len(came) == 20
+            over.set()
+            for talker in talkers:
+                talker.outcome()
 
     @pytest.mark.parametrize("kind", [Server, DatagramServer])
     @pytest.mark.parametrize("grace", [0, 0.1])

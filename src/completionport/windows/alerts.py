@@ -140,6 +140,7 @@ class Alerts:
             before.extend(map(signal.set_wakeup_fd, [ours]))
             if not self._fits(before[0]):
                 return None
+            reads = self._reads
             self._collect()
             if one.Internal != STATUS_PENDING:
                 self._for_files.begin()
@@ -150,9 +151,10 @@ class Alerts:
             _check_signals()
             # Whatever a handler has waited for meanwhile, the reads are looked at last. The next
             # one may come before this one is over, so who has waited long enough is to say so.
-            if one.Internal != STATUS_PENDING or other.Internal != STATUS_PENDING:
+            # Where one was over before, a call of somebody else's may have come with its end.
+            is_quiet = one.Internal == STATUS_PENDING and other.Internal == STATUS_PENDING
+            if not is_quiet or self._reads != reads:
                 return None, True
-            reads = self._reads
             result = function(*arguments)
             is_quiet = one.Internal == STATUS_PENDING and other.Internal == STATUS_PENDING
             return result, not is_quiet or self._reads != reads

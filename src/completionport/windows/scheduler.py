@@ -10,6 +10,11 @@ for it is put aside for the next one that comes, or for one that waits: that is 
 call in that very thread (``QueueUserAPC``), which ends its wait. So it takes no place in the
 kernel's count of running threads. A thread that is dismissed is told the same way.
 
+For each of the program's packets that lies aside the kernel has a turn, a packet without contents:
+so it is the kernel, which alone knows how many threads run, that lets a thread go for it. A thread
+that takes a turn and not the program's packets calls one that does, and waits again. With nobody to
+be called, the next thread that comes for such packets gives a turn back to the kernel first.
+
 Finalizers call in here as well, at any allocation. The lock is reentrant and the last one in the
 order: nothing else is waited for under it, and the state is whole at every allocation.
 """
@@ -55,6 +60,8 @@ WAKE = 0
 """The key of a packet that only has a thread look again, and of every file."""
 OWN = (1 << 64) - 1
 """The key of a packet that was made here for a flight, which knows its outcome itself."""
+TURN = OWN - 1
+"""The key of a packet that lets a thread take the program's packets that lie aside."""
 
 
 class _Waiter:
@@ -96,6 +103,14 @@ class KernelScheduler:
         self._waiting: dict[int, _Waiter] = {}  # threads in `take`, the newest last; _lock
         # What was taken by threads that it is not for, by who takes it; _lock
         self._aside: dict[int, deque[Packet]] = {PROGRAMS: deque(), SERVED: deque()}
+        # Turns that the kernel has; of those that it gave, the ones for threads that were called,
+        # and the ones for which there was nobody to be called; _lock
+        self._turns_there = 0
+        self._turns = 0
+        self._turns_left = 0
+        # Crews by the key of a packet in front of which is all that was there when they were told
+        # that threads of theirs are to leave; _lock
+        self._leaving: dict[int, CrewMembers] = {}
         self._programs_taken = 0  # packets of the program's; _lock
         self._dismissed = 0  # threads of all crews that are to leave; _lock
         self._choosy = False  # there is a crew that does not take the program's packets; _lock
@@ -248,10 +263,20 @@ class KernelScheduler:
             if self._choosy:
                 return
             self._choosy = True
-            harvest, packets = Harvest(AT_ONCE), Hand()
-            while self.kernel.wait(harvest, AT_ONCE, 0):
-                self._sort(harvest, packets)
-            self._put_aside(0, packets)
+            # All there is at once, since what is an operation's goes back: its channel's lock comes
+            # before this one.
+            depth = max(self.kernel.depth(), 1)
+            harvest, packets = Harvest(depth), Hand()
+            try:
+                self.kernel.wait(harvest, depth, 0)
+                while (entry := harvest.entry()) is not None:
+                    if entry.lpCompletionKey in self._put:
+                        self._take_put(entry.lpCompletionKey, packets)
+                    else:
+                        self._hand_back(entry)
+                    harvest.next += 1
+            finally:
+                self._put_back(harvest, packets)
 
     def dismiss(self, crew: CrewMembers, count: int) -> None:
         """Have so many threads of the crew leave it: with their next `take`, waiting ones at once.
@@ -259,10 +284,20 @@ class KernelScheduler:
         Where they take the program's packets, those that are queued now are taken before.
         """
         with self._lock:
-            crew.until = self._programs_taken + self._programs_waiting()
             crew.leaving += count
             self._dismissed += count
-            self._let_dismissed_go()
+            if crew.takes & PROGRAMS and self.kernel.depth():
+                # Which completions are the program's is seen as they are taken.
+                key = next(self._keys)
+                self._leaving[key] = crew
+                if self._hand(key):
+                    return
+            self._all_is_seen(crew)
+
+    def _all_is_seen(self, crew: CrewMembers) -> None:
+        """Of what is to be taken before its threads leave. Lock held."""
+        crew.until = self._programs_taken + self._programs_waiting()
+        self._let_dismissed_go()
 
     def _let_dismissed_go(self) -> None:
         """Lock held."""
@@ -271,35 +306,38 @@ class KernelScheduler:
                 waiter.alarm.ring()
 
     def _programs_waiting(self) -> int:
-        """Of the program's packets, those that wait. Lock held.
-
-        Completions that nobody has seen count as the program's.
-        """
-        depth = 0 if self.kernel.handle is None else self.kernel.depth()
-        put = list(self._put.values())
-        flown = max(depth - len(put), 0)
-        mine = sum(packet.consumer is None for packet, _ in put)
+        """Of the program's packets, those that wait and were seen as such. Lock held."""
+        mine = sum(packet.consumer is None for packet, _ in list(self._put.values()))
         back = sum(len(strand._line) for strand in list(self._back))
         hands = [packet for waiter in self._waiting.values() for packet in waiter.hand]
         in_hand = sum(packet.consumer is None for packet in hands)
-        return flown + mine + back + in_hand + len(self._aside[PROGRAMS])
+        return mine + back + in_hand + len(self._aside[PROGRAMS])
 
     def _may_leave(self, crew: CrewMembers | None) -> bool:
         """Whether a thread of it is dismissed, and has seen to what it was to. Lock held."""
         if crew is None or crew.leaving <= 0:
             return False
-        if not crew.takes & PROGRAMS or self._programs_taken >= crew.until:
+        if not crew.takes & PROGRAMS:
+            return True
+        if crew in self._leaving.values():
+            return False
+        if self._programs_taken >= crew.until:
             return True
         return self._programs_waiting() == sum(len(one._line) for one in list(self._back))
 
     def _take_aside(self, takes: int, max_count: int, packets: list[Packet]) -> None:
         """What was put aside for a thread like this. Of consumers' one at a time. Lock held."""
-        for kind in (SERVED, PROGRAMS):
-            aside = self._aside[kind]
-            while takes & kind and aside and len(packets) < (1 if kind == SERVED else max_count):
+        aside = self._aside[SERVED]
+        if takes & SERVED and aside:
+            packets.append(aside.popleft())
+            return
+        aside = self._aside[PROGRAMS]
+        if takes & PROGRAMS and aside and self._turns:
+            self._turns -= 1
+            while aside and len(packets) < max_count:
                 packets.append(aside.popleft())
-            if packets:
-                return
+        self._turns = min(self._turns, len(aside))
+        self._turns_left = min(self._turns_left, len(aside) - self._turns)
 
     def _put_aside(self, takes: int, packets: list[Packet]) -> None:
         """Keep only what the thread takes. Lock held."""
@@ -312,13 +350,31 @@ class KernelScheduler:
                 packets.remove(packet)
                 self._aside[_takes_of(packet)].append(packet)
                 self._changed.notify_all()
-        self._call_for_aside()
+                if packet.consumer is None:
+                    self._take_turn()
+        if packets or takes != ALL:  # else the thread looks there itself
+            self._call_for_aside()
+
+    def _see_to_turns(self) -> None:
+        """Have a turn for each of the program's packets that lies aside. Lock held."""
+        aside = len(self._aside[PROGRAMS])
+        while self._turns + self._turns_left + self._turns_there < aside:
+            if not self._hand(TURN):
+                return
+
+    def _take_turn(self) -> None:
+        """The kernel has let a thread go for one of the program's packets. Lock held."""
+        if self._turns + self._turns_left < len(self._aside[PROGRAMS]):
+            if any(waiter.takes & PROGRAMS for waiter in self._waiting.values()):
+                self._turns += 1
+            else:
+                self._turns_left += 1
 
     def _call_for_aside(self) -> None:
         """Have threads that wait look at what was put aside. Lock held."""
         called: list[_Waiter] = []
         for kind, aside in self._aside.items():
-            wanted = len(aside)
+            wanted = len(aside) if kind == SERVED else min(len(aside), self._turns)
             for waiter in reversed(self._waiting.values()):
                 if wanted <= 0:
                     break
@@ -361,6 +417,9 @@ class KernelScheduler:
                 if entered:
                     self._waiting[me] = _Waiter(api.own_alarm(), packets, takes, crew)
                 self._nobody.clear()
+                if takes & PROGRAMS and self._turns_left:
+                    self._turns_left -= 1
+                    self._hand(TURN)
             while not packets:
                 with self._lock:
                     if self._may_leave(crew):
@@ -440,12 +499,37 @@ class KernelScheduler:
                             self._hand_out(flight.request, False, packets)
                     self.flights.pop(address, None)
                     flight.let_go()
+            elif key in self._put:
+                with self._lock:
+                    self._take_put(key, packets)
             elif key != WAKE:
                 with self._lock:
-                    packet, its_turn = self._put[key]
-                    self._hand_out(packet, its_turn, packets)
-                    del self._put[key]
+                    self._take_note(key)
             harvest.next += 1
+
+    def _take_put(self, key: int, packets: list[Packet]) -> None:
+        """A packet that was put has come. Lock held."""
+        packet, its_turn = self._put[key]
+        self._hand_out(packet, its_turn, packets)
+        del self._put[key]
+
+    def _take_note(self, key: int) -> None:
+        """What is no packet has come. Lock held."""
+        if key == TURN:
+            self._turns_there = max(self._turns_there - 1, 0)
+            self._take_turn()
+        elif key in self._leaving:
+            self._all_is_seen(self._leaving.pop(key))
+
+    def _hand_back(self, entry: api.OVERLAPPED_ENTRY) -> None:
+        """What the kernel gave, and is not a packet that was put, goes back to it. Lock held."""
+        address, key = entry.lpOverlapped, entry.lpCompletionKey
+        if not address:
+            self._hand(key)
+        elif address in self.flights:
+            if key != OWN:
+                self.flights[address].set_outcome(entry.Internal, entry.dwNumberOfBytesTransferred)
+            self._hand(OWN, address)
 
     def _hand_out(self, packet: Packet, its_turn: bool, packets: list[Packet]) -> None:
         """Give a packet to the thread, or have it stay back behind its strand. Lock held."""
@@ -479,12 +563,8 @@ class KernelScheduler:
                     self._put.pop(key, None)
                     if flight is not None:
                         flight.let_go()
-                elif flight is not None:
-                    if key != OWN:
-                        flight.set_outcome(entry.Internal, entry.dwNumberOfBytesTransferred)
-                    self._hand(OWN, address)
-                elif packet is not None:
-                    self._hand(key)
+                else:
+                    self._hand_back(entry)
                 harvest.next += 1
             for one in packets:
                 self._give(one, True)
@@ -493,6 +573,9 @@ class KernelScheduler:
     def _leave(self, thread: int) -> None:
         with self._lock:
             self._waiting.pop(thread, None)
+            self._see_to_turns()
+            if not any(waiter.takes & PROGRAMS for waiter in self._waiting.values()):
+                self._turns, self._turns_left = 0, self._turns_left + self._turns
             self._call_for_aside()
             if self._dismissed:
                 self._let_dismissed_go()
@@ -512,7 +595,7 @@ class KernelScheduler:
         if self._choosy and packet.consumer is None:
             self._aside[PROGRAMS].append(packet)
             self._changed.notify_all()
-            self._call_for_aside()
+            self._see_to_turns()
             return
         key = next(self._keys)
         self._put[key] = packet, its_turn
@@ -523,10 +606,14 @@ class KernelScheduler:
         with self._lock:
             if self.kernel.handle is None:
                 return False
+            self._turns_there += key == TURN
             try:
                 self.kernel.post(key, address)
             except OSError:
-                self._late.append((key, address))
+                if key == TURN:
+                    self._turns_there -= 1  # `_see_to_turns` comes again
+                else:
+                    self._late.append((key, address))
                 return False
             return True
 
@@ -643,7 +730,8 @@ class KernelScheduler:
     def _is_stuck(self) -> bool:
         """Whether packets wait that no waiting thread takes. Lock held."""
         if not self._waiting:
-            return self.kernel.depth() > 0 or any(self._aside.values())
+            notes = self._turns_there + len(self._leaving)
+            return self.kernel.depth() > notes or any(self._aside.values())
         takes = 0
         for waiter in self._waiting.values():
             takes |= waiter.takes
@@ -657,7 +745,8 @@ class KernelScheduler:
             put = [packet for packet, _ in list(self._put.values())]
             aside = [packet for packets in self._aside.values() for packet in packets]
             back = [packet for strand in list(self._back) for packet in look(strand._line)]
-            flown = max(depth - len(put), 0)  # completions that nobody took yet
+            # Completions that nobody took yet.
+            flown = max(depth - len(put) - self._turns_there - len(self._leaving), 0)
             operations = flown + sum(isinstance(packet, Request) for packet in put + back + aside)
             queued = flown + len(put) + len(back) + len(aside)
             return {
