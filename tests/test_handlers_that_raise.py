@@ -40,7 +40,7 @@ SEED = int(os.environ.get("COMPLETIONPORT_SEED", random.randrange(2**32)))
 ROUNDS = int(os.environ.get("COMPLETIONPORT_ROUNDS", "300"))
 
 
-pytestmark = pytest.mark.skipif(
+not_on_windows = pytest.mark.skipif(
     WINDOWS, reason="iocp is not held to it yet: CONTRIBUTING.md has it among the known flaws"
 )
 
@@ -185,6 +185,7 @@ def test_a_timer_fires_once(make_port):
         port.close()
 
 
+@not_on_windows
 @pytest.mark.parametrize("ready", [True, False], ids=["ready", "later"])
 def test_a_receive_loses_no_byte(make_port, ready):
     """Whether it is begun or not: the bytes come in order, and each operation gives one packet."""
@@ -241,6 +242,7 @@ def test_what_a_look_into_the_kernel_brings_is_not_lost(make_port):
         port.close()
 
 
+@not_on_windows
 def test_a_send_sends_each_byte_once(make_port):
     data = bytes(range(256)) * 4096
     for at in each_place():
@@ -280,6 +282,7 @@ def test_a_cancel_ends_it_once(make_port):
         port.close()
 
 
+@not_on_windows
 def test_a_close_ends_all(make_port):
     for at in each_place():
         port = make_port(1)
@@ -298,6 +301,7 @@ def test_a_close_ends_all(make_port):
         port.close()
 
 
+@not_on_windows
 def test_a_port_that_is_closed_ends_all(make_port, tmp_path, nothing_left):
     path = tmp_path / "file"
     path.write_bytes(b"data")
@@ -317,6 +321,7 @@ def test_a_port_that_is_closed_ends_all(make_port, tmp_path, nothing_left):
             wait_until(lambda: not any(one.pending for one in operations))  # noqa: B023
 
 
+@not_on_windows
 def test_what_the_pool_does_comes_once(make_port, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"data")
@@ -347,6 +352,7 @@ def test_what_the_pool_does_comes_once(make_port, tmp_path):
         port.close()
 
 
+@not_on_windows
 @pytest.mark.parametrize("which", ["get", "recv", "post", "cancel", "look", "pool", "handle"])
 def test_a_handler_may_use_the_port_that_it_has_interrupted(make_port, which):
     """It posts, takes, receives, cancels, asks for numbers: nothing waits for itself."""
@@ -471,6 +477,7 @@ class Serving:
         assert set(self.closed) >= set(self.connected)
 
 
+@not_on_windows
 @pytest.mark.parametrize("step", [0, 2, 4])
 def test_a_server_on_the_port_serves_on(make_port, step, caplog):
     """Interrupted at an accept, at a first callback, at what is received, at an end."""
@@ -502,6 +509,7 @@ def test_a_datagram_server_on_the_port_serves_on(make_port, step, caplog):
             serving.goes_on(client)
 
 
+@not_on_windows
 @pytest.mark.parametrize("kind", [Server, DatagramServer])
 def test_servers_end_with_a_port_whose_close_was_interrupted(make_port, kind, caplog):
     caplog.set_level(logging.CRITICAL, "completionport")

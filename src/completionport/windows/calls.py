@@ -127,8 +127,8 @@ def finish(channel: ChannelState, flight: Flight, code: int) -> None:
     try:
         finishes = _FINISHES if channel.is_socket or channel.is_regular else _PIPE_FINISHES
         finishes.get(request.operation, _finish_other)(channel, flight, code)
-    except Exception as error:
-        request.fail(error)
+    except (OSError, MemoryError, ValueError) as error:
+        request.fail(error)  # all others are a signal handler's
 
 
 def stop(request: Request) -> None:

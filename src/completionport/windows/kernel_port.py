@@ -70,10 +70,9 @@ class KernelPort:
             milliseconds,
         )
         was_alerted = False
-        if milliseconds:
-            # A call that failed leaves a count that means nothing, and a handler that raises leaves
-            # it at that: so there is nothing in what it counts.
-            ctypes.memset(harvest._entries, 0, ctypes.sizeof(harvest._entries))
+        # A call that failed leaves a count that means nothing, and a handler that raises leaves it
+        # at that: so there is nothing in what it counts.
+        ctypes.memset(harvest._entries, 0, ctypes.sizeof(harvest._entries))
         if heeds_signals:
             came, was_alerted = alerts.wait(api.GetQueuedCompletionStatusEx, *arguments, True)
         else:

@@ -44,7 +44,7 @@ from ..portable.scheduling.places import (
     this_place,
 )
 from ..portable.scheduling.recorder import NOT_MEASURED, Recorder
-from ..portable.scheduling.scheduler import STUCK_AFTER
+from ..portable.scheduling.scheduler import END, STUCK_AFTER
 from ..portable.scheduling.timers import PortableTimer, TimerQueue
 from . import alerts, api
 from .api import INFINITE
@@ -114,12 +114,13 @@ class KernelScheduler:
         self._programs_taken = 0  # packets of the program's; _lock
         self._dismissed = 0  # threads of all crews that are to leave; _lock
         self._choosy = False  # there is a crew that does not take the program's packets; _lock
-        self._nobody = threading.Event()  # set while nobody is in `take`; _lock
-        self._nobody.set()
+        # Held by who closes the port, until nobody is in `take`; _lock
+        self._gate: threading.Lock | None = None
         self.timers = TimerQueue()  # _lock, but for what says otherwise
         # The thread that waits no longer than until the next timer, and until when; _lock
         self._timekeeper: int | None = None
         self._until_ns: int | None = None
+        self._due: deque[Packet] = deque()  # packets of timers that have come to their time; _lock
         self._back: dict[PortableStrand, None] = {}  # strands with packets that stay back; _lock
         # Tokens of threads at work on a packet, and of those that said that they block; _lock
         self._at_work: dict[object, None] = {}
@@ -155,15 +156,8 @@ class KernelScheduler:
         """Append a packet. Never blocks."""
         packet.since = time.monotonic_ns()
         with self._lock:
-            strand = packet.strand
             if not self._closed:
-                if strand is not None and strand._busy:
-                    strand._line.append(packet)
-                    self._back[strand] = None
-                    return
-                if strand is not None:
-                    strand._busy = True
-                self._give(packet, strand is not None)
+                self._give([packet])
                 return
         packet.drop()
 
@@ -179,17 +173,15 @@ class KernelScheduler:
     def _fire(self) -> None:
         """Make packets of timers that are due. Lock held."""
         if self.timers:
-            due: deque[Packet] = deque()
-            try:
-                self.timers.fire(time.monotonic_ns(), due)
-            finally:
-                for packet in due:
-                    self.put(packet)
+            self.timers.fire(time.monotonic_ns(), self._due)
+        while self._due:
+            self._due[0].since = time.monotonic_ns()
+            self._give(self._due)
 
     def _keep_time(self, thread: int) -> int | None:
         """See to the timers. Returned: until when the thread waits for them. Lock held."""
         next_ns = None
-        if self.timers:
+        if self.timers or self._due:
             self._fire()
             next_ns = self.timers.next_ns()
         nobody = self._timekeeper is None or self._timekeeper == thread
@@ -222,7 +214,7 @@ class KernelScheduler:
                 self._work_time.add(time.monotonic_ns() - place.since)
                 place.since = NOT_MEASURED
             while place.strands:
-                self._advance(place.strands.pop(0))
+                self._advance(place.strands)
             self._at_work.pop(place.token, None)
             self._blocked.pop(place.token, None)
             place.holder = place.lent = None
@@ -230,8 +222,9 @@ class KernelScheduler:
     def let_strand_go(self, place: Place, strand: PortableStrand) -> None:
         """The thread is done with one strand."""
         with self._lock:
+            mine = [strand]
             place.strands.remove(strand)
-            self._advance(strand)
+            self._advance(mine)
 
     def lend(self, place: Place) -> None:
         """The thread says that it blocks."""
@@ -266,17 +259,21 @@ class KernelScheduler:
             # All there is at once, since what is an operation's goes back: its channel's lock comes
             # before this one.
             depth = max(self.kernel.depth(), 1)
-            harvest, packets = Harvest(depth), Hand()
+            harvest = Harvest(depth)
             try:
                 self.kernel.wait(harvest, depth, 0)
                 while (entry := harvest.entry()) is not None:
-                    if entry.lpCompletionKey in self._put:
-                        self._take_put(entry.lpCompletionKey, packets)
+                    packet, _ = self._put.get(entry.lpCompletionKey, (None, False))
+                    if packet is not None and packet.consumer is None:
+                        self._aside[PROGRAMS] += (packet,)
+                        del self._put[entry.lpCompletionKey]
                     else:
                         self._hand_back(entry)
                     harvest.next += 1
-            finally:
-                self._put_back(harvest, packets)
+                self._see_to_turns()
+            except BaseException:
+                self._put_back(harvest, Hand())
+                raise
 
     def dismiss(self, crew: CrewMembers, count: int) -> None:
         """Have so many threads of the crew leave it: with their next `take`, waiting ones at once.
@@ -341,7 +338,8 @@ class KernelScheduler:
 
     def _put_aside(self, takes: int, packets: list[Packet]) -> None:
         """Keep only what the thread takes. Lock held."""
-        kind = next((bit for bit in map(_takes_of, packets) if bit & takes), 0)
+        kinds = [bit for bit in map(_takes_of, packets) if bit & takes]
+        kind = kinds[0] if kinds else 0
         kept = 0
         for packet in list(packets):
             if _takes_of(packet) == kind and (kind == PROGRAMS or kept == 0):
@@ -362,10 +360,14 @@ class KernelScheduler:
             if not self._hand(TURN):
                 return
 
+    def _is_awaited(self) -> bool:
+        """Whether somebody waits for the program's packets. Lock held."""
+        return PROGRAMS in [waiter.takes & PROGRAMS for waiter in self._waiting.values()]
+
     def _take_turn(self) -> None:
         """The kernel has let a thread go for one of the program's packets. Lock held."""
         if self._turns + self._turns_left < len(self._aside[PROGRAMS]):
-            if any(waiter.takes & PROGRAMS for waiter in self._waiting.values()):
+            if self._is_awaited():
                 self._turns += 1
             else:
                 self._turns_left += 1
@@ -416,7 +418,6 @@ class KernelScheduler:
                 entered = me not in self._waiting  # else a signal handler's, inside of another
                 if entered:
                     self._waiting[me] = _Waiter(api.own_alarm(), packets, takes, crew)
-                self._nobody.clear()
                 if takes & PROGRAMS and self._turns_left:
                     self._turns_left -= 1
                     self._hand(TURN)
@@ -427,6 +428,8 @@ class KernelScheduler:
                         crew.leaving -= 1
                         self._dismissed -= 1
                         packets.dismissed = True
+                        if entered:
+                            self._leave(me)
                         return packets
                     self._take_aside(takes, max_count, packets)
                     if packets:
@@ -451,39 +454,53 @@ class KernelScheduler:
                     with self._lock:
                         self._put_aside(takes, packets)
                 elif milliseconds == 0:
-                    return packets
+                    with self._lock:
+                        if takes & PROGRAMS and self._take_turn_in_hand():
+                            continue
+                        if entered:
+                            self._leave(me)
+                        return packets
             packets.taken_at = now = time.monotonic_ns()
             with self._lock:
                 self._at_work[place.token] = None
                 place.holder = self._self
-                self._count(packets, 1)
-                if entered:
-                    self._waiting[me].hand = []
+                self._count(packets)
                 for packet in packets:
                     if packet.since != NOT_MEASURED:
                         self._queue_time.add(now - packet.since)
+                if entered:
+                    self._leave(me)
             return packets
         except BaseException:
             # A signal handler may raise at any step, also with packets in hand.
-            self._put_back(harvest, packets)
+            try:
+                self._take_nothing(harvest, packets, entered)
+            except BaseException:
+                self._take_nothing(harvest, packets, entered)
+                raise
             raise
-        finally:
+
+    def _take_nothing(self, harvest: Harvest, hand: Hand, entered: bool) -> None:
+        """Without a packet; it may be done twice."""
+        self._put_back(harvest, hand)
+        with self._lock:
+            self._at_work.pop(this_place().token, None)
             if entered:
-                self._leave(me)
+                self._leave(threading.get_ident())
 
     def hand_out(self, hand: Hand, last: Iterable[Any]) -> None:
         """The packets are the program's now. ``last``: iterated through at the end."""
         place = this_place()
         strands = [one.strand for one in hand if one.strand is not None]
-        with self._lock:
-            place.strands = strands
-            place.since = hand.taken_at
-            del hand[:]
-            _ = [*last]
+        place.strands = strands
+        place.since = hand.taken_at
+        # No call from here on: neither is a packet lost, nor does one come again.
+        del hand[:]
+        _ = END in last
 
     def put_back(self, hand: Hand) -> None:
-        """Undo `take`: the packets come again."""
-        self._put_back(Harvest(1), hand)
+        """Undo `take`: the packets come again. It may be done twice."""
+        self._take_nothing(Harvest(1), hand, False)
 
     def _sort(self, harvest: Harvest, packets: list[Packet]) -> None:
         """Turn what the kernel gave into packets."""
@@ -501,17 +518,13 @@ class KernelScheduler:
                     flight.let_go()
             elif key in self._put:
                 with self._lock:
-                    self._take_put(key, packets)
+                    packet, its_turn = self._put[key]
+                    self._hand_out(packet, its_turn, packets)
+                    del self._put[key]
             elif key != WAKE:
                 with self._lock:
                     self._take_note(key)
             harvest.next += 1
-
-    def _take_put(self, key: int, packets: list[Packet]) -> None:
-        """A packet that was put has come. Lock held."""
-        packet, its_turn = self._put[key]
-        self._hand_out(packet, its_turn, packets)
-        del self._put[key]
 
     def _take_note(self, key: int) -> None:
         """What is no packet has come. Lock held."""
@@ -542,8 +555,8 @@ class KernelScheduler:
             strand._busy = True
         packets.append(packet)
 
-    def _put_back(self, harvest: Harvest, packets: list[Packet]) -> None:
-        """What was taken from the kernel and not handed out goes back to it."""
+    def _put_back(self, harvest: Harvest, packets: Hand) -> None:
+        """What was taken from the kernel and not handed out goes back to it, or aside."""
         if self._closed:
             self._drop(harvest)
             for dropped in packets:
@@ -553,28 +566,41 @@ class KernelScheduler:
             while (entry := harvest.entry()) is not None:
                 address, key = entry.lpOverlapped, entry.lpCompletionKey
                 flight = self.flights.get(address)
-                packet: Packet | None = flight.request if flight is not None else None
-                if key in self._put:
-                    packet = self._put[key][0]
-                strand = None if packet is None else packet.strand
-                if packet in packets or (strand is not None and packet in strand._line):
+                request = None if flight is None else flight.request
+                strand = None if request is None else request.strand
+                if request in packets or (strand is not None and request in strand._line):
                     # It was dealt with but for the last step.
                     self.flights.pop(address, None)
-                    self._put.pop(key, None)
                     if flight is not None:
                         flight.let_go()
+                elif key in self._put:
+                    # Plain steps, so it is once.
+                    packet, _ = self._put[key]
+                    if packet not in packets:
+                        packets += (packet,)
+                    del self._put[key]
                 else:
                     self._hand_back(entry)
                 harvest.next += 1
-            for one in packets:
-                self._give(one, True)
-            packets.clear()
+            self._operations -= packets.operations
+            self._posts -= packets.posts
+            self._programs_taken -= packets.programs
+            packets.operations = packets.posts = packets.programs = 0
+            while packets:
+                kind = _takes_of(packets[-1])
+                # In one step. The kernel has let this thread go for it.
+                step = map(packets.pop, (-1,))
+                self._turns += kind == PROGRAMS
+                self._aside[kind].extendleft(step)
+            self._changed.notify_all()
+            self._call_for_aside()
 
     def _leave(self, thread: int) -> None:
         with self._lock:
             self._waiting.pop(thread, None)
             self._see_to_turns()
-            if not any(waiter.takes & PROGRAMS for waiter in self._waiting.values()):
+            # Without a crew like that they are for what was put back, which comes first.
+            if self._choosy and not self._is_awaited():
                 self._turns, self._turns_left = 0, self._turns_left + self._turns
             self._call_for_aside()
             if self._dismissed:
@@ -585,21 +611,46 @@ class KernelScheduler:
                 if self._waiting and self.timers:
                     self._hand(WAKE)  # somebody else keeps the time
             if not self._waiting:
-                self._nobody.set()
+                if self._gate is not None:
+                    self._gate.release()
+                    self._gate = None
                 self._changed.notify_all()
             elif self._closed:
                 self._hand(WAKE)  # the next one leaves too
 
-    def _give(self, packet: Packet, its_turn: bool) -> None:
-        """Give a packet to the kernel's queue, or put it aside. Lock held."""
+    def _give(self, packets: deque[Packet] | list[Packet]) -> None:
+        """Move the first one to the kernel's queue, aside, or behind its strand. Lock held."""
+        key, packet = next(self._keys), packets[0]
+        strand = packet.strand
+        # Plain steps up to the next call, so it is once.
+        if strand is not None and strand._busy:
+            strand._line += (packet,)
+            self._back[strand] = None
+            del packets[0]
+            return
+        if strand is not None:
+            strand._busy = True
         if self._choosy and packet.consumer is None:
-            self._aside[PROGRAMS].append(packet)
+            self._aside[PROGRAMS] += (packet,)
+        else:
+            self._put[key] = packet, True
+        del packets[0]
+        try:
+            self._tell(key)
+        except BaseException:
+            self._tell(key)
+            raise
+
+    def _tell(self, key: int) -> None:
+        """A packet was put under the key, or aside. Lock held.
+
+        Done twice it does no harm: a key that comes again means nothing.
+        """
+        if key in self._put:
+            self._hand(key)
+        else:
             self._changed.notify_all()
             self._see_to_turns()
-            return
-        key = next(self._keys)
-        self._put[key] = packet, its_turn
-        self._hand(key)
 
     def _hand(self, key: int, address: int | None = None) -> bool:
         """Append to the kernel's queue; False when that has to wait for a thread in `take`."""
@@ -617,23 +668,38 @@ class KernelScheduler:
                 return False
             return True
 
-    def _advance(self, strand: PortableStrand) -> None:
-        """The strand's packet at work is done with: its next one goes. Lock held."""
-        try:
-            packet = strand._line.popleft()
-        except IndexError:
-            strand._busy = False
+    def _advance(self, strands: list[PortableStrand]) -> None:
+        """The packet at work of the first one is done with: its next one goes. Lock held."""
+        strand = strands[0]
+        if strand._line:
+            # Plain steps behind that one call, as above.
+            key, packet = next(self._keys), strand._line[0]
+            if self._choosy and packet.consumer is None:
+                self._aside[PROGRAMS] += (packet,)
+            else:
+                self._put[key] = packet, True
+            del strand._line[0]
+            del strands[0]
+            try:
+                self._tell(key)
+            except BaseException:
+                self._tell(key)
+                raise
         else:
-            self._give(packet, True)
+            strand._busy = False
+            del strands[0]
         if not strand._line:
             self._back.pop(strand, None)
 
-    def _count(self, packets: list[Packet], sign: int) -> None:
-        """Lock held."""
-        operations = sum(isinstance(packet, Request) for packet in packets)
-        self._operations += sign * operations
-        self._posts += sign * (len(packets) - operations)
-        self._programs_taken += sign * sum(packet.consumer is None for packet in packets)
+    def _count(self, hand: Hand) -> None:
+        """They were taken. Lock held."""
+        operations = sum(isinstance(packet, Request) for packet in hand)
+        programs = len([packet for packet in hand if packet.consumer is None])
+        posts = len(hand) - operations
+        hand.operations, hand.posts, hand.programs = operations, posts, programs
+        self._operations += operations
+        self._posts += posts
+        self._programs_taken += programs
 
     def shut(self) -> bool:
         """Refuse everything from now on. Returned: False when that was so before."""
@@ -650,12 +716,15 @@ class KernelScheduler:
         interpreter has stopped), what is still in use is left to the process.
         """
         end = time.monotonic() + PATIENCE
+        gate = threading.Lock()
+        gate.acquire()
         with self._lock:
             others = self._waiting.keys() - {threading.get_ident()}
             if others:
+                self._gate = gate
                 self._hand(WAKE)
         if others:
-            self._nobody.wait(PATIENCE)
+            gate.acquire(timeout=PATIENCE)
         harvest = Harvest(AT_ONCE)
         while self.kernel.handle is not None:
             wait = 0
@@ -691,6 +760,15 @@ class KernelScheduler:
                 flight.sock.close()
             flight.let_go()
             flight.request.drop()
+
+    def _take_turn_in_hand(self) -> bool:
+        """Whether a thread has taken a turn meanwhile, perhaps not noted yet. Lock held."""
+        if not self._aside[PROGRAMS]:
+            return False
+        if not self._turns and self.kernel.depth() < self._turns_there:
+            self._turns_there -= 1
+            self._turns += 1
+        return self._turns > 0
 
     def dismiss_watchers(self) -> None:
         """Make every `wait_until_stuck` return."""

@@ -32,6 +32,7 @@ class Hand(list[Packet]):
 
     operations = 0
     posts = 0
+    programs = 0
     """As which they were counted."""
     taken_at = NOT_MEASURED
     """When, where that is measured."""

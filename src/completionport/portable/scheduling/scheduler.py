@@ -93,7 +93,7 @@ class _Waiter:
         self.gate.acquire()
 
 
-_END = object()
+END = object()
 """What no iterator gives: to look for it is to iterate through, in one step without memory."""
 
 
@@ -468,7 +468,7 @@ class Scheduler:
         place.since = hand.taken_at
         self._at_work[place.token] = None
         del hand[:]
-        _ = _END in last
+        _ = END in last
 
     def put_back(self, hand: Hand) -> None:
         """Undo `take`: the packets go back to the head of the queue. It may be done twice."""
