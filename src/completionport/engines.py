@@ -196,7 +196,7 @@ def stream_core(port: CompletionPort) -> Callable[..., Core]:
         from .native.server.server_core import ServerCore
 
         return ServerCore
-    from .portable.server.connections import ServerCore as PortableCore
+    from .portable.server.server_core import ServerCore as PortableCore
 
     return PortableCore
 
