@@ -190,6 +190,31 @@ class TestBeside:
         handle.close()
         port.close()
 
+    @pytest.mark.parametrize("first", [Server, DatagramServer])
+    def test_answers_go_out_while_other_packets_wait(
+        self, make_port, serve_on, dial, taker, first
+    ):
+        """Short packets and many of them: an engine may send such answers together, a little later.
+
+        All that a client sends fits the buffer, so nobody looks whether there is more, and an
+        answer that is left behind stays there.
+        """
+        port = make_port(1)
+        kinds = [Server, DatagramServer] if first is Server else [DatagramServer, Server]
+        servers = {
+            kind: serve_on(port, kind=kind, **({"buffer_size": 64} if kind is Server else {}))
+            for kind in kinds
+        }
+        taker(port)
+        clients = [dial(servers[Server]) for _ in range(16)]
+        for _ in range(200):
+            for _ in range(20):
+                port.post()
+            for client in clients:
+                client.sendall(b"x" * 64)
+            assert all(read_exactly(client, 64) == b"x" * 64 for client in clients)
+        port.close()
+
     @needs_concurrency
     def test_one_concurrency_for_all(self, make_port, serve_on, dial, send_to):
         port = make_port(2)

@@ -13,6 +13,11 @@ cdef inline Stream* stream_of(Packet* packet) noexcept nogil:
     return <Stream*> (<char*> packet - <size_t> &(<Stream*> NULL).packet)
 
 
+cdef inline bint told_by_readiness(Channel* channel) noexcept nogil:
+    """It waits in an epoll instance. Constant once the channel is open."""
+    return channel.generation != 0
+
+
 cdef inline void append_chunk(Stream* stream, Chunk* chunk) noexcept nogil:
     """Of what has come and nobody has taken. Channel lock."""
     chunk.next = NULL

@@ -44,7 +44,13 @@ from ..channels.datagrams cimport datagrams_receive, datagrams_release
 from ..channels.engine cimport CP_CLOSE, Channel, Chunk, EngineType, Operation, Stream
 from ..channels.sources cimport give_source_up, prepare_source, source_came
 from ..channels.steps cimport FINISHED, GO_ON, WAIT, Progress, account
-from ..channels.streams cimport append_chunk, stream_failed, stream_input_if_ready, stream_schedule
+from ..channels.streams cimport (
+    append_chunk,
+    stream_failed,
+    stream_input_if_ready,
+    stream_schedule,
+    told_by_readiness,
+)
 from ..pool.offload cimport offload_cancel, offload_start
 from ..primitives.atomics cimport (
     cp_load_acquire,
@@ -269,11 +275,6 @@ cdef void request(Operation* operation, bint readiness) noexcept nogil:
     if unsubmitted(&uring.ring) >= SUBMIT_AT:
         # So that the peers of the first can go on while the last are still being served.
         cp_uring_enter(uring.ring.descriptor, unsubmitted(&uring.ring), 0, 0, -1)
-
-
-cdef inline bint told_by_readiness(Channel* channel) noexcept nogil:
-    """Constant once the channel is open."""
-    return channel.generation != 0
 
 
 cdef inline bint is_known(Uring* uring, int opcode) noexcept nogil:

@@ -16,6 +16,7 @@ from ..channels.streams cimport (
     stream_schedule,
     stream_start_output,
     stream_try_send,
+    told_by_readiness,
 )
 from ..port.operations cimport get_buffer
 from ..primitives.atomics cimport (
@@ -171,8 +172,10 @@ cdef class Connection:
             if open_ and size and stream.error == 0:
                 if stream.first_block == NULL and not (
                     # While other packets wait, sends go to the kernel together; not where those
-                    # packets take so long that this one would wait for them.
+                    # packets take so long that this one would wait for them, nor for a socket that only
+                    # tells when there is room again.
                     engine.batches_sends and size <= BATCHED_AT_MOST
+                    and not told_by_readiness(&stream.channel)
                     and packets_are_short(engine.scheduler) and self.core.on_drained is None
                 ):
                     sent = stream_try_send(stream, data, size)
