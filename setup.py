@@ -21,7 +21,7 @@ def extensions() -> list[Extension]:
         return []
     from Cython.Build import cythonize
 
-    # For benchmarks/stats_cost.py: the same without what `stats` tells of times and counts. For
+    # For benchmarks/builds.py: the same without what `stats` tells of times and counts. For
     # tests/test_faults_of_the_ring.py: requests fail at random, see ring_faults.h.
     variants = ("COMPLETIONPORT_WITHOUT_STATS", "COMPLETIONPORT_FAULTS")
     modules = [

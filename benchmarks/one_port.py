@@ -22,7 +22,17 @@ from statistics import median
 import arguments
 from harness import interleaved, ours, parse, parser, run, script
 from processes import EchoServer, apart, build, load
-from report import Bar, Report, Round, middle, middle_half, note_disturbance, ratio_bar, ratios
+from report import (
+    Bar,
+    Report,
+    Round,
+    middle,
+    middle_half,
+    note_disturbance,
+    ratio_bar,
+    ratios,
+    thousandths,
+)
 
 RATES = {"echoes": 20_000, "datagrams": 20_000, "timers": 10_000, "reads": 5_000}
 """A second."""
@@ -95,8 +105,8 @@ def one_port(options: argparse.Namespace) -> Report:
             if not (rounds := report.rounds.get(name)):
                 continue
             cells = [f"{middle(rounds, f):,.0f}" for f in (*RATES, "echo_p99", "datagram_p99")]
-            compared = ratios(report.rounds, name, base, "cpu")
-            cells += [f"{middle(rounds, 'cpu'):.3f}", f"{median(compared):.3f}" if compared else "-"]
+            compared = thousandths(ratios(report.rounds, name, base, "cpu"))
+            cells += [f"{middle(rounds, 'cpu'):.3f}", compared]
             report.rows.append([name, *cells])
             served = [entry["served"] for entry in rounds]
             what = f"{name}, part of the load that was served"

@@ -191,9 +191,7 @@ class TestBeside:
         port.close()
 
     @pytest.mark.parametrize("first", [Server, DatagramServer])
-    def test_answers_go_out_while_other_packets_wait(
-        self, make_port, serve_on, dial, taker, first
-    ):
+    def test_answers_go_out_while_other_packets_wait(self, make_port, serve_on, dial, taker, first):
         """Short packets and many of them: an engine may send such answers together, a little later.
 
         All that a client sends fits the buffer, so nobody looks whether there is more, and an

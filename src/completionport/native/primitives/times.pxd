@@ -14,7 +14,7 @@ cdef extern from *:
     #endif
     """
     int cp_leading_zeros(int64_t value) nogil
-    # 1, and 0 in a build that is there to show what measuring costs (benchmarks/stats_cost.py): it
+    # 1, and 0 in a build that is there to show what measuring costs (benchmarks/builds.py): it
     # counts nothing for `stats`, reads no clock, and takes every packet for a short one.
     const int MEASURED "CP_MEASURED"
 
