@@ -138,8 +138,8 @@ class _Consumer:
     def __init__(self, consumer):
         self.consumer = consumer
 
-    def serve(self, completion):
-        self.consumer.serve(completion.key)
+    def serve(self, taken):
+        self.consumer.serve(taken.pop().key)
 
     def port_closed(self):
         pass
