@@ -272,11 +272,11 @@ class Request:
 
     def drop(self) -> None:
         """The packet will not be taken: the port is closed. It may be done twice."""
+        if self.value is not None and self.operation is Operation.ACCEPT:
+            self.value.close()  # before it is forgotten: done again, it is harmless
         value, self.value = self.value, None
         try:
-            if value is not None and self.operation is Operation.ACCEPT:
-                value.close()
-            elif value is not None and self.operation is Operation.RECVMSG:
+            if value is not None and self.operation is Operation.RECVMSG:
                 close_descriptors(value[0])
             elif value is not None and self.operation is Operation.OPEN:
                 close_source(value)
