@@ -48,6 +48,10 @@ cdef enum:
     CP_CALL = 24
     CP_LET_GO = 64    # no program's: the pool closes a channel's descriptor, or a sent file's
 
+cdef extern from "stdbool.h" nogil:
+    # A truth in one byte.
+    ctypedef bint flag "bool"
+
 cdef struct Channel
 cdef struct Datagrams
 cdef struct Operation
@@ -78,17 +82,21 @@ cdef struct Operation:
     # All below: the channel's lock until DONE, then whoever takes the packet.
     Operation* next         # in the channel's queue
     Operation* previous
-    bint in_kernel          # a request that names this operation is under way, or the pool has it
-    bint offloaded          # it is the pool's: in line there, or being executed
-    bint waits_only         # that request waits for readiness, it moves no data
+    flag in_kernel          # a request that names this operation is under way, or the pool has it
+    flag offloaded          # it is the pool's: in line there, or being executed
+    flag waits_only         # that request waits for readiness, it moves no data
     # cancel() or close() asked for its end: written as an atomic, for a thread of the pool that only asks.
     bint cancelled
-    bint probe_only         # a receive of 0 bytes: wait, and take nothing
-    bint fill               # MSG_WAITALL
-    bint connecting
-    bint gives_way          # it could go on: the engine is to come back to it after others
-    bint given_back         # the kernel gave it up once, unasked
-    bint zero_copy          # a send from the program's own pages, where the kernel can
+    flag probe_only         # a receive of 0 bytes: wait, and take nothing
+    flag fill               # MSG_WAITALL
+    flag connecting
+    flag gives_way          # it could go on: the engine is to come back to it after others
+    flag given_back         # the kernel gave it up once, unasked
+    flag is_span            # it is in its queue's `spans`
+    flag wants_source       # the engine is to have its file read on before more can be sent
+    flag owns_control       # of sendmsg: descriptors in `control` are duplicates of our own
+    flag in_line            # for the pool; its lock
+    flag zero_copy          # a send from the program's own pages, where the kernel can
     # Of such a send: the notifications that are to come. A request that was given pages gives one when
     # the kernel has let go of them.
     int notifications
@@ -97,10 +105,8 @@ cdef struct Operation:
     int64_t transferred     # bytes so far; the new descriptor for an accept
     int64_t offset          # in the file, -1 for the file's own position
     int64_t extent          # bytes from `offset` that a write or an allocation covers; the most of a copy
-    bint is_span            # it is in its queue's `spans`
     int source              # of sendfile: a duplicate of the file's descriptor, else -1
     SourceKind source_kind
-    bint wants_source       # the engine is to have its file read on before more can be sent
     int64_t source_left     # bytes of it that are left; -1: the tail has its turn
     int64_t source_ready    # up to there it can be sent without waiting for a disk
     iovec* vector           # what is left to do; the engine may move it on
@@ -116,11 +122,9 @@ cdef struct Operation:
     # for a sendfile, and the bytes of a distant file until they are sent, which end at `source_ready`.
     void* control
     size_t control_size
-    bint owns_control       # of sendmsg: descriptors in `control` are duplicates of our own
-    # Operations in line for the pool, and whether this one is: the pool's lock.
+    # Operations in line for the pool: its lock.
     Operation* next_in_line
     Operation* previous_in_line
-    bint in_line
 
 cdef struct Opening:
     # An open(2) that may be left behind: it owns all its memory. The state is the pool's lock's, the
@@ -160,31 +164,31 @@ cdef struct Channel:
     # Constant after creation.
     int descriptor          # a duplicate that nobody else knows; -1 once let go (lock)
     ChannelKind kind
-    bint keeps_messages     # a socket of datagrams or records: one call, one message
     const ChannelOwner* owner
     Strand* strand          # that its packets are bound to, one reference, or NULL
-    bint readable           # opened for it
-    bint writable
-    bint is_device          # a character device: a terminal
-    bint is_pipe            # a pipe or a FIFO
-    bint own_open           # `descriptor` is an open file that nobody else has, which never waits
-    bint skips_on_success   # what succeeds at once gives no packet
+    flag keeps_messages     # a socket of datagrams or records: one call, one message
+    flag readable           # opened for it
+    flag writable
+    flag is_device          # a character device: a terminal
+    flag is_pipe            # a pipe or a FIFO
+    flag own_open           # `descriptor` is an open file that nobody else has, which never waits
+    flag skips_on_success   # what succeeds at once gives no packet
     int direct              # O_DIRECT: what addresses, offsets and sizes are multiples of, else 0
-    bint appends            # O_APPEND: each write goes to the end
-    bint on_fuse            # a file on a file system of FUSE
+    flag appends            # O_APPEND: each write goes to the end
+    flag on_fuse            # a file on a file system of FUSE
     # Of what runs side by side, else NULL: a server's connections do without its memory.
     SideBySide* beside      # the pointer is constant, what it points to the lock's
     # lock; `closing` and `descriptor` are written as atomics, for those who only ask:
     OperationQueue input
     OperationQueue output
     bint closing
+    flag was_reset          # a close has reset its connection: what then fails is aborted
+    # A stream socket's last receive did not bring all that was asked for: it is empty, or the next byte is
+    # urgent. Until it is known to be ready again a receive would take that byte away.
+    flag stopped_short
     int in_kernel           # requests under way, and what the pool has
     # Out of the output queue, but their packets wait: for notifications, or behind one that does.
     OperationQueue unacknowledged
-    # A stream socket's last receive did not bring all that was asked for: it is empty, or the next byte is
-    # urgent. Until it is known to be ready again a receive would take that byte away.
-    bint stopped_short
-    bint was_reset          # a close has reset its connection: what then fails is aborted
     uint32_t slot           # where it waits for readiness: its place in that table
     uint32_t generation     # and what its events must carry; 0: it does not wait there
     # The port's list of channels; the port's list lock.
