@@ -108,6 +108,7 @@ class HeldByThePool:
 
 class Owner:
     _strand = None
+    _consumer = None
 
 
 def test_a_close_while_a_thread_of_the_pool_asks_whether_it_begins_is_carried_out():
