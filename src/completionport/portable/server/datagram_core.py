@@ -106,16 +106,11 @@ class DatagramCore(CommonCore):
         """Begin to receive."""
         # A duplicate, since the service closes its own as soon as nothing new is to be taken.
         self.port._join(self)
-        own = sock.dup()
+        own = self._sock = sock.dup()  # `end` closes it, where no handle does
         # The mode is for all who have the socket; one with a timeout is in this one already.
         if not DONT_WAIT or own.gettimeout() is not None:
             own.setblocking(False)
-        try:
-            self._handle = self.port._associate_for(self, own, self)
-        except BaseException:
-            own.close()
-            raise
-        self._sock = own
+        self._handle = self.port._associate_for(self, own, self)
         self._endpoint = PortableEndpoint(self, own.getsockname())
         self._receive()
 
@@ -128,6 +123,8 @@ class DatagramCore(CommonCore):
     def end(self) -> None:
         super().end()
         self.port._part(self)
+        if self._sock is not None:
+            self._sock.close()
 
     def port_closed(self) -> None:
         """Its operations are over, and no packet of them comes."""
