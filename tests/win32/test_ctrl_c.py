@@ -18,7 +18,16 @@ import pytest
 from completionport import win32
 from support import LONG as SECONDS
 from support import USER_SIGNAL, python_process, reset, send_signal, signal_main_thread
-from win32_support import LONG, Taker, differs_on_wine, pending, take, wait_until, waiting
+from win32_support import (
+    LONG,
+    Taker,
+    differs_on_wine,
+    is_in,
+    pending,
+    take,
+    wait_until,
+    waiting,
+)
 
 FUNCTIONS = {
     "GetQueuedCompletionStatus": win32.GetQueuedCompletionStatus,
@@ -77,17 +86,7 @@ class Wait:
         }[self.name]
 
     def is_under_way(self) -> bool:
-        return self.function.__code__ in main_thread_is_in()
-
-
-def main_thread_is_in() -> list[Any]:
-    """The code of the functions that the main thread is in."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    codes = []
-    while frame is not None:
-        codes.append(frame.f_code)
-        frame = frame.f_back
-    return codes
+        return is_in(threading.main_thread(), self.function)
 
 
 @pytest.fixture(params=FUNCTIONS)
@@ -230,7 +229,7 @@ def test_a_main_thread_that_waits_long_is_served_behind_one_that_came_later(make
     later, came = [], threading.Event()
 
     def come_later():
-        wait_until(lambda: win32.GetQueuedCompletionStatus.__code__ in main_thread_is_in())
+        wait_until(lambda: is_in(threading.main_thread(), win32.GetQueuedCompletionStatus))
         waiting(port, 1)
         later.append(Taker(port))
         waiting(port, 2)
@@ -465,7 +464,7 @@ class TestWithoutSlices:
 
         def post():
             for number in range(100):
-                wait_until(lambda: alerts.Alerts.wait.__code__ in main_thread_is_in())
+                wait_until(lambda: is_in(threading.main_thread(), alerts.Alerts.wait))
                 win32.PostQueuedCompletionStatus(port, number, None, None)
                 signal.raise_signal(USER_SIGNAL)
 
