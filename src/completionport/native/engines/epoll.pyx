@@ -45,7 +45,7 @@ cdef extern from "unistd.h" nogil:
 cdef extern from "errno.h" nogil:
     int errno
     enum:
-        ENOMEM
+        EINTR, ENOMEM
 
 cdef struct Epoll:
     Engine engine               # first
@@ -153,7 +153,8 @@ cdef void wake(Engine* engine) noexcept nogil:
     # Registered edge-triggered: each write is an event, nobody has to read it. The counter would
     # be full after 2**64 of them.
     cdef uint64_t one = 1
-    write((<Epoll*> engine).wake_descriptor, &one, sizeof(one))
+    while write((<Epoll*> engine).wake_descriptor, &one, sizeof(one)) < 0 and errno == EINTR:
+        pass
 
 
 cdef void reap(Engine* engine, bint pause) noexcept nogil:
