@@ -220,9 +220,9 @@ class Service(Unique):
             try:
                 thread.start()
             except RuntimeError as error:
-                count = len(self._threads)
-                a_worker = thread in self._threads
-                which = f"number {number} of {count} workers" if a_worker else "one more"
+                which = "one more"
+                if thread in self._threads:
+                    which = f"number {number} of {len(self._threads)} workers"
                 raise RuntimeError(
                     f"{error}: the system refuses {which}. "
                     "Ask for fewer, or raise the limits of threads and memory (ulimit -a)"
@@ -332,7 +332,7 @@ class Service(Unique):
             self._socket.close()
             self._port.close()
             self._let_go.set()
-            if self._keeper.ident is not None and self._keeper is not threading.current_thread():
+            if self._keeper.ident is not None:
                 self._keeper.join()
             self._stopped.set()
             with self._lock:
