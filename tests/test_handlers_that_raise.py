@@ -58,7 +58,7 @@ class At:
         self.came = False
 
     def __enter__(self):
-        gc.disable()  # what a finalizer's handler raises nobody hears of
+        gc.disable()  # what is raised in a finalizer nobody hears of
         sys.setprofile(self.look)
         return self
 
@@ -72,11 +72,19 @@ class At:
         if self.left:
             self.left -= 1
             return
+        if in_finalizer(frame):
+            return  # without a GIL one may come at any place
         sys.setprofile(None)
         self.came = True
         if self.act is None:
             raise Stop
         self.act()
+
+
+def in_finalizer(frame):
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def each_place(act=None, kind=At):

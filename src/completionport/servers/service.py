@@ -272,9 +272,9 @@ class Service(Unique):
             try:
                 thread.start()
             except RuntimeError as error:
-                count = len(self._threads)
-                a_worker = thread in self._threads
-                which = f"number {number} of {count} workers" if a_worker else "one more"
+                which = "one more"
+                if thread in self._threads:
+                    which = f"number {number} of {len(self._threads)} workers"
                 raise RuntimeError(
                     f"{error}: the system refuses {which}. "
                     "Ask for fewer, or raise the limits of threads and memory (ulimit -a)"
@@ -413,8 +413,7 @@ class Service(Unique):
             if self._given_port is None:
                 self._port.close()
             self._let_go.set()
-            if self._keeper is not threading.current_thread():
-                join(self._keeper)
+            join(self._keeper)
             self._stopped.set()
             with self._lock:
                 self._wake()

@@ -138,7 +138,7 @@ cdef enum:
     CHUNK_COST = 64               # what a chunk takes besides, bytes
     ACCEPTS_HELD = 256
     # So many completions in a row of a multishot request are taken by other threads than the one that has
-    # armed it, and was woken for each: then one of those arms it. A move costs about as much as two.
+    # armed it, and was woken for each: then one of those arms it. A move takes a cancel and two completions.
     MOVE_AFTER = 4
     # The low bits of a request's user_data say what its address points to; 0 is of no interest.
     TAG_OPERATION = 1
