@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     # One for all engines of a process: what a program derives from Overlapped is good at any port.
     try:
-        from .native.port.operations import Completion
+        from .native.port.completions import Completion
         from .native.port.overlapped import Overlapped
     except ImportError:
         from .interface.port import Completion

@@ -26,35 +26,26 @@ How the kernel behaves, as far as the code below leans on it:
 Every request counts in its channel's `in_kernel` and holds a reference to the channel.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from ..channels.channels cimport (
     abort_operation,
     channel_release,
     channel_retain,
-    let_go_if_idle,
     finish_notification,
     finish_operation,
     queue_of,
     run_queue,
     side_by_side,
 )
-from ..channels.datagrams cimport datagrams_receive, datagrams_release
-from ..channels.engine cimport CP_CLOSE, Channel, Chunk, EngineType, Operation, Stream
+from ..channels.engine cimport CP_CLOSE, Channel, EngineType, Operation, Stream
 from ..channels.sources cimport give_source_up, prepare_source, source_came
 from ..channels.steps cimport FINISHED, GO_ON, WAIT, Progress, account
-from ..channels.streams cimport (
-    append_chunk,
-    stream_failed,
-    stream_input_if_ready,
-    stream_schedule,
-    told_by_readiness,
-)
+from ..channels.streams cimport told_by_readiness
 from ..pool.offload cimport offload_cancel, offload_start
 from ..primitives.atomics cimport (
     cp_load_acquire,
-    cp_mutex,
     cp_mutex_lock,
     cp_mutex_unlock,
     cp_now_ns,
@@ -68,17 +59,8 @@ from ..primitives.atomics cimport (
 from ..primitives.times cimport add_to_shared_stats
 from ..scheduling.scheduler cimport POLL, Scheduler, own_number, somebody_leads, wake_threads
 from ..scheduling.timer_heap cimport wait_no_longer
-from .buffers cimport (
-    BUFFER_GROUP,
-    BufferPool,
-    pool_close,
-    pool_filled,
-    pool_grow,
-    pool_open,
-    pool_release,
-)
+from .buffers cimport pool_close, pool_open
 from .readiness cimport (
-    Readiness,
     readiness_add,
     readiness_close,
     readiness_open,
@@ -86,7 +68,6 @@ from .readiness cimport (
     readiness_wait,
 )
 from .ring cimport (
-    Ring,
     commit_entry,
     cp_cqe,
     cp_fault_result,
@@ -98,72 +79,55 @@ from .ring cimport (
     ring_open,
     unsubmitted,
 )
+from .uring cimport (
+    TAG_CANCEL,
+    TAG_INPUT,
+    TAG_MASK,
+    TAG_OPERATION,
+    TAG_WATCH,
+    Uring,
+    ask_to_cancel,
+    request_over,
+)
 from .uring_requests cimport describe, is_native, moves_data, opcode_of
+from .uring_streams cimport (
+    input_completed,
+    next_input,
+    release_input,
+    start_input,
+    stop_input,
+    watch,
+    watch_completed,
+)
 
 cdef extern from "uring_abi.h" nogil:
     enum:
-        CP_OP_NOP, CP_OP_POLL_ADD, CP_OP_ACCEPT, CP_OP_ASYNC_CANCEL, CP_OP_RECV
+        CP_OP_NOP, CP_OP_POLL_ADD
         CP_FEAT_NO_IOWAIT, CP_ENTER_GETEVENTS, CP_ENTER_NO_IOWAIT
         CP_OP_READ_MULTISHOT, CP_CQE_F_NOTIF, CP_NOTIF_USAGE_COPIED
-        CP_SQ_CQ_OVERFLOW, CP_CQE_F_BUFFER, CP_CQE_F_MORE, CP_SQE_BUFFER_SELECT
-        CP_RECV_MULTISHOT, CP_RECVSEND_POLL_FIRST, CP_ACCEPT_MULTISHOT, CP_POLL_ADD_MULTI
+        CP_SQ_CQ_OVERFLOW, CP_CQE_F_MORE
 
 cdef extern from "errno.h" nogil:
-    int errno
     enum:
-        EAGAIN, EBUSY, ECANCELED, EINTR, ENOBUFS, ENOENT, ENOMEM, ETIME, ETIMEDOUT
+        EAGAIN, EBUSY, ECANCELED, EINTR, ENOENT, ENOMEM, ETIME, ETIMEDOUT
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
 
 cdef extern from "poll.h" nogil:
     enum:
-        POLLERR, POLLIN, POLLOUT, POLLRDHUP
-
-cdef extern from "unistd.h" nogil:
-    int close(int descriptor)
-
-cdef extern from "sys/socket.h" nogil:
-    enum:
-        SOCK_CLOEXEC
+        POLLIN, POLLOUT, POLLRDHUP
 
 cdef enum:
     SHORT_NS = 1000000000
     SUBMISSION_ENTRIES = 1024
     SUBMIT_AT = 64
     COMPLETION_ENTRIES = 8192
-    # What came for a stream and no worker has looked at: `most_held` says when receiving stops. It goes on
-    # at the half of that.
-    BUFFERS_HELD = 4              # of the pool's size
-    CHUNK_COST = 64               # what a chunk takes besides, bytes
-    ACCEPTS_HELD = 256
-    # So many completions in a row of a multishot request are taken by other threads than the one that has
-    # armed it, and was woken for each: then one of those arms it. A move takes a cancel and two completions.
-    MOVE_AFTER = 4
-    # The low bits of a request's user_data say what its address points to; 0 is of no interest.
-    TAG_OPERATION = 1
-    TAG_INPUT = 2
-    TAG_CANCEL = 3                # a channel
-    TAG_WATCH = 4                 # a stream
-    TAG_MASK = 7
     # Of the kernel's linux/errno.h, which is not for programs.
     ERESTARTSYS = 512
     ERESTARTNOINTR = 513
     ERESTARTNOHAND = 514
     ERESTART_RESTARTBLOCK = 516
-
-cdef struct Uring:
-    Engine engine               # first
-    Ring ring
-    unsigned wait_flags
-    uint64_t known              # opcodes that the kernel has, a bit each; constant
-    bint woken                  # a completion of `wake` was seen: completion lock
-    uint16_t reaper             # who takes completions, as `Stream.armed_by`: completion lock
-    cp_mutex opening_lock       # of `readiness` and `pool`, which are opened when first needed
-    bint tells_readiness        # `readiness` is open: written under that lock, as an atomic
-    Readiness readiness         # of what `ring_receives` leaves to it, and of the ring
-    BufferPool pool             # where the ring receives for them
-    int64_t short_until_ns      # atomic: the port's pool does what the kernel had no thread for, 0: it has
 
 
 # -- submission -----------------------------------------------------------------------------------
@@ -203,20 +167,6 @@ cdef void wake(Engine* engine) noexcept nogil:
         count = unsubmitted(&uring.ring)
 
 
-cdef void ask_to_cancel(Uring* uring, Channel* channel, uint64_t user_data) noexcept nogil:
-    """Have the kernel stop a request of this channel. Channel lock."""
-    cdef cp_sqe* sqe
-    cp_mutex_lock(&uring.ring.sq_lock)
-    sqe = next_entry(&uring.ring)
-    sqe.opcode = CP_OP_ASYNC_CANCEL
-    sqe.addr = user_data
-    sqe.user_data = <uintptr_t> channel | TAG_CANCEL
-    commit_entry(&uring.ring)
-    cp_mutex_unlock(&uring.ring.sq_lock)
-    channel.in_kernel += 1
-    channel_retain(channel)
-
-
 cdef void cancel_completed(Uring* uring, Channel* channel, int32_t result) noexcept nogil:
     """A request that was just being tried again is not found (ENOENT): ask once more."""
     cdef Stream* stream = <Stream*> channel
@@ -237,15 +187,6 @@ cdef void cancel_completed(Uring* uring, Channel* channel, int32_t result) noexc
 cdef void ask_again(Uring* uring, Channel* channel, Operation* operation) noexcept nogil:
     if operation != NULL and operation.in_kernel and operation.cancelled:
         ask_to_cancel(uring, channel, <uintptr_t> operation | TAG_OPERATION)
-
-
-cdef inline void request_over(Channel* channel) noexcept nogil:
-    """One request less. Channel lock, which the caller's reference keeps alive."""
-    channel.in_kernel -= 1
-    if channel.closing and channel.in_kernel == 0:
-        let_go_if_idle(channel)
-        if channel.owner != NULL:
-            stream_schedule(<Stream*> channel, False)
 
 
 # -- operations -----------------------------------------------------------------------------------
@@ -395,233 +336,6 @@ cdef void pages_returned(Operation* operation, int32_t usage) noexcept nogil:
     request_over(channel)
     cp_mutex_unlock(&channel.lock)
     channel_release(channel)
-
-
-# -- streams --------------------------------------------------------------------------------------
-
-
-cdef void start_input(Engine* engine, Stream* stream) noexcept nogil:
-    cdef bint receives = not told_by_readiness(&stream.channel)
-    stream.wants_input = True
-    if stream.listens and receives:
-        arm_input(<Uring*> engine, stream)
-        return
-    if receives and not stream.armed:
-        # A worker looks, and then arms it: the kernel would wake the thread that does for all that comes.
-        stream.readable = True
-    if stream.readable:
-        stream_schedule(stream, True)
-
-
-cdef inline size_t most_held(Uring* uring, Stream* stream) noexcept nogil:
-    return CHUNK_COST * ACCEPTS_HELD if stream.listens else BUFFERS_HELD * uring.pool.size
-
-
-cdef inline void count_held(Stream* stream, Chunk* chunk, int sign) noexcept nogil:
-    stream.held += sign * (CHUNK_COST + (0 if stream.listens else chunk.size))
-
-
-cdef void arm_input(Uring* uring, Stream* stream) noexcept nogil:
-    """Have the kernel accept or receive, but for what a worker is to receive, or while much waits for one.
-
-    Then `next_input` comes back to it.
-    """
-    cdef cp_sqe* sqe
-    if (
-        stream.armed or stream.readable or stream.channel.closing
-        or stream.held > most_held(uring, stream) // 2
-    ):
-        return
-    cp_mutex_lock(&uring.ring.sq_lock)
-    sqe = next_entry(&uring.ring)
-    sqe.fd = stream.channel.descriptor
-    sqe.user_data = <uintptr_t> stream | TAG_INPUT
-    if stream.listens:
-        sqe.opcode = CP_OP_ACCEPT
-        sqe.op_flags = SOCK_CLOEXEC
-        sqe.ioprio = 0 if stream.single else CP_ACCEPT_MULTISHOT
-    else:
-        sqe.opcode = CP_OP_RECV
-        sqe.ioprio = CP_RECV_MULTISHOT | CP_RECVSEND_POLL_FIRST
-        sqe.flags = CP_SQE_BUFFER_SELECT
-        sqe.buf_group = BUFFER_GROUP
-    commit_entry(&uring.ring)
-    cp_mutex_unlock(&uring.ring.sq_lock)
-    stream.armed = True
-    stream.stopping = False
-    stream.armed_by = <uint16_t> own_number()
-    stream.reaped_elsewhere = 0
-    stream.channel.in_kernel += 1
-    channel_retain(&stream.channel)
-
-
-cdef void stop_input(Engine* engine, Stream* stream) noexcept nogil:
-    stream.wants_input = False
-    disarm_input(<Uring*> engine, stream)
-    if stream.watched and stream.channel.closing:
-        ask_to_cancel(<Uring*> engine, &stream.channel, <uintptr_t> stream | TAG_WATCH)
-
-
-cdef void disarm_input(Uring* uring, Stream* stream) noexcept nogil:
-    if stream.armed and not stream.stopping:
-        stream.stopping = True
-        ask_to_cancel(uring, &stream.channel, <uintptr_t> stream | TAG_INPUT)
-
-
-cdef void watch(Engine* engine, Stream* stream) noexcept nogil:
-    """A poll for nothing, which tells of errors; once begun it lasts as long as the connection.
-
-    It is a multishot one, which is edge-triggered: a peer that has ended its side is told once.
-    """
-    cdef Uring* uring = <Uring*> engine
-    cdef cp_sqe* sqe
-    if told_by_readiness(&stream.channel) or stream.watched or stream.channel.closing:
-        return
-    cp_mutex_lock(&uring.ring.sq_lock)
-    sqe = next_entry(&uring.ring)
-    sqe.opcode = CP_OP_POLL_ADD
-    sqe.fd = stream.channel.descriptor
-    sqe.len = CP_POLL_ADD_MULTI
-    sqe.user_data = <uintptr_t> stream | TAG_WATCH
-    commit_entry(&uring.ring)
-    cp_mutex_unlock(&uring.ring.sq_lock)
-    stream.watched = True
-    stream.channel.in_kernel += 1
-    channel_retain(&stream.channel)
-
-
-cdef void watch_completed(Uring* uring, Stream* stream, int32_t result, uint32_t flags) noexcept nogil:
-    cdef Channel* channel = &stream.channel
-    cdef bint ended = not flags & CP_CQE_F_MORE
-    cp_mutex_lock(&channel.lock)
-    if ended:
-        stream.watched = False
-    if not channel.closing:
-        if result > 0 and result & POLLERR:
-            stream_failed(stream)
-        elif ended and not stream.wants_input:
-            # The thread that has begun it has ended, or there was no memory or no room for a completion.
-            watch(&uring.engine, stream)
-    if ended:
-        request_over(channel)
-    cp_mutex_unlock(&channel.lock)
-    if ended:
-        channel_release(channel)
-
-
-cdef void release_chunk(Uring* uring, Stream* stream, Chunk* chunk) noexcept nogil:
-    if stream.listens:
-        free(chunk)
-    else:
-        pool_release(&uring.pool, chunk)
-
-
-cdef int64_t next_input(
-    Engine* engine, Stream* stream, char* scratch, size_t scratch_size, char** data
-) noexcept nogil:
-    cdef Chunk* chunk = stream.first_chunk
-    cdef int64_t got
-    if told_by_readiness(&stream.channel):
-        if stream.datagrams != NULL:
-            return datagrams_receive(stream, data)
-        data[0] = scratch
-        return stream_input_if_ready(stream, scratch, scratch_size)
-    if chunk != NULL:
-        data[0] = chunk.data
-        if not stream.listens and <size_t> chunk.size > scratch_size:
-            chunk.data += scratch_size
-            chunk.size -= <int32_t> scratch_size
-            stream.held -= scratch_size
-            return scratch_size
-        stream.first_chunk = chunk.next
-        stream.current = chunk
-        count_held(stream, chunk, -1)
-        # With a limit the listener looks first whether one more may come.
-        if stream.wants_input and not stream.armed and not stream.single:
-            arm_input(<Uring*> engine, stream)
-        return chunk.size
-    if stream.error != 0:
-        return -stream.error
-    if stream.ended:
-        return 0
-    if stream.wants_input and not stream.armed:
-        if stream.readable and not stream.listens:
-            # It may have come already, or there was no buffer for it: into the worker's own memory.
-            data[0] = scratch
-            got = stream_input_if_ready(stream, scratch, scratch_size)
-            if 0 < got < <int64_t> scratch_size:
-                # Most likely all: whatever is left, the receive that is armed next sees it.
-                stream.readable = False
-            if got != -EAGAIN:
-                return got
-        arm_input(<Uring*> engine, stream)
-    return -EAGAIN
-
-
-cdef void release_input(Engine* engine, Stream* stream) noexcept nogil:
-    if stream.datagrams != NULL:
-        datagrams_release(stream)
-    elif stream.current != NULL:
-        release_chunk(<Uring*> engine, stream, stream.current)
-        stream.current = NULL
-
-
-cdef void input_completed(Uring* uring, Stream* stream, int32_t result, uint32_t flags) noexcept nogil:
-    cdef Channel* channel = &stream.channel
-    cdef Chunk* chunk = NULL
-    cdef bint ended = not flags & CP_CQE_F_MORE
-    cp_mutex_lock(&channel.lock)
-    if ended:
-        stream.armed = False
-        stream.stopping = False
-    if stream.listens and result >= 0:
-        chunk = <Chunk*> calloc(1, sizeof(Chunk))
-        if chunk == NULL or channel.closing:
-            free(chunk)
-            close(result)
-            chunk = NULL
-        else:
-            chunk.size = result
-    elif flags & CP_CQE_F_BUFFER:
-        chunk = pool_filled(&uring.pool, flags, max(result, 0))
-        if chunk == NULL:
-            stream.error = ENOMEM
-            stream.wants_input = False
-            stream_schedule(stream, False)
-        elif channel.closing or result <= 0:
-            pool_release(&uring.pool, chunk)
-            chunk = NULL
-    if chunk != NULL:
-        append_chunk(stream, chunk)
-        count_held(stream, chunk, 1)
-        stream_schedule(stream, False)
-        stream.reaped_elsewhere = 0 if stream.armed_by == uring.reaper else stream.reaped_elsewhere + 1
-        if stream.held > most_held(uring, stream) or stream.reaped_elsewhere == MOVE_AFTER:
-            # Its last completion has it armed again.
-            disarm_input(uring, stream)
-    if result == 0 and not stream.listens:
-        stream.ended = True
-        stream.wants_input = False
-        stream_schedule(stream, False)
-    elif result == -ENOBUFS and not stream.listens and not (
-        stream.wants_input and pool_grow(&uring.pool)
-    ):
-        # All buffers wait for workers. The one that comes to this stream receives by itself.
-        stream.readable = True
-        stream_schedule(stream, False)
-    elif result < 0 and result != -ECANCELED and result != -EINTR and result != -EAGAIN and (
-        result != -ENOBUFS or stream.listens
-    ):
-        stream.error = -result
-        stream.wants_input = False
-        stream_schedule(stream, False)
-    elif ended and stream.wants_input and not (stream.listens and stream.single and result >= 0):
-        arm_input(uring, stream)
-    if ended:
-        request_over(channel)
-    cp_mutex_unlock(&channel.lock)
-    if ended:
-        channel_release(channel)
 
 
 # -- completion -----------------------------------------------------------------------------------

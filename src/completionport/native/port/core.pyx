@@ -42,7 +42,7 @@ from ..scheduling.scheduler cimport (
     wait_until_alone,
 )
 from ..scheduling.timer_heap cimport close_timers, open_timers
-from .operations cimport drop_packet
+from .completions cimport drop_packet
 
 from ...interface.errors import NOT_INITIALISED, PortClosed, PortForked, system_error
 from ...shared import association

@@ -8,7 +8,8 @@ from ..channels.channels cimport cancel_operations, submit_operation
 from ..channels.engine cimport CP_CLOSE, CP_COPY, CP_OPEN, CP_RESOLVE, CP_STAT, Operation
 from ..channels.lookups cimport lookup_new
 from .core cimport Core
-from .operations cimport HandleBase, OverlappedBase, drop_packet
+from .completions cimport drop_packet
+from .operations cimport HandleBase, OverlappedBase
 from .strand cimport Strand
 
 from ...interface.handle import not_an_overlapped

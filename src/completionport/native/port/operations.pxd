@@ -1,10 +1,9 @@
-"""Overlapped and Completion: an operation as Python sees it."""
+"""Overlapped: an operation as Python sees it."""
 
 from libc.stdint cimport int64_t
 
-from ..channels.engine cimport Operation
-from ..scheduling.scheduler cimport Packet, Scheduler, Taken
-from ..scheduling.timer_heap cimport TimedPacket
+from ..channels.engine cimport CP_ACCEPT, CP_OPEN, Operation
+from ..primitives.atomics cimport cp_peek_int
 
 cdef class OverlappedBase:
     cdef Operation operation_
@@ -49,19 +48,12 @@ cdef class OverlappedBase:
     cdef void mean(self, object meaning) noexcept
     cdef bint is_pending(self) noexcept
 
-cdef class Completion:
-    cdef readonly object transferred
-    cdef readonly object key
-    cdef readonly object overlapped
-    cdef readonly object error
-
 cdef class HandleBase:
     cdef readonly object key
 
 cdef int get_buffer(object buffer, Py_buffer* view, bint writable, str caller) except -1
-cdef OverlappedBase overlapped_of(Packet* packet)
-cdef int fill(Completion completion, Scheduler* scheduler, Taken* taken) except -1
-cdef void drop_posted(Taken* taken) noexcept
-cdef int give_back(Scheduler* scheduler, object completion) except -1
-cdef int drop_packet(Packet* packet) except -1
-cdef int release_values(TimedPacket* timed) except -1
+
+
+cdef inline bint brings_descriptor(Operation* operation) noexcept:
+    cdef int code = cp_peek_int(&operation.code)
+    return code == CP_ACCEPT or code == CP_OPEN

@@ -63,7 +63,7 @@ from .errands cimport (
     start_open,
     start_stat,
 )
-from .operations cimport Completion, fill, give_back
+from .completions cimport Completion, fill, give_back
 from .strand cimport Blocking, Strand
 from .timers cimport due_after, due_at, new_timer
 

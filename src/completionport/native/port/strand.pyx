@@ -7,13 +7,8 @@
 from ..primitives.atomics cimport cp_peek_64
 cimport cython
 
-from ..scheduling.scheduler cimport (
-    end_blocking,
-    start_blocking,
-    strand_let_go,
-    strand_new,
-    strand_release,
-)
+from ..scheduling.scheduler cimport end_blocking, start_blocking, strand_let_go, strand_release
+from ..scheduling.strands cimport strand_new
 from .core cimport Core
 
 from ...interface.errors import PortForked

@@ -10,7 +10,7 @@ from ..primitives.atomics cimport cp_now_ns, cp_passed_on, cp_peek_size, cp_rece
 from ..scheduling.scheduler cimport PACKET_TIMER, strand_release, strand_retain
 from ..scheduling.timer_heap cimport TimedPacket, timer_cancel, timer_set
 from .core cimport Core
-from .operations cimport release_values
+from .completions cimport release_values
 from .strand cimport Strand
 
 from ...interface.errors import PortClosed

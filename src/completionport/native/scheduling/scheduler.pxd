@@ -256,7 +256,6 @@ cdef void thread_is_back(Scheduler* s) noexcept nogil
 cdef bint stand_in(Scheduler* s, int takes, Crew* crew, Taken* taken) noexcept nogil
 cdef bint start_blocking(Scheduler* s) noexcept nogil
 cdef void end_blocking(Scheduler* s) noexcept nogil
-cdef Strand* strand_new(Scheduler* s) noexcept nogil
 cdef void strand_retain(Strand* strand) noexcept nogil
 cdef void strand_release(Strand* strand) noexcept nogil
 cdef bint strand_let_go(Strand* strand) noexcept nogil

@@ -744,21 +744,6 @@ cdef void announce_close(Scheduler* s) noexcept nogil:
     cp_futex_wake(&s.stuck, 0x7fffffff)
     send_signals(s, &signals)
 
-cdef Strand* strand_new(Scheduler* s) noexcept nogil:
-    cdef Strand* strand = <Strand*> calloc(1, sizeof(Strand))
-    if strand == NULL:
-        return NULL
-    strand.references = 1
-    strand.scheduler = s
-    cp_add_fetch(&s.references, 1)
-    cp_light_mutex_lock(&s.lock)
-    strand.following = s.strands
-    if s.strands != NULL:
-        s.strands.previous = strand
-    s.strands = strand
-    cp_light_mutex_unlock(&s.lock)
-    return strand
-
 
 cdef void strand_retain(Strand* strand) noexcept nogil:
     cp_add_fetch(&strand.references, 1)

@@ -1,8 +1,12 @@
-"""The lines of strands, and who is at work on a packet of which. The scheduler's lock in all of these."""
+"""The lines of strands, and who is at work on a packet of which.
 
-from libc.stdlib cimport free
+The scheduler's lock in all of these, but for `strand_new`, which takes it.
+"""
+
+from libc.stdlib cimport calloc, free
 
 from ..primitives.atomics cimport cp_add_fetch, cp_count_locked
+from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from ..primitives.times cimport measured_now_ns
 from .packets cimport append
 from .scheduler cimport Packet, Scheduler, Strand, Waiter, scheduler_release, strand_retain
@@ -68,3 +72,19 @@ cdef inline void let_strand_go(Scheduler* s, Strand* strand) noexcept nogil:
         strand.busy = False
     if cp_add_fetch(&strand.references, -1) == 0:
         drop_strand(s, strand)
+
+
+cdef inline Strand* strand_new(Scheduler* s) noexcept nogil:
+    cdef inline Strand* strand = <Strand*> calloc(1, sizeof(Strand))
+    if strand == NULL:
+        return NULL
+    strand.references = 1
+    strand.scheduler = s
+    cp_add_fetch(&s.references, 1)
+    cp_light_mutex_lock(&s.lock)
+    strand.following = s.strands
+    if s.strands != NULL:
+        s.strands.previous = strand
+    s.strands = strand
+    cp_light_mutex_unlock(&s.lock)
+    return strand

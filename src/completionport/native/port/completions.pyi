@@ -1,0 +1,1 @@
+from completionport.interface.port import Completion as Completion
