@@ -1,4 +1,4 @@
-"""A connect that fails or is cancelled: the next one on the socket, and what stood behind it."""
+"""What a connect does to a socket; one that fails, the next one, and what stood behind it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from support import (
     Background,
     assert_quiet,
     needs_unix_sockets,
+    outcome,
     read_exactly,
     take,
     take_one,
@@ -93,6 +94,110 @@ def assert_works(port, handle, far):
     assert take_one(port).overlapped is operation
     assert operation.result() == b"back"
     assert_quiet(port)
+
+
+class TestConnect:
+    @pytest.mark.parametrize("mode", [None, 0, 5.0], ids=["blocking", "non-blocking", "timeout"])
+    def test_connect(self, port, listener, mode):
+        sock = socket.socket()
+        sock.settimeout(mode)
+        with sock, port.associate(sock, "key") as handle:
+            operation = handle.connect(listener.getsockname())
+            assert operation.operation is Operation.CONNECT
+            assert tuple(take_one(port)) == (0, "key", operation, None)
+            peer, address = listener.accept()
+            with peer:
+                assert address == sock.getsockname()
+                peer.sendall(b"welcome")
+                handle.recv(100)
+                assert take_one(port).overlapped.result() == b"welcome"
+            assert sock.gettimeout() == mode
+
+    @needs_unix_sockets
+    def test_connect_to_a_unix_socket(self, port, tmp_path):
+        path = str(tmp_path / "socket")
+        with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as sock:
+            server.bind(path)
+            server.listen()
+            with port.associate(sock, "key") as handle:
+                handle.connect(path)
+                assert take_one(port).error is None
+                server.accept()[0].close()
+
+    @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+    def test_connect_over_ipv6(self, port, nothing_left):
+        try:
+            server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+        except OSError:
+            pytest.skip("no IPv6 here")
+        with server, socket.socket(socket.AF_INET6) as sock, port.associate(sock, 1) as handle:
+            handle.connect(server.getsockname())
+            assert take_one(port).error is None
+            server.accept()[0].close()
+
+    def test_connect_looks_up_a_host_name(self, port, listener):
+        with socket.socket() as sock, port.associate(sock, "key") as handle:
+            handle.connect(("localhost", listener.getsockname()[1]))
+            assert take_one(port).error is None
+            listener.accept()[0].close()
+
+    @pytest.fixture
+    def nobody(self, nothing_left):
+        """A socket that does not listen."""
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            yield sock
+
+    def test_a_refused_connect_is_an_error(self, port, nobody):
+        with socket.socket() as sock, port.associate(sock, "key") as handle:
+            error = outcome(port, lambda: handle.connect(nobody.getsockname()))
+            assert isinstance(error, ConnectionRefusedError)
+            assert_quiet(port)
+
+    def test_sends_behind_a_refused_connect_fail_with_one_packet_each(self, port, nobody):
+        with socket.socket() as sock, port.associate(sock, "key") as handle:
+            started = 0
+            connect = lambda: handle.connect(nobody.getsockname())  # noqa: E731
+            for start in (connect, lambda: handle.send(b"data")):
+                with contextlib.suppress(OSError):
+                    start()
+                    started += 1
+            for done in take(port, started):
+                assert isinstance(done.error, OSError)
+            assert_quiet(port)
+
+    def test_connecting_twice_is_an_error(self, port, tcp, listener):
+        near, _ = tcp
+        with port.associate(near, "key") as handle:
+            error = outcome(port, lambda: handle.connect(listener.getsockname()))
+            assert error.errno == errno.EISCONN
+            assert_quiet(port)
+
+    @needs_unix_sockets
+    def test_a_connect_to_a_full_unix_listener_is_refused_at_once(self, port, tmp_path):
+        path = str(tmp_path / "socket")
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(path)
+            server.listen(0)
+            while True:
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                try:
+                    client.connect(path)
+                except BlockingIOError:
+                    break
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            handle = stack.enter_context(port.associate(sock, "key"))
+            # The kernel has no way to tell when there is room: connect(2), EAGAIN.
+            with pytest.raises(BlockingIOError, match="try again later, or give") as full:
+                handle.connect(path)
+            assert full.value.errno == errno.EAGAIN
+            assert full.value.winsock_error == 10035
+            assert_quiet(port)
+            server.accept()[0].close()
+            operation = handle.connect(path)
+            assert tuple(take_one(port)) == (0, "key", operation, None)
 
 
 class Failures:

@@ -109,6 +109,17 @@ def check(levels: list[list[str]], folder: Path) -> None:
                 )
 
 
+def test_no_file_is_longer_than_800_lines():
+    to_be_cut = {PACKAGE / "windows/scheduler.py"}
+    root = PACKAGE.parents[1]
+    folders = ("src", "tests", "tools", "benchmarks", "examples")
+    for path in (path for folder in folders for path in (root / folder).rglob("*")):
+        made = path.suffix == ".c" and path.with_suffix(".pyx").exists()  # by Cython
+        if path.suffix in (*KINDS, ".h", ".c") and not made and path not in to_be_cut:
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            assert lines <= 800, f"{path} has {lines} lines: cut it by its subjects"
+
+
 def test_each_file_and_folder_has_its_place():
     rooms = {place(path)[0] for path in sources()}
     assert rooms == set(ROOMS)
