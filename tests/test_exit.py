@@ -114,6 +114,40 @@ def test_everything_else_that_is_under_way(engine, tmp_path, end):
         run(EVERYTHING_ELSE + end, engine, FOLDER=str(tmp_path))
 
 
+def test_threads_end_with_a_packet_while_the_interpreter_does(engine):
+    """Free-threaded, a lock may go to a thread that is stopped for good: the end waits for none."""
+    if engine in COMPILED:
+        pytest.skip("a compiled engine has no code of Python's at the end of a thread")
+    script = """
+        import threading, time
+        from completionport import CompletionPort
+        from support import wait_until
+
+        port = CompletionPort(20)
+        scheduler = port._core.scheduler
+        end_turn = scheduler.end_turn
+        ending = 0
+
+        def slow(place):
+            # As on a busy machine, where a thread waits for its processor anywhere.
+            global ending
+            ending += 1
+            until = time.perf_counter() + 0.01
+            while time.perf_counter() < until:
+                pass
+            end_turn(place)
+
+        scheduler.end_turn = slow
+        threads = [threading.Thread(target=port.get, daemon=True) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            port.post()
+        wait_until(lambda: ending >= 3)
+    """
+    run(script, engine)
+
+
 def test_the_end_waits_for_no_thread_that_it_has_stopped_with_a_lock(engine):
     """What a thread leaves behind is seen to by the main thread, when no other one goes on."""
     if engine in COMPILED:

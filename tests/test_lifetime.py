@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
 import gc
 import os
 import socket
@@ -11,7 +13,7 @@ import weakref
 
 import pytest
 
-from completionport import CompletionPort, Overlapped, PortClosed
+from completionport import CompletionPort, Overlapped, PortClosed, Strand
 from support import (
     WINDOWS,
     Background,
@@ -279,6 +281,40 @@ class TestClosedPort:
             with client:
                 assert ended(client)
 
+    @pytest.mark.parametrize("bound", [False, True], ids=["queued", "behind its strand"])
+    @pytest.mark.parametrize("kind", ["accept", "open", "descriptors"])
+    def test_what_a_packet_brings_is_closed_where_nobody_takes_it(
+        self, make_port, listener, engine, tmp_path, kind, bound, nothing_left
+    ):
+        if kind == "descriptors" and not hasattr(socket, "send_fds"):
+            pytest.skip("no descriptors are sent here")
+        before, port = descriptors(), make_port(2)
+        strand = Strand(port) if bound else None
+        with contextlib.ExitStack() as stack:
+            if bound:
+                port.post("first", strand=strand)
+                assert port.get().transferred == "first"
+            waiting = Background(port.get)  # who waits in the kernel
+            if kind == "accept":
+                port.associate(listener, "key", strand=strand).accept()
+                address = listener.getsockname()
+                stack.enter_context(socket.create_connection(address, timeout=20))
+            elif kind == "open":
+                path = tmp_path / "file"
+                path.write_bytes(b"x")
+                port.open(path, strand=strand)
+            else:
+                near, far = map(stack.enter_context, socket.socketpair())
+                near.setblocking(False)
+                port.associate(near, "key", strand=strand).recvmsg(10, 100)
+                socket.send_fds(far, [b"x"], [far.fileno()])
+            if bound:
+                wait_until(lambda: port.stats()["queued"] == 1, "it is there")
+            port.close()
+            with contextlib.suppress(PortClosed):
+                close_all(waiting.outcome().overlapped.result())
+        assert_nothing_opened_since(before)
+
     def test_a_handle_of_a_closed_port_has_no_port_once_that_is_gone(self, engine, pair):
         near, _far = pair
         port = CompletionPort(engine=engine)
@@ -290,6 +326,18 @@ class TestClosedPort:
         assert collected(alive)
         assert handle.port is None
         assert handle.closed
+
+
+def close_all(result):
+    """What an accept, an open or a recvmsg has brought."""
+    if isinstance(result, socket.socket):
+        result.close()
+    elif isinstance(result, int):
+        os.close(result)
+    else:
+        _, ((_, _, numbers),), *_ = result
+        for number in array.array("i", numbers):
+            os.close(number)
 
 
 def ended(sock):

@@ -451,6 +451,34 @@ class TestClose:
         assert not caplog.records
         assert server.stats()["queued_bytes"] == 0
 
+    @pytest.mark.parametrize("interrupted", [False, True], ids=["served", "interrupted"])
+    def test_a_connection_that_was_accepted_is_in_hand(
+        self, make_port, dial, engine, interrupted, nothing_left
+    ):
+        """Its packet was taken before the close, and is looked at behind that, or never."""
+        if engine in COMPILED:
+            pytest.skip("the compiled engines have the same in C, and take both in one step")
+        port = make_port(1)
+        server = Server(Echo(), port=0, completion_port=port, workers=1)
+        core = server._core
+        taken, closed, serve = [], threading.Event(), core.serve
+
+        def hold(completions):
+            taken.append(completions[0].overlapped.result())
+            assert closed.wait(LONG)
+            if interrupted:
+                raise KeyboardInterrupt  # a signal handler's, before the packet is out of the list
+            serve(completions)
+
+        with server:
+            core.serve = hold
+            dial(server)
+            wait_until(lambda: taken, "it was accepted")
+            port.close()
+            closed.set()
+        assert server.stats()["connections"] == 0
+        wait_until(lambda: taken[0].fileno() < 0, "it is closed")
+
     def test_no_thread_keeps_the_process(self, engine):
         run_python(
             """

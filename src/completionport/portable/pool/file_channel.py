@@ -25,6 +25,7 @@ from ..channels.precedence import (
     waits_for_nothing,
 )
 from ..channels.requests import Request
+from ..scheduling.places import this_place
 from .file_calls import CALLS
 from .offload import Offload
 from .source_work import held_lock
@@ -48,13 +49,9 @@ def unaligned(error: BaseException) -> BaseException:
     )
 
 
-# The request that this thread of a pool carries out: a function may close its own port.
-_executing = threading.local()
-
-
 def executes_for(line: SideBySide) -> bool:
     """Whether the calling thread is at work on a request of this line."""
-    return getattr(_executing, "line", None) is line
+    return this_place().executes_for is line
 
 
 class Turn:
@@ -350,7 +347,8 @@ class SideBySide:
             return self._look_up(request)
         if request.operation is Operation.OPEN:
             return self._open(request)
-        _executing.line = self
+        place = this_place()
+        place.executes_for = self
         process = os.getpid()
         try:
             CALLS[request.operation](self.descriptor, request)
@@ -361,7 +359,7 @@ class SideBySide:
                 # Else the part that came is the result.
                 request.fail(unaligned(error) if self.direct else error)
         finally:
-            _executing.line = None
+            place.executes_for = None
         if os.getpid() != process:
             # A function has forked, and this is the child, where the program left it to return: all
             # else here is the parent's.

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, ClassVar, Protocol
 
 from ...interface.port import Completion, CompletionPort, Strand
@@ -162,16 +163,18 @@ class Place:
     Its scheduler changes it, in the thread itself. See ``scheduler`` on what signal handlers do.
     """
 
-    __slots__ = ("holder", "lent", "serving", "since", "strands", "token")
+    __slots__ = ("executes_for", "holder", "lent", "local", "serving", "since", "strands", "token")
 
     def __init__(self) -> None:
-        # First, for `__del__` where there is no memory for the rest.
         self.holder: Callable[[], Counter | None] | None = None  # weak; of what was taken last
         self.token = object()  # stands for the thread in its scheduler's tables
         self.lent: object = None  # the `Blocking` inside of which the place does not count
         self.serving = 0  # so many packets of consumers it is at, one inside the other
         self.since = NOT_MEASURED  # when the packets were taken
         self.strands: list[PortableStrand] = []  # of these packets, all of that scheduler
+        # Whose request it carries out as a thread of a pool: a function may close its own port.
+        self.executes_for: object = None
+        self.local: threading.local  # it tells of the thread's end
 
     def leave(self, asking: Counter | None = None) -> None:
         """Be done with what the thread took, unless it took it of the asking scheduler.
@@ -212,12 +215,6 @@ class Place:
                 scheduler.regain(self)
             self.lent = None
 
-    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # The thread ends. Or the interpreter does, and has stopped it for good, and perhaps another
-        # one with the scheduler's lock: nobody counts any more then.
-        if not is_finalizing():
-            self.leave()
-
 
 class Blocking:
     """`CompletionPort.blocking`. A second one inside the first finds no place to lend."""
@@ -244,20 +241,72 @@ class Blocking:
             raise
 
 
-class _Places(threading.local):
-    def __init__(self) -> None:
-        self.mine = Place()
+# By the numbers of their threads; each step is atomic.
+_places: dict[int, Place] = {}
+# Of threads that have ended, to be used again: one that goes looks into all threads. Each step is
+# atomic.
+_locals: deque[threading.local] = deque()
 
 
-_places = _Places()
+class _End:
+    """What goes with its thread, and ends the thread's turn."""
+
+    __slots__ = ("_number", "_place")
+
+    def __init__(self, number: int, place: Place) -> None:
+        self._number = number
+        self._place = place
+
+    def __del__(
+        self,
+        is_finalizing: Callable[[], bool] = sys.is_finalizing,
+        places: dict[int, Place] = _places,
+        unused: deque[threading.local] = _locals,
+    ) -> None:
+        # The thread ends. Or the interpreter does, and has stopped it for good, and perhaps another
+        # one with the scheduler's lock: nobody counts any more then.
+        if is_finalizing():
+            return
+        if places.get(self._number) is self._place:
+            del places[self._number]
+        self._place.leave()
+        unused.append(self._place.local)
+
+
+def _new_place(number: int) -> Place:
+    """Of the calling thread.
+
+    Its end is seen by a local of its own. One for all CPython locks while it lets go of what a
+    thread has there. Free-threaded, the lock may be handed to a thread that the end of the
+    interpreter has stopped, and then that end waits for ever.
+    """
+    place = Place()
+    try:
+        place.local = _locals.pop()
+    except IndexError:
+        place.local = threading.local()
+    place.local.end = _End(number, place)
+    _places[number] = place
+    return place
 
 
 def this_place() -> Place:
     """The place of the calling thread."""
     try:
-        return _places.mine
-    except SystemError:  # of CPython, where it has no memory for a thread's first local
-        raise MemoryError from None
+        return _places[get_ident()]
+    except KeyError:
+        try:
+            return _new_place(get_ident())
+        except SystemError:  # of CPython, where it has no memory for a thread's first local
+            raise MemoryError from None
+
+
+def keep_this_place() -> Place:
+    """In the child of a fork: the other threads are gone, and their numbers may come again."""
+    place = this_place()
+    _places.clear()
+    _places[get_ident()] = place
+    return place
 
 
 def call_serving(crew: CrewMembers | None, function: Callable[..., None], *arguments: Any) -> None:

@@ -28,7 +28,16 @@ from typing import Any, Protocol
 
 from ...interface.errors import WHILE_WAITING, PortClosed, PortForked
 from .packets import Hand, Line, PacketQueue
-from .places import ALL, PROGRAMS, CrewMembers, Packet, Place, PortableStrand, this_place
+from .places import (
+    ALL,
+    PROGRAMS,
+    CrewMembers,
+    Packet,
+    Place,
+    PortableStrand,
+    keep_this_place,
+    this_place,
+)
 from .recorder import NOT_MEASURED, Recorder
 from .timers import PortableTimer, TimerQueue
 
@@ -54,7 +63,7 @@ _generation = 0  # counts the forks behind this process; written in the child's 
 def _after_fork() -> None:
     global _generation
     _generation += 1
-    this_place().serving = 0
+    keep_this_place().serving = 0
 
 
 if hasattr(os, "register_at_fork"):

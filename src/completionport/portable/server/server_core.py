@@ -98,11 +98,16 @@ class ServerCore(CommonCore):
     def end(self) -> None:
         super().end()
         self.port._part(self)
+        with self._lock:
+            # Of a port that was closed nobody may have come with its packet; a thread that has that
+            # in hand, and has not given it out yet, comes.
+            if self._accepting is not None and not self._accepting.pending:
+                with contextlib.suppress(OSError):
+                    self._accepting.result().close()
+                self._accepting = None
 
     def port_closed(self) -> None:
         """End every connection; one that a callback is at work for does it behind that."""
-        with self._lock:
-            self._accepting = None
         self.stop_listening()
         for connection in self._all():
             connection._port_closed()
@@ -187,7 +192,8 @@ class ServerCore(CommonCore):
         self._look_later()
 
     def _is_over(self) -> bool:
-        return not self._connections and not self._accepting
+        # Of a closed port the packet of the accept may come yet, or never.
+        return not self._connections and (not self._accepting or self.port.closed)
 
     def stats(self) -> dict[str, int]:
         """Numbers for a look inside."""
