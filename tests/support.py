@@ -454,11 +454,15 @@ def signal_main_thread(number: int) -> None:
 
 
 def raise_signal(number: int) -> None:
-    """Have a signal come to this process."""
+    """Have a signal come to the main thread.
+
+    The kernel may give one that is for the process to a thread that takes another signal just then:
+    the main thread, if it waits, does not hear of it.
+    """
     if WINDOWS:
         _thread.interrupt_main(number)
     else:
-        os.kill(os.getpid(), number)
+        signal.pthread_kill(threading.main_thread().ident, number)
 
 
 def send_signal(number: int, process: int | None = None) -> None:

@@ -239,6 +239,23 @@ def test_a_folder_that_is_moved_here_is_watched(port, watched, tmp_path):
     assert collect(port, watched, Change(ADDED, under("folder/deep/file")), True)
 
 
+@needs_linux_queue
+def test_what_was_there_is_not_told_as_new_however_exact_its_time_is(port, tmp_path, nothing_left):
+    for number in range(20):
+        inside = tmp_path / f"{number}-outside" / "folder" / "deep"
+        inside.mkdir(parents=True)
+        # Since Linux 6.13 what somebody has looked at gets the exact time with its next change.
+        inside.stat()
+        inside.chmod(0o700)
+        place = tmp_path / f"{number}"
+        place.mkdir()
+        with port.associate(open_directory(place), "key") as watched:
+            first(port, watched, True)
+            inside.parent.rename(place / "folder")
+            told = collect(port, watched, Change(ADDED, "folder"), True)
+            assert told == [(ADDED, "folder")]
+
+
 def test_a_tree_that_is_removed_is_told_from_the_leaves(port, watched, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").touch()

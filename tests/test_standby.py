@@ -384,6 +384,30 @@ class TestTheGil:
             "from completionport.native.primitives import gil; assert gil.told()", engine=engine
         )
 
+    def test_it_was_found_where_others_want_the_processor_too(self):
+        run_python(
+            """
+            import os, subprocess, sys
+
+            BUSY = "print(flush=True)\\nwhile True: pass"
+            ASKING = "from completionport.native.primitives import gil; print(gil.told())"
+            os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+            busy = [
+                subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE)
+                for _ in range(12)
+            ]
+            try:
+                for process in busy:
+                    process.stdout.readline()
+                told = subprocess.check_output([sys.executable, "-c", ASKING])
+            finally:
+                for process in busy:
+                    process.kill()
+                    process.communicate()
+            assert told == b"True\\n", told
+            """
+        )
+
     def test_a_wait_for_it_that_goes_on_after_an_interruption_is_one(self, engine):
         """A stop of the process interrupts it, and io_uring to finish requests of the thread."""
         run_python(

@@ -478,8 +478,13 @@ def unpaired(events: list[inotify.Event]) -> bool:
 
 
 def next_tick_ns() -> int:
-    """The time that files are given, ns, once it goes on: all that was made before is older."""
-    before = time.clock_gettime_ns(COARSE)
-    while (now := time.clock_gettime_ns(COARSE)) == before:
+    """The time that files are given, ns, once it is behind all that they were given so far.
+
+    That is the time of the last tick, or, since Linux 6.13, an exact one that a file got since
+    then: so the clock of the ticks has to reach what the exact clock says now.
+    """
+    begun = time.clock_gettime_ns(COARSE)
+    exact = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    while begun <= (now := time.clock_gettime_ns(COARSE)) <= exact:  # or the clock was set back
         time.sleep(0.0005)
     return now

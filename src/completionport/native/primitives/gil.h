@@ -16,8 +16,11 @@ enum { CP_HAS_GIL = 1 };
 enum {
     /* The lock, its conditions and their mutexes are one structure, of some 200 bytes. */
     CP_GIL_SIZE = 256,
-    CP_GIL_PATIENCE_NS = 20000000,
+    /* On a machine with much to do the thread that asks may wait for a processor for long. */
+    CP_GIL_PATIENCE_NS = 1000000000,
     CP_GIL_LOOK_US = 20,
+    /* But one that sleeps in another way than for the GIL is seen to so often, at most. */
+    CP_GIL_LOOKS = 1000,
     CP_GIL_STACK = 128 * 1024
 };
 
@@ -49,7 +52,7 @@ static uintptr_t cp_find_gil(void)
     int64_t until = cp_now_ns() + CP_GIL_PATIENCE_NS;
     pthread_t thread;
     sigset_t all, signals;
-    int failed, timed;
+    int failed, timed = 0, in_vain = 0;
     if (PyInterpreterState_Get() != PyInterpreterState_Main())
         return 0;
     sigfillset(&all);
@@ -58,11 +61,11 @@ static uintptr_t cp_find_gil(void)
     pthread_sigmask(SIG_SETMASK, &signals, NULL);
     if (failed)
         return 0;
-    while (!found && cp_now_ns() < until) {
+    while (!found && timed >= 0 && in_vain < CP_GIL_LOOKS && cp_now_ns() < until) {
         usleep(CP_GIL_LOOK_US);
         word = 0;
         if (cp_load_acquire(&asker.number))
-            cp_sleeping_place((int)asker.number, &word, &timed);
+            in_vain += cp_sleeping_place((int)asker.number, &word, &timed) != 0;
         /* Twice, and it looks up now and then: so it is no other lock. */
         if (word && word == before && timed > 0)
             found = word;
