@@ -30,6 +30,7 @@ from support import (
     descriptors,
     needs_fork,
     read_exactly,
+    refuse_threads,
     run_python,
     tcp_pair,
     wait_until,
@@ -275,8 +276,13 @@ def is_worker(thread):
 
 
 class TestStop:
-    def test_it_waits_for_no_callback_of_another_server(self, make_port, serve_on, dial):
-        """The workers of both are in callbacks of the one; the other one stops meanwhile."""
+    def test_it_waits_for_no_callback_of_another_server(
+        self, make_port, serve_on, dial, monkeypatch
+    ):
+        """The workers of both are in callbacks of the one; the other one stops meanwhile.
+
+        Also where the system gives no thread any more.
+        """
         port, held = make_port(3), Holding()
         server, busy = serve_on(port, workers=1), serve_on(port, held, workers=1)
         clients = [dial(busy) for _ in range(2)]
@@ -284,6 +290,7 @@ class TestStop:
             client.sendall(b"x")
         wait_until(lambda: len(held.begun) == 2, "both workers are at a callback")
         before = threading.active_count()
+        refuse_threads(monkeypatch, after=1)
         Background(server.stop).outcome()
         held.let_go()
         wait_until(lambda: threading.active_count() < before, "its worker has left behind that")

@@ -45,6 +45,7 @@ LONGEST = [
     "test_exit",
 ]
 """Those that are begun first, so that none is left alone at the end."""
+LAST_LINE = re.compile(r"(\d+|no tests) .* in [\d.]+s( \([\d:]+\))?")
 REASON = re.compile(r"^(SKIPPED|XFAIL)(?: \[(\d+)\])? (?:\S+:\d+: |\S+ - )(.*)$")
 
 
@@ -63,13 +64,24 @@ class Run:
 
     @property
     def failed(self) -> bool:
-        return self.status not in (0, NOTHING_COLLECTED)
+        # A process that crashes under Wine may end with 0.
+        return self.status not in (0, NOTHING_COLLECTED) or not self.came_to_its_end
+
+    @property
+    def came_to_its_end(self) -> bool:
+        """Whether pytest's last line is there, and nothing behind it."""
+        return LAST_LINE.fullmatch(self.last_line) is not None
+
+    @property
+    def last_line(self) -> str:
+        return self.output.rstrip().rpartition("\n")[2].strip("= \r")
 
     @property
     def numbers(self) -> str:
         """What pytest's last line tells: how many passed, and so on."""
-        last = self.output.rstrip().rpartition("\n")[2].strip("= \r")
-        return last if " in " in last else f"exit status {self.status}"
+        if self.came_to_its_end:
+            return self.last_line
+        return f"exit status {self.status}, it did not come to its end in order"
 
     def reasons(self) -> collections.Counter[str]:
         """Why tests did not run, or were expected to fail, and how many of them."""

@@ -180,11 +180,12 @@ class Service(Unique):
             raise
         self.completion_port = completion_port or OwnPort(self._port, self, packet is not None)
         self.address = sock.getsockname()
-        # `_stop` may append one; each step is atomic.
-        self._threads = [
-            self._new_worker(number)
-            for number in range(1, (workers or self._default_workers()) + 1)
-        ]
+        self._stop_asked = threading.Event()
+        numbers = range(1, (workers or self._default_workers()) + 1)
+        self._threads = [self._new_thread(f"worker-{number}", self._work) for number in numbers]
+        if completion_port is not None:
+            # All workers may be at callbacks of others, and the end takes a thread.
+            self._threads.append(self._new_thread("last-worker", self._work_at_the_end))
         self._let_go = threading.Event()  # the process may end
         self._keeper = threading.Thread(target=self._keep, name="completionport-server")
         # Carries the stop out: a worker can't wait for itself, nor can a signal's handler for what
@@ -201,7 +202,6 @@ class Service(Unique):
         self._stop_taken_by: int | None = None  # a thread; written once
         self._process = os.getpid()
         self._signals = _NO_SIGNALS  # written by `serve_forever` only
-        self._stop_asked = threading.Event()
         self._stopped = threading.Event()
 
     def _call(self, packet: Callable[[Completion], object], completion: Completion) -> None:
@@ -211,14 +211,18 @@ class Service(Unique):
         except BaseException as error:
             tell(logging.ERROR, "%r: exception in packet(), the server goes on", self, error=error)
 
-    def _new_worker(self, number: int) -> threading.Thread:
-        name = f"completionport-worker-{number}"
-        return threading.Thread(target=self._work, args=(name,), name=name)
+    def _new_thread(self, name: str, work: Callable[[str], None]) -> threading.Thread:
+        name = f"completionport-{name}"
+        return threading.Thread(target=work, args=(name,), name=name)
 
     def _work(self, name: str) -> None:
         self._crew.work(name)
         if os.getpid() == self._process and self._port.closed:
             self._let_go.set()
+
+    def _work_at_the_end(self, name: str) -> None:
+        self._stop_asked.wait()
+        self._work(name)
 
     def _default_workers(self) -> int:
         return min(max(FEWEST_WORKERS, 2 * self._port.concurrency), LARGEST_WORKERS)
@@ -395,8 +399,6 @@ class Service(Unique):
     def _stop(self, grace: float) -> None:
         try:
             if self._started:
-                if self._given_port is not None:
-                    self._bring_one_more()
                 self._core.stop_listening()
                 self._socket.close()
                 if grace:
@@ -417,14 +419,6 @@ class Service(Unique):
             self._stopped.set()
             with self._lock:
                 self._wake()
-
-    def _bring_one_more(self) -> None:
-        """All its workers may be at callbacks of others, and the end takes a thread."""
-        worker = self._new_worker(len(self._threads) + 1)
-        worker.daemon = self._threads[0].daemon
-        self._threads.append(worker)
-        with contextlib.suppress(RuntimeError, MemoryError):  # then it waits for the others
-            worker.start()
 
     def _end_workers(self) -> None:
         self._crew.dismiss(len(self._threads))
