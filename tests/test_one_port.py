@@ -432,6 +432,38 @@ class TestTakers:
             assert read_exactly(client, 3) == b"ask"
         assert sorted(answers) == list(range(6))
 
+    @pytest.mark.parametrize("kind", [Server, DatagramServer])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+    def test_what_ends_the_program_comes_out_of_get(
+        self, make_port, serve_on, dial, send_to, kind, error
+    ):
+        main = threading.get_ident()
+        port = make_port(1)
+
+        class Raising(Handler if kind is Server else DatagramHandler):
+            def received(self, connection, *_):
+                # The workers leave it to the main thread.
+                while threading.get_ident() != main:
+                    return connection.send(b"again") if kind is Server else None
+                raise error("of a signal's handler")
+
+        server = serve_on(port, Raising(), kind, workers=1)
+        client = dial(server) if kind is Server else send_to(server)
+        ended = None
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                client.send(b"x")
+                try:
+                    port.get(0.01)
+                except BaseException as caught:
+                    ended = caught
+                    break
+        if error is ValueError:
+            assert ended is None
+        else:
+            assert type(ended) is error
+        assert port.get(0) is None
+
     def test_a_callback_waits_for_an_answer_of_the_program(self, make_port, serve_on, dial):
         """Whoever was called for the packet that became the callback, the post calls somebody."""
         port = make_port(2)

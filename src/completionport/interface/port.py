@@ -191,7 +191,9 @@ class CompletionPort(Unique):
         Raised: `PortClosed`, also in threads that wait when the port is closed; `MemoryError`, and
         on the compiled engines the packet stays, to be taken again.
         Signals are handled while the main thread waits (Ctrl-C raises `KeyboardInterrupt`): at
-        once, or within a second where the system gives the signal to another thread.
+        once, or within a second where the system gives the signal to another thread. Where the
+        main thread is in a callback just then, that is interrupted, its connection ends as with
+        any exception, and `KeyboardInterrupt` or `SystemExit` comes out of ``get`` behind it.
         Win32: ``GetQueuedCompletionStatus``.
         """
         raise NotImplementedError

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,11 @@ logger = logging.getLogger("completionport")
 
 SHORTAGE = 0.01
 """Seconds until what found no memory is tried again."""
+
+
+ending: list[BaseException] = []
+"""What was to end the program, and came in a callback that the main thread served: a `get` of the main
+thread empties it before it serves, and raises what it finds behind that. The main thread's alone."""
 
 
 class _Unraisable:
@@ -30,6 +37,11 @@ def tell(
 
     It does not raise: an error of the log's own handlers goes to `sys.unraisablehook`.
     """
+    raised = sys.exc_info()[1] if error is True else error
+    if isinstance(raised, (KeyboardInterrupt, SystemExit)) and (
+        threading.get_ident() == threading.main_thread().ident
+    ):
+        ending[:] = [raised]
     try:
         logger.log(level, message, *arguments, exc_info=error)
     except BaseException as failure:

@@ -70,6 +70,7 @@ from .timers cimport due_after, due_at, new_timer
 from ...interface.errors import WHILE_WAITING, PortClosed
 from ...interface.histogram import Histogram
 from ...interface.port import check_engine, check_strand
+from ...shared import reports
 from ...shared.arguments import (
     LARGEST_DESCRIPTOR,
     LARGEST_OFFSET,
@@ -112,6 +113,7 @@ cdef int64_t deadline_of(object timeout) except? -2:
 cdef object warn = warnings.warn
 cdef object resource_warning = ResourceWarning
 cdef object O_RDONLY = os.O_RDONLY
+cdef list ending = reports.ending
 
 
 # The main thread, which alone handles signals, waits so long at a time: one that comes just before its
@@ -366,6 +368,7 @@ cdef class Port:
         """
         cdef Scheduler* scheduler = self.core.scheduler
         cdef Answer answer
+        cdef bint in_main
         if self.core.forked():
             raise self.core.refusal()
         while True:
@@ -375,6 +378,9 @@ cdef class Port:
                     return answer
             if taken.packet == NULL or taken.packet.consumer == NULL:
                 return IS_THERE
+            in_main = crew == NULL and PyThread_get_thread_ident() == main_thread
+            if in_main and ending:
+                ending.clear()
             if crew != NULL and takes == TAKES_ALL:
                 cp_add_fetch(&crew.serving, 1)
                 serve(taken)
@@ -383,8 +389,10 @@ cdef class Port:
                 serve(taken)
             if self.core.forked():
                 raise self.core.refusal()
-            if crew == NULL and PyThread_get_thread_ident() == main_thread:
+            if in_main:
                 # Nothing is in hand, so an exception of a signal's handler is the caller's.
+                if ending:
+                    raise ending.pop()
                 PyErr_CheckSignals()
             if deadline == FOREVER:
                 continue

@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -40,6 +41,7 @@ from ...shared.arguments import (
     check_when,
     path_bytes,
 )
+from ...shared.reports import ending
 from ...shared.workers import default_concurrency
 from ...watches.processes import is_process, watch_process
 from ...watches.signals import watch_signal
@@ -162,12 +164,17 @@ class PortablePort(CompletionPort):
                 return None
             if consumer is None:
                 return completions
+            in_main = crew is None and threading.get_ident() == threading.main_thread().ident
             try:
+                if in_main:
+                    ending.clear()
                 call_serving(crew, consumer.serve, completions)
             except BaseException:
                 if completions:
                     scheduler.put(Post(completions[0], None, consumer))
                 raise
+            if in_main and ending:
+                raise ending.pop()
             if end is not None and crew is None:
                 # A thread of a crew begins anew: it was not idle.
                 seconds = max(end - time.monotonic(), 0.0)
