@@ -28,3 +28,7 @@ def echoes_datagram(client, data=b"hello"):
 
 def values(packets):
     return [packet.transferred for packet in packets]
+
+
+def is_worker(thread):
+    return thread.name.startswith("completionport-worker")

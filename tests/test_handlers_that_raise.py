@@ -503,6 +503,7 @@ def test_a_server_on_the_port_serves_on(make_port, step, caplog):
             serving.goes_on(client, *() if step > 3 else (b"hello", b""))
 
 
+@not_on_windows
 @pytest.mark.parametrize("step", range(2))
 def test_a_datagram_server_on_the_port_serves_on(make_port, step, caplog):
     caplog.set_level(logging.CRITICAL, "completionport")

@@ -22,7 +22,7 @@ from completionport import (
     WorkerPool,
 )
 from completionport.engines import COMPILED
-from one_port_support import Echo, EchoDatagrams, echoes, echoes_datagram
+from one_port_support import Echo, EchoDatagrams, echoes, echoes_datagram, is_worker
 from server_support import Recorder
 from support import (
     LONG,
@@ -269,10 +269,6 @@ class Holding(Handler, Held):
 class HoldingDatagrams(DatagramHandler, Held):
     def received(self, endpoint, data, address):
         self.stay()
-
-
-def is_worker(thread):
-    return thread.name.startswith("completionport-worker")
 
 
 class TestStop:

@@ -185,7 +185,7 @@ class Service(Unique):
         self._threads = [self._new_thread(f"worker-{number}", self._work) for number in numbers]
         if completion_port is not None:
             # All workers may be at callbacks of others, and the end takes a thread.
-            self._threads.append(self._new_thread("last-worker", self._work_at_the_end))
+            self._threads.append(self._new_thread("worker-at-the-end", self._work_at_the_end))
         self._let_go = threading.Event()  # the process may end
         self._keeper = threading.Thread(target=self._keep, name="completionport-server")
         # Carries the stop out: a worker can't wait for itself, nor can a signal's handler for what

@@ -267,9 +267,9 @@ class _End:
         # one with the scheduler's lock: nobody counts any more then.
         if is_finalizing():
             return
+        self._place.leave()
         if places.get(self._number) is self._place:
             del places[self._number]
-        self._place.leave()
         unused.append(self._place.local)
 
 
