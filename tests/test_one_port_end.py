@@ -482,6 +482,32 @@ class TestClose:
         assert server.stats()["connections"] == 0
         wait_until(lambda: taken[0].fileno() < 0, "it is closed")
 
+    @pytest.mark.parametrize("kind", [Server, DatagramServer])
+    def test_a_function_of_the_port_stops_the_server(self, make_port, serve_on, kind):
+        port = make_port(1)
+        server = serve_on(port, kind=kind)
+        begun = threading.Event()
+
+        def function():
+            begun.set()
+            server.stop()
+
+        port.submit(function)
+        assert begun.wait(LONG)
+        Background(port.close).outcome()
+        Background(server.stop).outcome()
+
+    def test_a_function_stops_the_server_whose_port_carries_it_out(self, engine, nothing_left):
+        class Told(Echo):
+            def packet(self, completion):
+                pass
+
+        server = Server(Told(), port=0, engine=engine)
+        serving = Background(server.serve_forever)
+        server.completion_port.submit(server.stop)
+        serving.outcome()
+        assert server.completion_port.closed
+
     def test_no_thread_keeps_the_process(self, engine):
         run_python(
             """

@@ -513,6 +513,10 @@ class CompletionPort(Unique):
         """Whether the calling thread is in the midst of a consumer's packet, of whatever port."""
         raise NotImplementedError
 
+    def _executes(self) -> bool:
+        """Whether the calling thread is at a function of this port's pool."""
+        raise NotImplementedError
+
     def _serving(self, crew: Any) -> int:
         """How many threads of a crew that takes the program's packets are in the midst of one."""
         raise NotImplementedError

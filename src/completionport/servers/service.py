@@ -325,8 +325,8 @@ class Service(Unique):
         (`ConnectionClosed`). With 0 that is at once, and nobody is asked.
 
         The call returns when all is over, which takes as long as the callbacks do; called in a
-        callback (on a port that was given, of any server), it returns at once and the rest is done
-        behind it. Calling again waits for the end, and does nothing more. An exception of a signal
+        callback (on a port that was given, of any server) or in a function that the port carries
+        out (`CompletionPort.submit`), it returns at once and the rest is done behind it. Calling again waits for the end, and does nothing more. An exception of a signal
         handler ends the waiting only.
 
         Raised: `PortForked` in the child of a ``fork()``: the server is the parent's.
@@ -343,10 +343,14 @@ class Service(Unique):
         """Whether the end would wait for the calling thread."""
         # On a port that was given any thread may serve. Of its own, besides the workers, the one
         # that closes it calls what is left.
+        # `current_thread` would make an object for a thread that is not Python's, as the pool's.
+        mine = threading.get_ident()
         return (
-            threading.current_thread() in self._threads
-            or threading.get_ident() == self._stop_taken_by
+            mine in [thread.ident for thread in self._threads]
+            or mine == self._stop_taken_by
             or (self._given_port is not None and self._port._serves())
+            # The end of the port waits for its functions.
+            or self._port._executes()
         )
 
     def _ask_to_stop(self, grace: float) -> None:

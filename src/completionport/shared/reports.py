@@ -16,8 +16,8 @@ SHORTAGE = 0.01
 
 
 ending: list[BaseException] = []
-"""What was to end the program, and came in a callback that the main thread served: a `get` of the main
-thread empties it before it serves, and raises what it finds behind that. The main thread's alone."""
+"""What was to end the program, and came in a callback that the main thread served: a `get` of that
+empties it before it serves, and raises what it finds behind that. The main thread's alone."""
 
 
 class _Unraisable:

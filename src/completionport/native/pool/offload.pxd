@@ -19,6 +19,8 @@ cdef bint offload_cancel(Operation* operation) noexcept nogil
 # The calling thread is one of the pool's and runs a function for this channel: from now on nobody waits
 # for that function, and its packet is dropped. Takes the channel's lock.
 cdef void offload_disown(Channel* channel) noexcept nogil
+# Whether the calling thread is at an operation of this channel.
+cdef bint offload_executes(Channel* channel) noexcept nogil
 # For who closes the port, and is the only one inside: close the descriptors that are in line for that.
 # True: a thread is still at one.
 cdef bint offload_lets_go(Offload* pool) noexcept nogil

@@ -459,6 +459,10 @@ cdef void back_from_pool(Operation* operation) noexcept nogil:
     operation.channel.in_kernel -= 1
 
 
+cdef bint offload_executes(Channel* channel) noexcept nogil:
+    return cp_executing != NULL and (<Operation*> cp_executing).channel == channel
+
+
 cdef void offload_disown(Channel* channel) noexcept nogil:
     cdef Operation* operation = <Operation*> cp_executing
     global cp_disowned

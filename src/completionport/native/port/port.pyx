@@ -16,6 +16,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, strlen
 
 from ..channels.engine cimport CP_CALL
+from ..pool.offload cimport offload_executes
 from ..primitives.atomics cimport cp_add_fetch, cp_now_ns, cp_peek_int
 from ..primitives.light_mutex cimport cp_light_mutex_lock, cp_light_mutex_unlock
 from ..primitives.times cimport HISTOGRAM_BUCKETS, Times
@@ -457,6 +458,9 @@ cdef class Port:
 
     def _serves(self):
         return serves()
+
+    def _executes(self):
+        return offload_executes(self.initialised().errands)
 
     def _serving(self, Crew crew not None):
         return cp_peek_int(&crew.crew.serving)

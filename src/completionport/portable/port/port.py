@@ -47,6 +47,7 @@ from ...watches.processes import is_process, watch_process
 from ...watches.signals import watch_signal
 from ..channels.requests import Post, lasts
 from ..pool import copies
+from ..pool.file_channel import executes_for
 from ..scheduling.places import (
     ALL,
     PROGRAMS,
@@ -200,6 +201,9 @@ class PortablePort(CompletionPort):
 
     def _serves(self) -> bool:
         return this_place().serving > 0
+
+    def _executes(self) -> bool:
+        return executes_for(self._inside.errands)
 
     def _serving(self, crew: CrewMembers) -> int:
         return len(crew.serving)
