@@ -166,3 +166,24 @@ with DatagramServer(Echo(), port=0) as server, socket.socket(type=socket.SOCK_DG
 assert children == [0] * 10
 """,
     )
+
+
+def test_the_child_does_not_start_its_parents_server(engine):
+    run(
+        engine,
+        """
+class Echo(Handler):
+    def received(self, connection, data):
+        connection.send(data)
+
+server = Server(Echo(), port=0)
+child = os.fork()
+if child == 0:
+    for call in (server.start, server.serve_forever, server.stop):
+        assert refuses(call), call
+    assert threading.active_count() == 1
+else:
+    assert status_of(child) == 0  # its interpreter ends as usual
+    server.stop()
+""",
+    )

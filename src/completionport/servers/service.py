@@ -241,8 +241,11 @@ class Service(Unique):
         told ``daemon=False``: the end of the program does not wait for it.
 
         Raised: `RuntimeError` when it was started or stopped before, or when the system refuses a
-        thread; whatever else is raised, it is stopped then too.
+        thread; whatever else is raised, it is stopped then too. `PortForked` in the child of a
+        ``fork()``: the server is the parent's.
         """
+        if os.getpid() != self._process:
+            raise PortForked
         with self._lock:
             if self._started or self._stopping:
                 raise RuntimeError("a server is started once: make a new one")
@@ -324,10 +327,11 @@ class Service(Unique):
         the grace the rest is aborted: what is queued is dropped, and what is sent is refused
         (`ConnectionClosed`). With 0 that is at once, and nobody is asked.
 
-        The call returns when all is over, which takes as long as the callbacks do; called in a
+        The call returns when all is over, which takes as long as the callbacks do. Called in a
         callback (on a port that was given, of any server) or in a function that the port carries
-        out (`CompletionPort.submit`), it returns at once and the rest is done behind it. Calling again waits for the end, and does nothing more. An exception of a signal
-        handler ends the waiting only.
+        out (`CompletionPort.submit`), it returns at once and the rest is done behind it. Calling
+        again waits for the end, and does nothing more. An exception of a signal handler ends the
+        waiting only.
 
         Raised: `PortForked` in the child of a ``fork()``: the server is the parent's.
         """
