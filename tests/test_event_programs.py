@@ -305,7 +305,8 @@ class TestSupervisor:
     @pytest.mark.parametrize("number", STOP_SIGNALS)
     def test_a_signal_ends_all_in_order(self, engine, number):
         command = waiting("waits", "lambda *_: (print('bye'), sys.exit(0))")
-        with Program("supervisor.py", "--engine", engine, command) as program:
+        options = ("--engine", engine, "--grace", 60)  # for a busy machine
+        with Program("supervisor.py", *options, command) as program:
             program.until(r"waits \| ready")
             left = program.stop(number)
             assert sorted(left) == ["waits | bye", "waits: ended with status 0"]

@@ -146,6 +146,7 @@ class PortablePort(CompletionPort):
         scheduler = self._inside.scheduler
         seconds = None if timeout is None else checked_timeout(timeout)
         end = None if seconds is None else time.monotonic() + seconds
+        in_main = crew is None and threading.get_ident() == threading.main_thread().ident
         while True:
             hand = scheduler.take(count, seconds, takes, crew)
             consumer = hand[0].consumer if hand else None
@@ -165,7 +166,6 @@ class PortablePort(CompletionPort):
                 return None
             if consumer is None:
                 return completions
-            in_main = crew is None and threading.get_ident() == threading.main_thread().ident
             try:
                 if in_main:
                     ending.clear()
