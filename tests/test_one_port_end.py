@@ -350,6 +350,22 @@ class TestStop:
         assert len(held.over) == 2
         port.close()
 
+    def test_a_thread_that_has_the_number_of_a_worker_that_ended_waits(self, make_port, serve_on):
+        server = serve_on(make_port(1), workers=2)
+        server._crew.dismiss(1)
+        wait_until(lambda: not all(thread.is_alive() for thread in server._threads))
+        [ended] = [thread.ident for thread in server._threads if not thread.is_alive()]
+        begun: list[int] = []
+
+        def stop_with_that_number():
+            begun.append(threading.get_ident())
+            if begun[-1] == ended or len(begun) == 100:
+                server.stop()
+                assert server._stopped.is_set()
+
+        while ended not in begun and len(begun) < 100:
+            Background(stop_with_that_number).outcome()
+
     def test_a_thread_with_a_packet_in_hand_stops_a_server(self, make_port, serve_on, dial):
         """It has the only place of the port, and what ends the connections needs one."""
         port, recorder = make_port(1), Recorder()

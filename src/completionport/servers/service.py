@@ -348,9 +348,10 @@ class Service(Unique):
         # On a port that was given any thread may serve. Of its own, besides the workers, the one
         # that closes it calls what is left.
         # `current_thread` would make an object for a thread that is not Python's, as the pool's.
+        # The number of a thread that has ended may be another one's.
         mine = threading.get_ident()
         return (
-            mine in [thread.ident for thread in self._threads]
+            mine in [thread.ident for thread in self._threads if thread.is_alive()]
             or mine == self._stop_taken_by
             or (self._given_port is not None and self._port._serves())
             # The end of the port waits for its functions.
