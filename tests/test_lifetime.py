@@ -547,7 +547,7 @@ def errors():
 work = globals()[what]
 for _ in range(10):
     work()
-for _ in range(3):  # what is no leak does not grow again and again
+for _ in range(10):  # what is no leak does not grow again and again
     gc.collect()
     before = resident()
     for _ in range(40):
